@@ -1,0 +1,58 @@
+# Every chore of the project, one command each. `make help` lists them.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format proto lock load bench-quick rehearse clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP) ## virtual environment with everything in it
+
+$(STAMP): requirements.lock pyproject.toml proto/pyproject.toml clients/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e proto -e clients/python -e .
+	@touch $(STAMP)
+
+run: setup ## the whole stack with live sample traffic; Ctrl-C stops it
+	$(BIN)/crossfade up
+
+test: setup ## every test that needs only Python and make
+	$(BIN)/pytest -q
+
+rehearse: setup ## walk a throwaway stack through every stage and compare both stores
+	$(BIN)/crossfade rehearse
+
+load: setup ## Locust against a throwaway stack, HTML report in build/
+	$(BIN)/python -m loadtests.load
+
+bench-quick: setup ## the request path against the bare stack and the alternatives, as ratios
+	$(BIN)/python -m loadtests.bench
+
+lint: setup ## ruff, mypy, import stack, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+format: setup ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+proto: setup ## regenerate proto/gen from the .proto files
+	$(BIN)/python proto/generate.py
+
+lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "1 week" --no-emit-package crossfade-api --no-emit-package crossfade-client \
+		--no-annotate --custom-compile-command "make lock" \
+		--group dev --constraint constraints.txt -o requirements.lock pyproject.toml
+
+clean: ## remove what the other targets made
+	rm -rf .venv build .crossfade .mypy_cache .ruff_cache .pytest_cache .hypothesis

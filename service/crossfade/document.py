@@ -1,0 +1,458 @@
+"""Documents: paths, values, their order and their limits. Pure.
+
+A value is one of Python's own types where Firestore's type has a twin, and a
+small frozen class where it has none:
+
+    null None · boolean bool · integer int · double float · string str · bytes bytes
+    timestamp datetime (aware, UTC, microseconds) · reference Reference
+    geo point GeoPoint · array list · map dict
+
+`bool` is an `int` and `1 == 1.0` in Python, so nothing here compares values
+with `==`: `identical` is the comparison of diffs, `compare` and `order_key` are
+Firestore's order, in which 1 and 1.0 are equal and NaN equals itself.
+
+A vector is, on the wire and here, a map with the two keys of `VECTOR_KEYS`.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import IntEnum
+from typing import Any, TypeAlias
+
+from crossfade.errors import InvalidArgument
+
+MAX_DOCUMENT_BYTES = 1_048_576
+MAX_VALUE_BYTES = 1_048_487
+MAX_NAME_BYTES = 1_500
+MAX_DEPTH = 20
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+VECTOR_KEYS = {"__type__", "value"}
+# Collections of Crossfade's own in the user's Firestore: invisible through every front.
+OWN_COLLECTION_PREFIX = "_crossfade_"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A full document name, as stored: projects/P/databases/D/documents/PATH."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GeoPoint:
+    """Degrees; latitude -90..90, longitude -180..180."""
+
+    latitude: float
+    longitude: float
+
+
+Value: TypeAlias = (
+    "bool | int | float | datetime | str | bytes | Reference | GeoPoint"
+    " | list[Value] | dict[str, Value] | None"
+)
+Fields: TypeAlias = dict[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A stored document. `path` is relative to the database; times are microseconds since 1970."""
+
+    path: str
+    fields: Fields
+    create_time: int
+    update_time: int
+
+
+# --- paths -------------------------------------------------------------------------------------
+
+_RESERVED = re.compile(r"__.*__", re.DOTALL)
+_NUMERIC_ID = re.compile(r"__id(-?\d+)__")
+_DATABASE = re.compile(r"projects/([^/]+)/databases/([^/]+)/documents(?:/(.*))?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Whose documents these are."""
+
+    project: str
+    database: str = "(default)"
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/databases/{self.database}"
+
+    @property
+    def root(self) -> str:
+        return f"{self.name}/documents"
+
+    def full(self, path: str) -> str:
+        """The full name of a relative path; of "" the root."""
+        return f"{self.root}/{path}" if path else self.root
+
+    def relative(self, name: str, field: str = "name") -> str:
+        """The path of a full name in this database; a relative path is returned as it is.
+
+        Raises InvalidArgument for a name in another database.
+        """
+        if not name.startswith("projects/"):
+            return name
+        match = _DATABASE.fullmatch(name)
+        if match is None:
+            raise InvalidArgument(
+                f'{field}: "{name[:120]}" is not a document name; expected '
+                f'"{self.root}/COLLECTION/ID" or "COLLECTION/ID"'
+            )
+        if (match[1], match[2]) != (self.project, self.database):
+            raise InvalidArgument(
+                f'{field}: "{name[:120]}" lies in another database than "{self.name}"'
+            )
+        return match[3] or ""
+
+
+def check_id(segment: str, field: str) -> None:
+    """Raises InvalidArgument unless `segment` is a legal collection or document id."""
+    if not segment:
+        raise InvalidArgument(f"{field}: a path segment is empty")
+    if segment in {".", ".."}:
+        raise InvalidArgument(f'{field}: a path segment may not be "." or ".."')
+    size = len(utf8(segment, field))
+    if size > MAX_NAME_BYTES:
+        raise InvalidArgument(
+            f"{field}: an id of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
+        )
+    if _RESERVED.fullmatch(segment) and not _NUMERIC_ID.fullmatch(segment):
+        raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
+
+
+def check_document_path(path: str, field: str = "name") -> str:
+    """`path` itself, when it names a document. Raises InvalidArgument otherwise."""
+    segments = path.split("/")
+    if len(segments) % 2:
+        raise InvalidArgument(
+            f'{field}: "{path[:120]}" names a collection, not a document: '
+            f"a document path has an even number of segments"
+        )
+    for segment in segments:
+        check_id(segment, field)
+    return path
+
+
+def collection_path(path: str) -> str:
+    """The collection of a document: "tasks/1/chunks" of "tasks/1/chunks/2"."""
+    return path.rpartition("/")[0]
+
+
+def collection_id(path: str) -> str:
+    """The last segment of a document's collection: "chunks" of "tasks/1/chunks/2"."""
+    return path.rsplit("/", 2)[-2]
+
+
+def document_id(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def is_own(path: str) -> bool:
+    """Whether the path lies in a collection of Crossfade's own."""
+    return path.startswith(OWN_COLLECTION_PREFIX)
+
+
+def id_key(segment: str) -> tuple[int, int, str]:
+    """Sort key of one id: numeric ids first, by number, then by UTF-8 bytes.
+
+    Python orders strings by code point, which is the order of their UTF-8 bytes.
+    """
+    match = _NUMERIC_ID.fullmatch(segment)
+    return (0, int(match[1]), "") if match else (1, 0, segment)
+
+
+def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key of a document path (the order of `__name__`)."""
+    return tuple(id_key(segment) for segment in path.split("/"))
+
+
+# --- field paths -------------------------------------------------------------------------------
+
+FieldPath: TypeAlias = tuple[str, ...]
+NAME: FieldPath = ("__name__",)
+_SIMPLE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
+_SEGMENT = re.compile(r"`((?:[^`\\]|\\.)*)`|([^.`]+)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+
+def parse_field_path(text: str, field: str = "field_path") -> FieldPath:
+    """The segments of a field path in Firestore's notation: a.b.`odd name`."""
+    if _SIMPLE.fullmatch(text):
+        return (text,)
+    segments: list[str] = []
+    position = 0
+    while True:
+        match = _SEGMENT.match(text, position)
+        if match is None or match.end() == position:
+            raise InvalidArgument(f'{field}: "{text[:120]}" is not a field path')
+        quoted, plain = match.groups()
+        segments.append(_ESCAPE.sub(r"\1", quoted) if plain is None else plain)
+        position = match.end()
+        if position == len(text):
+            return tuple(segments)
+        if text[position] != ".":
+            raise InvalidArgument(f'{field}: "{text[:120]}" is not a field path')
+        position += 1
+
+
+def format_field_path(path: FieldPath) -> str:
+    """The inverse of `parse_field_path`."""
+    return ".".join(
+        part
+        if _SIMPLE.fullmatch(part)
+        else "`" + part.replace("\\", "\\\\").replace("`", "\\`") + "`"
+        for part in path
+    )
+
+
+ABSENT = object()
+
+
+def get_field(fields: Mapping[str, Any], path: FieldPath) -> Any:
+    """The value at `path`, or ABSENT."""
+    value: Any = fields
+    for part in path:
+        if not isinstance(value, dict) or part not in value:
+            return ABSENT
+        value = value[part]
+    return value
+
+
+def with_field(fields: Fields, path: FieldPath, value: Any) -> Fields:
+    """A copy of `fields` in which `path` holds `value`, or nothing for ABSENT.
+
+    Maps on the way are made where they are missing (and something is to be set).
+    """
+    head, rest = path[0], path[1:]
+    result = dict(fields)
+    if rest:
+        inner = result.get(head)
+        if isinstance(inner, dict):
+            result[head] = with_field(inner, rest, value)
+        elif value is not ABSENT:
+            result[head] = with_field({}, rest, value)
+    elif value is ABSENT:
+        result.pop(head, None)
+    else:
+        result[head] = value
+    return result
+
+
+# --- order and equality ------------------------------------------------------------------------
+
+
+class Kind(IntEnum):
+    """Firestore's order of types. All numbers are one kind, with NaN before the rest."""
+
+    NULL = 0
+    BOOLEAN = 1
+    NUMBER = 2
+    TIMESTAMP = 3
+    STRING = 4
+    BYTES = 5
+    REFERENCE = 6
+    GEO_POINT = 7
+    ARRAY = 8
+    VECTOR = 9
+    MAP = 10
+
+
+_KINDS: dict[type, Kind] = {
+    type(None): Kind.NULL,
+    bool: Kind.BOOLEAN,
+    int: Kind.NUMBER,
+    float: Kind.NUMBER,
+    datetime: Kind.TIMESTAMP,
+    str: Kind.STRING,
+    bytes: Kind.BYTES,
+    Reference: Kind.REFERENCE,
+    GeoPoint: Kind.GEO_POINT,
+    list: Kind.ARRAY,
+    dict: Kind.MAP,
+}
+
+
+def is_vector(value: dict[str, Any]) -> bool:
+    return value.get("__type__") == "__vector__" and value.keys() == VECTOR_KEYS
+
+
+def kind(value: Any) -> Kind:
+    """The kind of a value, for ordering and for 'ranges match only the operand's type'."""
+    result = _KINDS[type(value)]
+    return Kind.VECTOR if result is Kind.MAP and is_vector(value) else result
+
+
+def order_key(value: Any) -> tuple[Any, ...]:
+    """A tuple that sorts as Firestore sorts the value. Equal keys mean equal values.
+
+    Python compares int and float exactly, whatever their size, and -0.0 == 0.0.
+    """
+    which = kind(value)
+    if which is Kind.NUMBER:
+        return (which, 0, 0) if value != value else (which, 1, value)
+    if which is Kind.ARRAY:
+        return (which, tuple(order_key(item) for item in value))
+    if which is Kind.MAP:
+        return (which, tuple((key, order_key(value[key])) for key in sorted(value)))
+    if which is Kind.VECTOR:
+        items = value["value"]
+        return (which, len(items), tuple(order_key(item) for item in items))
+    if which is Kind.REFERENCE:
+        return (which, tuple(id_key(part) for part in value.name.split("/")))
+    if which is Kind.GEO_POINT:
+        return (which, value.latitude, value.longitude)
+    return (which, value)
+
+
+def compare(left: Any, right: Any) -> int:
+    """-1, 0 or 1 in Firestore's order."""
+    a, b = order_key(left), order_key(right)
+    return (a > b) - (a < b)
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Equality of queries: 1 equals 1.0, NaN equals NaN."""
+    return order_key(left) == order_key(right)
+
+
+def identical(left: Any, right: Any) -> bool:
+    """The same value of the same type to the last bit: 1 is not 1.0, 0.0 is not -0.0."""
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, float):
+        return struct.pack(">d", left) == struct.pack(">d", right) or (
+            left != left and right != right
+        )
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(
+            identical(value, right[key]) for key, value in left.items()
+        )
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(identical, left, right))
+    if isinstance(left, GeoPoint):
+        return identical(left.latitude, right.latitude) and identical(
+            left.longitude, right.longitude
+        )
+    return bool(left == right)
+
+
+# --- times -------------------------------------------------------------------------------------
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970. Exact, unlike `timestamp()`."""
+    delta = moment - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def from_micros(micros: int) -> datetime:
+    seconds, micro = divmod(micros, 1_000_000)
+    days, second = divmod(seconds, 86_400)
+    return datetime.fromordinal(_EPOCH.toordinal() + days).replace(
+        hour=second // 3600,
+        minute=second // 60 % 60,
+        second=second % 60,
+        microsecond=micro,
+        tzinfo=UTC,
+    )
+
+
+# --- limits ------------------------------------------------------------------------------------
+
+
+def utf8(text: str, field: str) -> bytes:
+    """The text's bytes. Raises InvalidArgument for a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"{field}: the text is not valid Unicode") from error
+
+
+def check_document(path: str, fields: Fields) -> None:
+    """Raises InvalidArgument when Firestore would refuse to store these fields at `path`."""
+    size = sum(len(part.encode()) + 1 for part in path.split("/")) + 16 + 32
+    for name, value in fields.items():
+        _check_name(name, ())
+        size += len(name.encode()) + 1 + _check_value(value, (name,), 0)
+    if size > MAX_DOCUMENT_BYTES:
+        raise InvalidArgument(
+            f"document {path[:120]}: its size of {size} bytes is over the limit of "
+            f"{MAX_DOCUMENT_BYTES} bytes"
+        )
+
+
+def _check_name(name: str, parent: FieldPath) -> None:
+    where = format_field_path((*parent, name))[:120]
+    if not name:
+        inside = f" in {format_field_path(parent)}" if parent else ""
+        raise InvalidArgument(f"fields: a field name{inside} is empty")
+    size = len(utf8(name, f"field name at {where}"))
+    if size > MAX_NAME_BYTES:
+        raise InvalidArgument(
+            f"field {where}: a name of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
+        )
+    if _RESERVED.fullmatch(name) and name != "__type__":
+        raise InvalidArgument(f'field {where}: names of the form "__.*__" are reserved')
+
+
+def _check_value(value: Any, where: FieldPath, depth: int) -> int:
+    """The size of a legal value in bytes, by Firestore's published rules."""
+    here = format_field_path(where)[:120]
+    size = 8
+    if value is None or isinstance(value, bool):
+        return 1
+    if isinstance(value, int):
+        if not INT64_MIN <= value <= INT64_MAX:
+            raise InvalidArgument(f"field {here}: the integer does not fit 64 bits")
+    elif isinstance(value, str):
+        size = len(utf8(value, f"field {here}")) + 1
+    elif isinstance(value, bytes):
+        size = len(value)
+    elif isinstance(value, Reference):
+        size = sum(len(part.encode()) + 1 for part in value.name.split("/")[5:]) + 16
+    elif isinstance(value, GeoPoint):
+        if not (-90 <= value.latitude <= 90 and -180 <= value.longitude <= 180):
+            raise InvalidArgument(
+                f"field {here}: a geo point's latitude lies in -90..90, its longitude in -180..180"
+            )
+        size = 16
+    elif isinstance(value, list):
+        size = 0
+        for index, item in enumerate(value):
+            if isinstance(item, list):
+                raise InvalidArgument(
+                    f"field {here}[{index}]: an array may not hold an array directly"
+                )
+            size += _check_value(item, (*where[:-1], f"{where[-1]}[{index}]"), depth)
+    elif isinstance(value, dict):
+        if depth >= MAX_DEPTH:
+            raise InvalidArgument(
+                f"field {here}: maps are nested deeper than the limit of {MAX_DEPTH}"
+            )
+        size = 32 if depth else 0
+        for name, item in value.items():
+            _check_name(name, where)
+            size += len(name.encode()) + 1 + _check_value(item, (*where, name), depth + 1)
+    if size > MAX_VALUE_BYTES:
+        raise InvalidArgument(
+            f"field {here}: a value of {size} bytes is over the limit of {MAX_VALUE_BYTES} bytes"
+        )
+    return size
+
+
+def walk(fields: Fields, prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:
+    """Every leaf of the fields with its path; an empty map is a leaf."""
+    for name, value in fields.items():
+        if isinstance(value, dict) and value:
+            yield from walk(value, (*prefix, name))
+        else:
+            yield (*prefix, name), value

@@ -1,0 +1,337 @@
+"""Queries and the readable reference of their semantics. Pure.
+
+`run` answers a query over any documents exactly as Firestore does; every store
+either calls it or must give the same answer (tests/contract).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from crossfade.document import (
+    ABSENT,
+    NAME,
+    Document,
+    FieldPath,
+    Fields,
+    Kind,
+    Reference,
+    Value,
+    collection_id,
+    collection_path,
+    equal,
+    get_field,
+    kind,
+    order_key,
+    with_field,
+)
+from crossfade.errors import InvalidArgument
+
+MAX_IN = 30
+MAX_NOT_IN = 10
+MAX_DISJUNCTIONS = 30
+MAX_INEQUALITY_FIELDS = 10
+
+
+class Op(StrEnum):
+    """Operators by their names in the protocol; the last four take no operand."""
+
+    LESS_THAN = "LESS_THAN"
+    LESS_THAN_OR_EQUAL = "LESS_THAN_OR_EQUAL"
+    GREATER_THAN = "GREATER_THAN"
+    GREATER_THAN_OR_EQUAL = "GREATER_THAN_OR_EQUAL"
+    EQUAL = "EQUAL"
+    NOT_EQUAL = "NOT_EQUAL"
+    ARRAY_CONTAINS = "ARRAY_CONTAINS"
+    IN = "IN"
+    ARRAY_CONTAINS_ANY = "ARRAY_CONTAINS_ANY"
+    NOT_IN = "NOT_IN"
+    IS_NAN = "IS_NAN"
+    IS_NULL = "IS_NULL"
+    IS_NOT_NAN = "IS_NOT_NAN"
+    IS_NOT_NULL = "IS_NOT_NULL"
+
+
+RANGES = {
+    Op.LESS_THAN,
+    Op.LESS_THAN_OR_EQUAL,
+    Op.GREATER_THAN,
+    Op.GREATER_THAN_OR_EQUAL,
+}
+INEQUALITIES = RANGES | {Op.NOT_EQUAL, Op.NOT_IN, Op.IS_NOT_NAN, Op.IS_NOT_NULL}
+LISTS = {Op.IN, Op.NOT_IN, Op.ARRAY_CONTAINS_ANY}
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFilter:
+    """`value` is None for the unary operators. An operand for `__name__` is a Reference
+    whose name is a *relative* path."""
+
+    path: FieldPath
+    op: Op
+    value: Value = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompositeFilter:
+    """`any_of`: OR; else AND."""
+
+    any_of: bool
+    filters: "tuple[Filter, ...]"
+
+
+Filter: TypeAlias = "FieldFilter | CompositeFilter"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    path: FieldPath
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A position among the ordered documents: just before or just after the values."""
+
+    values: tuple[Value, ...]
+    before: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query. `parent` is a document path or "" for the root; no `collection`: all of them."""
+
+    parent: str = ""
+    collection: str | None = None
+    all_descendants: bool = False
+    where: Filter | None = None
+    order_by: tuple[Order, ...] = ()
+    start: Cursor | None = None
+    end: Cursor | None = None
+    offset: int = 0
+    limit: int | None = None
+    select: tuple[FieldPath, ...] | None = None
+
+    @property
+    def collection_path(self) -> str | None:
+        """The one collection that is read, or None for a group or a kindless query."""
+        if self.collection is None or self.all_descendants:
+            return None
+        return f"{self.parent}/{self.collection}" if self.parent else self.collection
+
+
+def run(query: Query, documents: Iterable[Document]) -> list[Document]:
+    """The query's documents, in order, projected. Raises InvalidArgument for an illegal query."""
+    orders = check(query)
+    matching = matcher(query, orders)
+    return finish(query, orders, [document for document in documents if matching(document)])
+
+
+def finish(query: Query, orders: tuple[Order, ...], documents: list[Document]) -> list[Document]:
+    """Order, cursors, offset, limit and projection of documents that match. Sorts in place."""
+    for order in reversed(orders):  # stable, so the last order first
+        documents.sort(
+            key=lambda d: order_key(field_value(d, order.path)), reverse=order.descending
+        )
+    if query.start is not None:
+        low = query.start
+        documents = [d for d in documents if _side(d, orders, low) >= (0 if low.before else 1)]
+    if query.end is not None:
+        high = query.end
+        documents = [d for d in documents if _side(d, orders, high) < (0 if high.before else 1)]
+    stop = None if query.limit is None else query.offset + query.limit
+    return [project(document, query.select) for document in documents[query.offset : stop]]
+
+
+def _sort_key(path: FieldPath) -> Callable[[Document], tuple[Any, ...]]:
+    return lambda document: order_key(field_value(document, path))
+
+
+def field_value(document: Document, path: FieldPath) -> Any:
+    """The value that filters and orders see: `__name__` is the document's path."""
+    return Reference(document.path) if path == NAME else get_field(document.fields, path)
+
+
+def project(document: Document, select: tuple[FieldPath, ...] | None) -> Document:
+    if select is None:
+        return document
+    fields: Fields = {}
+    for path in select:
+        value = ABSENT if path == NAME else get_field(document.fields, path)
+        if value is not ABSENT:
+            fields = with_field(fields, path, value)
+    return replace(document, fields=fields)
+
+
+# --- matching ----------------------------------------------------------------------------------
+
+
+def matcher(query: Query, orders: tuple[Order, ...]) -> Callable[[Document], bool]:
+    """Whether a document is in the query's scope, passes its filter and has its order fields."""
+    where = query.where
+    needed = [order.path for order in orders if order.path != NAME]
+
+    def matches(document: Document) -> bool:
+        return (
+            in_scope(query, document.path)
+            and all(get_field(document.fields, path) is not ABSENT for path in needed)
+            and (where is None or passes(where, document))
+        )
+
+    return matches
+
+
+def in_scope(query: Query, path: str) -> bool:
+    if query.collection is not None and collection_id(path) != query.collection:
+        return False
+    if not query.all_descendants:
+        parent = collection_path(path).rpartition("/")[0]
+        return parent == query.parent
+    return not query.parent or path.startswith(query.parent + "/")
+
+
+def passes(where: Filter, document: Document) -> bool:
+    if isinstance(where, CompositeFilter):
+        results = (passes(inner, document) for inner in where.filters)
+        return any(results) if where.any_of else all(results)
+    value = field_value(document, where.path)
+    return value is not ABSENT and holds(where.op, value, where.value)
+
+
+def holds(op: Op, value: Any, operand: Any) -> bool:
+    """Whether a present value passes an operator."""
+    if op in RANGES:
+        if kind(value) is not kind(operand):
+            return False
+        a, b = order_key(value), order_key(operand)
+        if op is Op.LESS_THAN:
+            return a < b
+        if op is Op.LESS_THAN_OR_EQUAL:
+            return a <= b
+        return a > b if op is Op.GREATER_THAN else a >= b
+    return _TESTS[op](value, operand)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _among(value: Any, operands: Any) -> bool:
+    return any(operand is not None and equal(value, operand) for operand in operands)
+
+
+_TESTS: dict[Op, Callable[[Any, Any], bool]] = {
+    Op.EQUAL: equal,
+    Op.NOT_EQUAL: lambda value, operand: value is not None and not equal(value, operand),
+    Op.IN: _among,
+    Op.NOT_IN: lambda value, operands: (
+        value is not None and None not in operands and not _among(value, operands)
+    ),
+    Op.ARRAY_CONTAINS: lambda value, operand: (
+        isinstance(value, list) and any(equal(item, operand) for item in value)
+    ),
+    Op.ARRAY_CONTAINS_ANY: lambda value, operands: (
+        isinstance(value, list) and any(_among(item, operands) for item in value)
+    ),
+    Op.IS_NULL: lambda value, _: value is None,
+    Op.IS_NOT_NULL: lambda value, _: value is not None,
+    Op.IS_NAN: lambda value, _: _is_nan(value),
+    Op.IS_NOT_NAN: lambda value, _: value is not None and not _is_nan(value),
+}
+
+
+def _side(document: Document, orders: tuple[Order, ...], cursor: Cursor) -> int:
+    """Where the document stands to the cursor's values: -1 before, 0 on, 1 after."""
+    for order, value in zip(orders, cursor.values, strict=False):
+        a, b = order_key(field_value(document, order.path)), order_key(value)
+        if a != b:
+            return 1 if (a > b) is not order.descending else -1
+    return 0
+
+
+# --- what a query may be -----------------------------------------------------------------------
+
+
+def leaves(where: Filter | None) -> list[FieldFilter]:
+    """Every field filter of a filter tree, in order."""
+    if where is None:
+        return []
+    if isinstance(where, FieldFilter):
+        return [where]
+    return [leaf for inner in where.filters for leaf in leaves(inner)]
+
+
+def full_order(query: Query) -> tuple[Order, ...]:
+    """Explicit orders, then inequality fields by name, then `__name__`, in the last direction."""
+    orders = list(query.order_by)
+    seen = {order.path for order in orders}
+    descending = orders[-1].descending if orders else False
+    unequal = {leaf.path for leaf in leaves(query.where) if leaf.op in INEQUALITIES}
+    orders += [Order(path, descending) for path in sorted(unequal - seen - {NAME})]
+    if NAME not in seen:
+        orders.append(Order(NAME, descending))
+    return tuple(orders)
+
+
+def check(query: Query) -> tuple[Order, ...]:
+    """The query's full order. Raises InvalidArgument where Firestore would."""
+    if query.offset < 0:
+        raise InvalidArgument("query.offset: may not be negative")
+    if query.limit is not None and query.limit < 0:
+        raise InvalidArgument("query.limit: may not be negative")
+    filters = leaves(query.where)
+    negations = [leaf for leaf in filters if leaf.op in {Op.NOT_EQUAL, Op.NOT_IN}]
+    if len(negations) > 1:
+        raise InvalidArgument("query.where: at most one '!=' or 'not-in' filter is allowed")
+    if len({leaf.path for leaf in filters if leaf.op in INEQUALITIES}) > MAX_INEQUALITY_FIELDS:
+        raise InvalidArgument(
+            f"query.where: inequalities on more than {MAX_INEQUALITY_FIELDS} fields"
+        )
+    for leaf in filters:
+        _check_filter(leaf)
+    if any(leaf.op is Op.NOT_IN for leaf in filters) and any(
+        leaf.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for leaf in filters
+    ):
+        raise InvalidArgument("query.where: 'not-in' may not stand beside 'in' or another list")
+    if query.where is not None and (size := _disjunctions(query.where)) > MAX_DISJUNCTIONS:
+        raise InvalidArgument(
+            f"query.where: {size} disjunctions after expansion, the limit is {MAX_DISJUNCTIONS}"
+        )
+    orders = full_order(query)
+    for name, cursor in (("start_at", query.start), ("end_at", query.end)):
+        most = len(query.order_by) or 1
+        if cursor is not None and len(cursor.values) > most:
+            raise InvalidArgument(
+                f"query.{name}: {len(cursor.values)} values for {most} order_by fields"
+            )
+    return orders
+
+
+def _check_filter(leaf: FieldFilter) -> None:
+    if leaf.op in LISTS:
+        most = MAX_NOT_IN if leaf.op is Op.NOT_IN else MAX_IN
+        if not isinstance(leaf.value, list) or not leaf.value:
+            raise InvalidArgument(f"query.where: {leaf.op} needs an array that is not empty")
+        if len(leaf.value) > most:
+            raise InvalidArgument(
+                f"query.where: {leaf.op} has {len(leaf.value)} values, the limit is {most}"
+            )
+    if leaf.path == NAME:
+        operands = leaf.value if isinstance(leaf.value, list) else [leaf.value]
+        if not all(kind(operand) is Kind.REFERENCE for operand in operands):
+            raise InvalidArgument("query.where: __name__ is compared with document references")
+
+
+def _disjunctions(where: Filter) -> int:
+    """Terms of the disjunctive normal form; a list operator is as many as it has values."""
+    if isinstance(where, FieldFilter):
+        widens = where.op in {Op.IN, Op.ARRAY_CONTAINS_ANY}
+        return len(where.value) if widens and isinstance(where.value, list) else 1
+    sizes = [_disjunctions(inner) for inner in where.filters]
+    if where.any_of:
+        return sum(sizes)
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

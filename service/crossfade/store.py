@@ -1,0 +1,133 @@
+"""The contract of a document store: what the heart asks of Firestore, PostgreSQL and memory.
+
+One suite runs over all of them (tests/contract). What a store answers travels as
+document *bytes* (a serialised Document message): Firestore's are passed through
+undecoded, PostgreSQL's are built once, and only what compares or copies decodes.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from crossfade.document import Value
+from crossfade.plan import StoreName
+from crossfade.query import Query
+from crossfade.write import Write
+
+Version: TypeAlias = tuple[int, int]
+"""(epoch, time): the epoch of the authority and its update_time, or a delete's
+commit time, in microseconds. Compared in that order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store holds at a path. `data` None: no document there.
+
+    `version` is the document's, or its tombstone's; None where the store has
+    neither. Epoch 0 where the store knows no epochs. `peer_time` is the update_time
+    that the other store answered for this very version, None if not known.
+    """
+
+    path: str
+    data: bytes | None
+    version: Version | None
+    peer_time: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorState:
+    """What PostgreSQL knows of its own freshness, seen by the statement that read the data.
+
+    `pending`: something that was read, or might belong to the result, may be behind.
+    """
+
+    epoch: int
+    generation: int
+    pending: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Documents of one moment, in the order of the paths that were asked for."""
+
+    documents: tuple[Stored, ...]
+    read_time: int
+    state: MirrorState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a query's result.
+
+    `frames`: bytes of QueryReply messages, joined; protobuf reads them as one
+    message with all their documents. The first page comes even when there is no
+    document, and `state` is set on it (PostgreSQL only).
+    """
+
+    frames: bytes
+    state: MirrorState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOutcome:
+    """`update_time` None after a delete. One value per transform."""
+
+    update_time: int | None
+    results: tuple[Value, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CommitOutcome:
+    """Times are microseconds. `replayed`: the request had been committed before."""
+
+    writes: tuple[WriteOutcome, ...]
+    commit_time: int
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """One attempt at a commit, as the authority's own commit has to know it.
+
+    Firestore writes the intent document with it; PostgreSQL checks `epoch`, keeps
+    the request row and, when `mirrored`, the pending rows in the same transaction.
+    """
+
+    id: str
+    epoch: int
+    mirrored: bool
+    request_id: str | None = None
+
+
+class DocumentStore(Protocol):
+    """A store of documents. Paths are relative and legal; timeouts are seconds, always given.
+
+    Every method raises the errors of `crossfade.errors` and no driver's own. A
+    store that cannot be asked raises InfrastructureError and never answers "not
+    found" or "empty" instead.
+    """
+
+    @property
+    def name(self) -> StoreName: ...
+
+    async def get(self, paths: Sequence[str], *, timeout: float) -> Reading:
+        """The documents at the paths, all of one moment. Duplicates are answered twice."""
+        ...
+
+    def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
+        """The query's result in order, at least one page. Raises InvalidArgument
+        for a query that Firestore refuses."""
+        ...
+
+    async def commit(
+        self, writes: Sequence[Write], *, timeout: float, intent: Intent | None = None
+    ) -> CommitOutcome:
+        """All writes or none, with one time. Never retried here: a repeated
+        commit can apply an increment twice. Without an intent: nothing but the writes.
+
+        Raises EpochChanged (PostgreSQL) when the intent's epoch is over; AlreadyExists, NotFound, FailedPrecondition, InvalidArgument when
+        nothing was done; InfrastructureError when that is not known.
+        """
+        ...
+
+    async def close(self) -> None: ...

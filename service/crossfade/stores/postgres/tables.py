@@ -1,0 +1,125 @@
+"""Crossfade's own tables in PostgreSQL (schema `crossfade`) and the generic documents table.
+
+All ids and paths collate "C": byte order is Firestore's order of names. Times
+are microseconds since 1970 (bigint): exact, and cheap to compare.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMA = "crossfade"
+metadata = MetaData()
+
+
+def name_column(name: str, **options: object) -> Column[str]:
+    """A text column in byte order."""
+    return Column(name, Text(collation="C"), **options)  # type: ignore[arg-type]
+
+
+# One row per group of collections: who is in charge. Writers read it FOR SHARE, a
+# change of authority updates it, so the two exclude each other.
+control = Table(
+    "control",
+    metadata,
+    Column("grp", Text, primary_key=True),
+    Column("stage", Text, nullable=False),
+    # firestore, postgresql, or none while a barrier is under way
+    Column("authority", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    # Rises when everything that the mirror holds becomes doubtful (leaving dual_write).
+    Column("generation", BigInteger, nullable=False),
+    # The step of an unfinished change of stage, so that any sidecar can go on with it.
+    Column("barrier", JSONB),
+    # read percent and shadow rate by collection id; "" for the defaults
+    Column("traffic", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
+# A path whose mirror copy may be behind, by intent. A wildcard row stands for a whole
+# collection id (path = the id, which as a document path would be illegal) or, with
+# path = '', for everything.
+pending = Table(
+    "pending",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("intent", Text, nullable=False),
+    name_column("path", nullable=False),
+    name_column("collection_path", nullable=False),
+    name_column("collection_id", nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    # Who repairs the row now, until when. The writer itself holds the first lease.
+    Column("claim", Text),
+    Column("lease_until", DateTime(timezone=True), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    # Why the last attempt failed; a row that failed too often is a dead letter: kept, shown, retried by hand.
+    Column("failure", Text),
+    Column("dead", Boolean, nullable=False, server_default=text("false")),
+    Column("inserted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("pending_intent_path", "intent", "path", unique=True),
+    Index("pending_path", "path"),
+    Index("pending_collection_path", "collection_path"),
+    Index("pending_collection_id", "collection_id"),
+    Index("pending_claim", "claim"),
+    schema=SCHEMA,
+)
+
+# The version of every path PostgreSQL ever held, live or deleted: the guard of every put,
+# the tombstones, and the memory of the other store's update_time. One row per path is
+# also the lock that makes the guard true (a guard over two tables is none).
+versions = Table(
+    "versions",
+    metadata,
+    name_column("path", primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("time", BigInteger, nullable=False),
+    Column("live", Boolean, nullable=False),
+    # update_time of the same content in Firestore; 0: absent there; null: not known
+    Column("peer_time", BigInteger),
+    schema=SCHEMA,
+)
+
+# Commits with a request_id that were applied while PostgreSQL was the authority,
+# or mirrored from Firestore's intent documents.
+requests = Table(
+    "requests",
+    metadata,
+    Column("intent", Text, primary_key=True),
+    Column("commit_time", BigInteger, nullable=False),
+    # one per write, null after a delete
+    Column("update_times", ARRAY(BigInteger), nullable=False),
+    Column("inserted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
+# Documents of collections without a mapping of their own. `fields` is the tagged encoding
+# of mapping.py, lossless for every legal value.
+documents = Table(
+    "documents",
+    metadata,
+    name_column("path", primary_key=True),
+    name_column("collection_path", nullable=False),
+    name_column("collection_id", nullable=False),
+    Column("fields", JSONB, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Column("update_time", BigInteger, nullable=False),
+    Index("documents_collection_path", "collection_path", "path"),
+    Index("documents_collection_id", "collection_id", "path"),
+    schema=SCHEMA,
+)

@@ -1,0 +1,394 @@
+"""Between protobuf messages and the pure core's values, both ways.
+
+The messages are those of crossfade.v1, whose bytes are google.firestore.v1's.
+Decoding is duck-typed, so it serves the messages of both packages; encoding
+fills a message that the caller made, in place (setting `fields[key].string_value`
+costs 0.4 µs, copying a ready Value 1 µs).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from crossfade_api.v1 import document_pb2 as pb
+from crossfade_api.v1 import query_pb2 as query_pb
+
+from crossfade.document import (
+    NAME,
+    Database,
+    Document,
+    FieldPath,
+    Fields,
+    GeoPoint,
+    Reference,
+    Value,
+    check_document_path,
+    check_id,
+    format_field_path,
+    from_micros,
+    parse_field_path,
+    to_micros,
+)
+from crossfade.errors import InvalidArgument
+from crossfade.query import (
+    CompositeFilter,
+    Cursor,
+    FieldFilter,
+    Filter,
+    Op,
+    Order,
+    Query,
+    full_order,
+)
+from crossfade.write import Transform, TransformKind, Write
+
+_MIN_SECONDS, _MAX_SECONDS = -62_135_596_800, 253_402_300_799
+
+
+# --- values ------------------------------------------------------------------------------------
+
+
+def decode_value(message: Any) -> Value:
+    """The value of a Value message. Raises InvalidArgument for one that is not set."""
+    which = message.WhichOneof("value_type")
+    if which == "string_value":
+        return message.string_value  # type: ignore[no-any-return]
+    if which in _PLAIN:
+        return getattr(message, which)  # type: ignore[no-any-return]
+    if which == "map_value":
+        return decode_fields(message.map_value.fields)
+    if which == "array_value":
+        return [decode_value(item) for item in message.array_value.values]
+    if which == "timestamp_value":
+        return from_micros(decode_time(message.timestamp_value))
+    if which == "null_value":
+        return None
+    if which == "reference_value":
+        return Reference(message.reference_value)
+    if which == "geo_point_value":
+        return GeoPoint(message.geo_point_value.latitude, message.geo_point_value.longitude)
+    raise InvalidArgument("value: a Value without a type, or of a type that may not be stored")
+
+
+_PLAIN = {"integer_value", "double_value", "boolean_value", "bytes_value"}
+
+
+def decode_fields(fields: Any) -> Fields:
+    return {name: decode_value(fields[name]) for name in fields}
+
+
+def encode_value(value: Value, into: Any) -> None:
+    """Fills an empty Value message."""
+    _ENCODERS[type(value)](value, into)
+
+
+def encode_fields(fields: Fields, into: Any) -> None:
+    """Fills a `map<string, Value>` field."""
+    for name, value in fields.items():
+        _ENCODERS[type(value)](value, into[name])
+
+
+def _encode_list(value: list[Value], into: Any) -> None:
+    into.array_value.SetInParent()
+    add = into.array_value.values.add
+    for item in value:
+        _ENCODERS[type(item)](item, add())
+
+
+def _encode_map(value: Fields, into: Any) -> None:
+    into.map_value.SetInParent()
+    encode_fields(value, into.map_value.fields)
+
+
+def _encode_geo_point(value: GeoPoint, into: Any) -> None:
+    into.geo_point_value.latitude = value.latitude
+    into.geo_point_value.longitude = value.longitude
+    into.geo_point_value.SetInParent()
+
+
+def _encode_timestamp(value: datetime, into: Any) -> None:
+    encode_time(to_micros(value), into.timestamp_value)
+
+
+def _setter(name: str) -> Any:
+    def encode(value: Any, into: Any) -> None:
+        setattr(into, name, value)
+
+    return encode
+
+
+_ENCODERS: dict[type, Any] = {
+    type(None): lambda _, into: setattr(into, "null_value", 0),
+    bool: _setter("boolean_value"),
+    int: _setter("integer_value"),
+    float: _setter("double_value"),
+    str: _setter("string_value"),
+    bytes: _setter("bytes_value"),
+    Reference: lambda value, into: setattr(into, "reference_value", value.name),
+    GeoPoint: _encode_geo_point,
+    datetime: _encode_timestamp,
+    list: _encode_list,
+    dict: _encode_map,
+}
+
+
+def decode_time(message: Any, field: str = "timestamp") -> int:
+    """Microseconds since 1970; nanoseconds are cut. Raises InvalidArgument out of range."""
+    seconds, nanos = message.seconds, message.nanos
+    if not _MIN_SECONDS <= seconds <= _MAX_SECONDS or not 0 <= nanos < 1_000_000_000:
+        raise InvalidArgument(f"{field}: a timestamp outside the years 1 to 9999")
+    return seconds * 1_000_000 + nanos // 1_000  # type: ignore[no-any-return]
+
+
+def encode_time(micros: int, into: Any) -> None:
+    """Fills a Timestamp message; also one that stays all zero is then present."""
+    seconds, rest = divmod(micros, 1_000_000)
+    into.seconds = seconds
+    into.nanos = rest * 1_000
+    if not micros:
+        into.SetInParent()
+
+
+# --- documents ---------------------------------------------------------------------------------
+
+
+def decode_document(message: Any, database: Database) -> Document:
+    return Document(
+        database.relative(message.name),
+        decode_fields(message.fields),
+        decode_time(message.create_time),
+        decode_time(message.update_time),
+    )
+
+
+def parse_document(data: bytes, database: Database) -> Document:
+    return decode_document(pb.Document.FromString(data), database)
+
+
+def encode_document(document: Document, database: Database, into: Any) -> None:
+    into.name = database.full(document.path)
+    encode_fields(document.fields, into.fields)
+    encode_time(document.create_time, into.create_time)
+    encode_time(document.update_time, into.update_time)
+
+
+def document_bytes(document: Document, database: Database) -> bytes:
+    message = pb.Document()
+    encode_document(document, database, message)
+    return message.SerializeToString()
+
+
+def varint(number: int) -> bytes:
+    """A length as protobuf writes it."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def field_bytes(number: int, data: bytes) -> bytes:
+    """A length-delimited field: how ready document bytes are spliced into a reply."""
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def join_documents(documents: Iterable[bytes], number: int = 1) -> bytes:
+    """Documents as the repeated field `number` of a reply, undecoded."""
+    return b"".join(field_bytes(number, data) for data in documents)
+
+
+# --- writes ------------------------------------------------------------------------------------
+
+
+def decode_write(message: Any, database: Database, field: str = "write") -> Write:
+    """A Write of either package. Raises InvalidArgument; limits are `write.check`'s business."""
+    operation = message.WhichOneof("operation")
+    if operation is None:
+        raise InvalidArgument(f"{field}: one of update, delete or transform must be set")
+    mask: tuple[FieldPath, ...] | None = None
+    transforms: list[Transform] = []
+    fields: Fields | None = None
+    if operation == "update":
+        name = message.update.name
+        fields = decode_fields(message.update.fields)
+        if message.HasField("update_mask"):
+            mask = tuple(
+                parse_field_path(text, f"{field}.update_mask")
+                for text in message.update_mask.field_paths
+            )
+        transforms = [_decode_transform(item, field) for item in message.update_transforms]
+    elif operation == "transform":
+        name, fields, mask = message.transform.document, {}, ()
+        transforms = [_decode_transform(item, field) for item in message.transform.field_transforms]
+    else:
+        name = message.delete
+    path = check_document_path(database.relative(name, f"{field}.name"), f"{field}.name")
+    exists: bool | None = None
+    update_time: int | None = None
+    if message.HasField("current_document"):
+        condition = message.current_document.WhichOneof("condition_type")
+        if condition == "exists":
+            exists = message.current_document.exists
+        elif condition == "update_time":
+            update_time = decode_time(message.current_document.update_time, f"{field}.update_time")
+    return Write(path, fields, mask, tuple(transforms), exists, update_time)
+
+
+def _decode_transform(message: Any, field: str) -> Transform:
+    path = parse_field_path(message.field_path, f"{field}.field_path")
+    which = message.WhichOneof("transform_type")
+    if which == "set_to_server_value":
+        if message.set_to_server_value != 1:
+            raise InvalidArgument(
+                f"{field}.set_to_server_value: {message.set_to_server_value} is not a known "
+                f"server value; REQUEST_TIME (1) is"
+            )
+        return Transform(path, TransformKind.REQUEST_TIME)
+    if which in {"append_missing_elements", "remove_all_from_array"}:
+        items = [decode_value(item) for item in getattr(message, which).values]
+        return Transform(path, TransformKind(which), items)
+    if which is None:
+        raise InvalidArgument(f"{field}: a transform without a type")
+    return Transform(path, TransformKind(which), decode_value(getattr(message, which)))
+
+
+def encode_write(write: Write, database: Database, into: Any) -> None:
+    """Fills an empty Write message of either package."""
+    name = database.full(write.path)
+    if write.fields is None:
+        into.delete = name
+    else:
+        into.update.name = name
+        encode_fields(write.fields, into.update.fields)
+        if write.mask is not None:
+            into.update_mask.field_paths.extend(map(format_field_path, write.mask))
+            into.update_mask.SetInParent()
+        for transform in write.transforms:
+            item = into.update_transforms.add(field_path=format_field_path(transform.path))
+            if transform.kind is TransformKind.REQUEST_TIME:
+                item.set_to_server_value = 1
+            elif isinstance(transform.operand, list):
+                values = getattr(item, transform.kind.value)
+                values.SetInParent()
+                for operand in transform.operand:
+                    encode_value(operand, values.values.add())
+            else:
+                encode_value(transform.operand, getattr(item, transform.kind.value))
+    if write.exists is not None:
+        into.current_document.exists = write.exists
+    elif write.update_time is not None:
+        encode_time(write.update_time, into.current_document.update_time)
+
+
+# --- queries -----------------------------------------------------------------------------------
+
+_OPERATORS = {
+    number: Op(name)
+    for name, number in query_pb.StructuredQuery.FieldFilter.Operator.items()
+    if number
+}
+_UNARY = {
+    number: Op(name)
+    for name, number in query_pb.StructuredQuery.UnaryFilter.Operator.items()
+    if number
+}
+
+
+def decode_query(message: Any, parent: str, database: Database) -> Query:
+    """A StructuredQuery of either package. `parent`: a document path or "" for the root."""
+    if parent:
+        check_document_path(parent, "parent")
+    if len(_selectors(message)) > 1:
+        raise InvalidArgument("query.from: at most one collection selector is allowed")
+    collection, descendants = None, False
+    for selector in _selectors(message):
+        collection = selector.collection_id or None
+        descendants = selector.all_descendants
+        if collection is not None:
+            check_id(collection, "query.from.collection_id")
+    orders = tuple(_decode_order(item) for item in message.order_by)
+    query = Query(
+        parent=parent,
+        collection=collection,
+        all_descendants=descendants,
+        where=_decode_filter(message.where, database) if message.HasField("where") else None,
+        order_by=orders,
+        offset=message.offset,
+        limit=message.limit.value if message.HasField("limit") else None,
+        select=tuple(parse_field_path(f.field_path, "query.select") for f in message.select.fields)
+        if message.HasField("select")
+        else None,
+    )
+    paths = [order.path for order in full_order(query)]
+    return replace(
+        query,
+        start=_decode_cursor(message.start_at, paths, database)
+        if message.HasField("start_at")
+        else None,
+        end=_decode_cursor(message.end_at, paths, database) if message.HasField("end_at") else None,
+    )
+
+
+def _selectors(message: Any) -> Any:
+    """The field `from`, a keyword in Python."""
+    return getattr(message, "from")
+
+
+def _decode_order(message: Any) -> Order:
+    if message.direction not in {0, 1, 2}:
+        raise InvalidArgument(
+            f"query.order_by.direction: {message.direction} is not a known direction"
+        )
+    return Order(
+        parse_field_path(message.field.field_path, "query.order_by"), message.direction == 2
+    )
+
+
+def _decode_cursor(message: Any, paths: Sequence[FieldPath], database: Database) -> Cursor:
+    values: list[Value] = [decode_value(value) for value in message.values]
+    for index, path in enumerate(paths[: len(values)]):
+        if path == NAME:
+            values[index] = _relative(values[index], database, "query cursor")
+    return Cursor(tuple(values), message.before)
+
+
+def _decode_filter(message: Any, database: Database) -> Filter:
+    which = message.WhichOneof("filter_type")
+    if which == "composite_filter":
+        composite = message.composite_filter
+        if composite.op not in {1, 2}:
+            raise InvalidArgument(f"query.where.op: {composite.op} is not a known operator")
+        inner = tuple(_decode_filter(item, database) for item in composite.filters)
+        if not inner:
+            raise InvalidArgument("query.where: a composite filter without filters")
+        return CompositeFilter(composite.op == 2, inner)
+    if which == "field_filter":
+        leaf = message.field_filter
+        operator = _OPERATORS.get(leaf.op)
+        if operator is None:
+            raise InvalidArgument(f"query.where.op: {leaf.op} is not a known operator")
+        path = parse_field_path(leaf.field.field_path, "query.where.field")
+        value = decode_value(leaf.value)
+        if path == NAME:
+            value = (
+                [_relative(item, database, "query.where") for item in value]
+                if isinstance(value, list)
+                else _relative(value, database, "query.where")
+            )
+        return FieldFilter(path, operator, value)
+    if which == "unary_filter":
+        unary = message.unary_filter
+        operator = _UNARY.get(unary.op)
+        if operator is None:
+            raise InvalidArgument(f"query.where.op: {unary.op} is not a known operator")
+        return FieldFilter(parse_field_path(unary.field.field_path, "query.where.field"), operator)
+    raise InvalidArgument("query.where: an empty filter")
+
+
+def _relative(value: Value, database: Database, field: str) -> Value:
+    """An operand for `__name__`: the same reference with a relative path."""
+    if not isinstance(value, Reference):
+        return value
+    return Reference(database.relative(value.name, field))

@@ -1,0 +1,204 @@
+"""Writes: what one write makes of a document. Pure.
+
+`apply` is the only implementation of masks, transforms and preconditions; the
+in-memory store and PostgreSQL as authority both call it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from crossfade.document import (
+    ABSENT,
+    INT64_MAX,
+    INT64_MIN,
+    Document,
+    FieldPath,
+    Fields,
+    Value,
+    check_document,
+    equal,
+    from_micros,
+    get_field,
+    order_key,
+    with_field,
+)
+from crossfade.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+
+MAX_COMMIT_BYTES = 10 * 1_048_576
+MAX_TRANSFORMS = 500
+
+
+class TransformKind(StrEnum):
+    REQUEST_TIME = "request_time"
+    INCREMENT = "increment"
+    MAXIMUM = "maximum"
+    MINIMUM = "minimum"
+    UNION = "append_missing_elements"
+    REMOVE = "remove_all_from_array"
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """`operand`: a number, or the list of a union or removal; None for REQUEST_TIME."""
+
+    path: FieldPath
+    kind: TransformKind
+    operand: Value = None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write. `fields` None deletes; a `mask` limits the write to its paths.
+
+    `raw` is the write as it came over the wire, so that it can be passed on
+    without encoding it again; None for writes made here.
+    """
+
+    path: str
+    fields: Fields | None
+    mask: tuple[FieldPath, ...] | None = None
+    transforms: tuple[Transform, ...] = ()
+    exists: bool | None = None
+    update_time: int | None = None
+    raw: bytes | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def partial(self) -> bool:
+        """Whether the result depends on what was stored before."""
+        return self.fields is not None and (self.mask is not None or bool(self.transforms))
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """All writes of a commit to one path: the final image, or that it must be read back.
+
+    `last` is the index of the path's last write, whose result has the version.
+    """
+
+    path: str
+    fields: Fields | None
+    partial: bool
+    last: int
+
+
+def fold(writes: Sequence[Write]) -> list[Folded]:
+    """One entry per path, in the order of first appearance.
+
+    Two writes of one document in a commit share a version, so a mirror that put
+    them one by one would refuse the second.
+    """
+    folded: dict[str, Folded] = {}
+    for index, write in enumerate(writes):
+        before = folded.get(write.path)
+        partial = write.partial or (before is not None and before.partial)
+        folded[write.path] = Folded(write.path, write.fields, partial, index)
+    return list(folded.values())
+
+
+def check(write: Write) -> None:
+    """Raises InvalidArgument when the write alone shows that it is illegal."""
+    if write.fields is not None:
+        check_document(write.path, write.fields)
+    if len(write.transforms) > MAX_TRANSFORMS:
+        raise InvalidArgument(
+            f"document {write.path}: {len(write.transforms)} transforms, "
+            f"the limit is {MAX_TRANSFORMS}"
+        )
+    for transform in write.transforms:
+        numeric = transform.kind in {
+            TransformKind.INCREMENT,
+            TransformKind.MAXIMUM,
+            TransformKind.MINIMUM,
+        }
+        if numeric and (
+            isinstance(transform.operand, bool) or not isinstance(transform.operand, int | float)
+        ):
+            raise InvalidArgument(
+                f"document {write.path}: {transform.kind} needs an integer or a double"
+            )
+
+
+def check_precondition(write: Write, current: Document | None) -> None:
+    """Raises the error of a precondition that does not hold."""
+    if write.exists is False and current is not None:
+        raise AlreadyExists(f"Document already exists: {write.path}")
+    if write.exists is True and current is None:
+        raise NotFound(f"No document to update: {write.path}")
+    if write.update_time is not None:
+        if current is None:
+            raise FailedPrecondition(f"document {write.path}: it does not exist")
+        if current.update_time != write.update_time:
+            raise FailedPrecondition(
+                f"document {write.path}: its update_time is not the one the write expects"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a write made: the new fields (None: no document) and the transforms' results."""
+
+    fields: Fields | None
+    results: tuple[Value, ...] = ()
+
+
+def apply(write: Write, current: Document | None, now: int) -> Outcome:
+    """The document after the write at `now` (microseconds); the precondition is checked first.
+
+    Raises AlreadyExists, NotFound, FailedPrecondition, or InvalidArgument where
+    the result would break a limit.
+    """
+    check_precondition(write, current)
+    if write.fields is None:
+        return Outcome(None)
+    if write.mask is None:
+        fields = write.fields
+    else:
+        fields = {} if current is None else current.fields
+        for path in write.mask:
+            fields = with_field(fields, path, get_field(write.fields, path))
+    results: list[Value] = []
+    for transform in write.transforms:
+        old = get_field(fields, transform.path)
+        new, result = _transformed(transform, old, now)
+        fields = with_field(fields, transform.path, new)
+        results.append(result)
+    if write.partial:
+        check_document(write.path, fields)
+    return Outcome(fields, tuple(results))
+
+
+def _transformed(transform: Transform, old: Any, now: int) -> tuple[Any, Value]:
+    operand: Any = transform.operand
+    if transform.kind is TransformKind.REQUEST_TIME:
+        moment = from_micros(now)
+        return moment, moment
+    if transform.kind is TransformKind.UNION:
+        merged = list(old) if isinstance(old, list) else []
+        for item in operand:
+            if not any(equal(item, present) for present in merged):
+                merged.append(item)
+        return merged, None
+    if transform.kind is TransformKind.REMOVE:
+        kept = old if isinstance(old, list) else []
+        return [item for item in kept if not any(equal(item, gone) for gone in operand)], None
+    if old is ABSENT or isinstance(old, bool) or not isinstance(old, int | float):
+        return operand, operand
+    if transform.kind is TransformKind.INCREMENT:
+        value = old + operand
+        if isinstance(value, int):
+            value = max(INT64_MIN, min(INT64_MAX, value))
+        return value, value
+    return (chosen := _extreme(transform.kind, old, operand)), chosen
+
+
+def _extreme(which: TransformKind, old: Any, operand: Any) -> Any:
+    """The stored value stays when both are equal; NaN as operand or value gives NaN."""
+    if operand != operand:
+        return operand
+    if old != old:
+        return old
+    larger = order_key(operand) > order_key(old)
+    smaller = order_key(operand) < order_key(old)
+    return operand if (larger if which is TransformKind.MAXIMUM else smaller) else old
