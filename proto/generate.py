@@ -32,7 +32,7 @@ def generate(target: Path) -> None:
         arguments += [f"--mypy_grpc_out={out}", *sources]
         # protoc looks for its plugins on PATH; they lie beside this interpreter.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        if protoc.main(arguments) != 0:
+        if protoc.main(arguments) != 0:  # type: ignore[no-untyped-call]
             raise SystemExit("protoc failed; its message is above")
         for package in ("crossfade", "violet"):
             if (out / package).is_dir():

@@ -81,7 +81,7 @@ class CompositeFilter:
     filters: "tuple[Filter, ...]"
 
 
-Filter: TypeAlias = "FieldFilter | CompositeFilter"
+Filter: TypeAlias = FieldFilter | CompositeFilter
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,8 +125,9 @@ class DocumentStore(Protocol):
         """All writes or none, with one time. Never retried here: a repeated
         commit can apply an increment twice. Without an intent: nothing but the writes.
 
-        Raises EpochChanged (PostgreSQL) when the intent's epoch is over; AlreadyExists, NotFound, FailedPrecondition, InvalidArgument when
-        nothing was done; InfrastructureError when that is not known.
+        Raises AlreadyExists, NotFound, FailedPrecondition, InvalidArgument when
+        nothing was done; EpochChanged (PostgreSQL) when the intent's epoch is
+        over, nothing done either; InfrastructureError when that is not known.
         """
         ...
 

@@ -67,7 +67,8 @@ pending = Table(
     Column("lease_until", DateTime(timezone=True), nullable=False),
     Column("reason", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    # Why the last attempt failed; a row that failed too often is a dead letter: kept, shown, retried by hand.
+    # Why the last attempt failed. A row that failed too often is a dead letter:
+    # kept, shown, retried by hand.
     Column("failure", Text),
     Column("dead", Boolean, nullable=False, server_default=text("false")),
     Column("inserted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
