@@ -5,7 +5,7 @@ either calls it or must give the same answer (tests/contract).
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
@@ -100,7 +100,11 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One query. `parent` is a document path or "" for the root; no `collection`: all of them."""
+    """One query. `parent` is a document path or "" for the root; no `collection`: all of them.
+
+    `raw` is the query as it came over the wire, so that it can be passed on without
+    encoding it again. It is no argument, so a changed copy (`replace`) never has it.
+    """
 
     parent: str = ""
     collection: str | None = None
@@ -112,6 +116,11 @@ class Query:
     offset: int = 0
     limit: int | None = None
     select: tuple[FieldPath, ...] | None = None
+    raw: bytes | None = field(default=None, init=False, compare=False, repr=False)
+
+    def keep_raw(self, raw: bytes) -> None:
+        """For the decoder only: `raw` says exactly what the other fields say."""
+        object.__setattr__(self, "raw", raw)
 
     @property
     def collection_path(self) -> str | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from crossfade.document import Value
+from crossfade.errors import Unavailable
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.write import Write
@@ -53,6 +54,12 @@ class Reading:
     documents: tuple[Stored, ...]
     read_time: int
     state: MirrorState | None = None
+
+
+PAGE_DOCUMENTS = 300
+PAGE_BYTES = 1_048_576
+"""A page ends when it holds so many documents or bytes: below every message limit,
+and large enough that the cost of a message (25 µs) is lost in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +139,10 @@ class DocumentStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Stores(dict[StoreName, DocumentStore]):
+    """The stores of a sidecar by name; asking for one it runs without is UNAVAILABLE."""
+
+    def __missing__(self, name: StoreName) -> DocumentStore:
+        raise Unavailable(f"this sidecar runs without {name.value}")

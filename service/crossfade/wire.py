@@ -6,13 +6,16 @@ fills a message that the caller made, in place (setting `fields[key].string_valu
 costs 0.4 µs, copying a ready Value 1 µs).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from crossfade_api.v1 import document_pb2 as pb
 from crossfade_api.v1 import query_pb2 as query_pb
+from google.protobuf.message import DecodeError
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from crossfade.document import (
     NAME,
@@ -30,7 +33,7 @@ from crossfade.document import (
     parse_field_path,
     to_micros,
 )
-from crossfade.errors import InvalidArgument
+from crossfade.errors import InvalidArgument, Unimplemented
 from crossfade.query import (
     CompositeFilter,
     Cursor,
@@ -40,6 +43,7 @@ from crossfade.query import (
     Order,
     Query,
     full_order,
+    leaves,
 )
 from crossfade.write import Transform, TransformKind, Write
 
@@ -199,6 +203,57 @@ def join_documents(documents: Iterable[bytes], number: int = 1) -> bytes:
     return b"".join(field_bytes(number, data) for data in documents)
 
 
+def scan(data: bytes) -> Iterator[tuple[int, bytes | int]]:
+    """The fields of a message, undecoded: number with bytes, or with a varint's number.
+
+    Made for envelopes of two or three fields, whose document stays as it is.
+    Raises DecodeError, as protobuf does, for bytes that are no message.
+    """
+    position, size = 0, len(data)
+    try:
+        while position < size:
+            tag, position = _read_varint(data, position)
+            kind = tag & 7
+            if kind == 0:
+                number, position = _read_varint(data, position)
+                yield tag >> 3, number
+                continue
+            if kind == 2:
+                length, position = _read_varint(data, position)
+            else:
+                length = _FIXED[kind]
+            end = position + length
+            if end > size:
+                raise DecodeError("a message that ends early")
+            yield tag >> 3, data[position:end]
+            position = end
+    except (IndexError, KeyError) as error:
+        raise DecodeError("a message that ends early or cannot be read") from error
+
+
+_FIXED = {1: 8, 5: 4}
+
+
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    number = shift = 0
+    while (byte := data[position]) > 0x7F:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        position += 1
+    return number | byte << shift, position + 1
+
+
+def time_bytes(micros: int) -> bytes:
+    """The bytes of a Timestamp message."""
+    seconds, rest = divmod(micros, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1_000).SerializeToString()
+
+
+def parse_time(data: bytes) -> int:
+    """Microseconds since 1970 of a Timestamp's bytes."""
+    return decode_time(Timestamp.FromString(data))
+
+
 # --- writes ------------------------------------------------------------------------------------
 
 
@@ -297,7 +352,13 @@ _UNARY = {
 
 
 def decode_query(message: Any, parent: str, database: Database) -> Query:
-    """A StructuredQuery of either package. `parent`: a document path or "" for the root."""
+    """A StructuredQuery of either package. `parent`: a document path or "" for the root.
+
+    The message's bytes stay with the query as `raw`, unless it names documents of
+    `__name__`, which may be relative here and may not be in Firestore.
+    """
+    if len(UnknownFieldSet(message)):
+        raise Unimplemented("query: it has fields that are not served (find_nearest, for one)")
     if parent:
         check_document_path(parent, "parent")
     if len(_selectors(message)) > 1:
@@ -322,13 +383,22 @@ def decode_query(message: Any, parent: str, database: Database) -> Query:
         else None,
     )
     paths = [order.path for order in full_order(query)]
-    return replace(
+    query = replace(
         query,
         start=_decode_cursor(message.start_at, paths, database)
         if message.HasField("start_at")
         else None,
         end=_decode_cursor(message.end_at, paths, database) if message.HasField("end_at") else None,
     )
+    if not _names_documents(query, paths):
+        query.keep_raw(message.SerializeToString())
+    return query
+
+
+def _names_documents(query: Query, paths: Sequence[FieldPath]) -> bool:
+    """Whether `__name__` is compared with something in the query."""
+    longest = max((len(c.values) for c in (query.start, query.end) if c is not None), default=0)
+    return NAME in paths[:longest] or any(leaf.path == NAME for leaf in leaves(query.where))
 
 
 def _selectors(message: Any) -> Any:
@@ -392,3 +462,67 @@ def _relative(value: Value, database: Database, field: str) -> Value:
     if not isinstance(value, Reference):
         return value
     return Reference(database.relative(value.name, field))
+
+
+def encode_query(query: Query, database: Database) -> bytes:
+    """The bytes of a StructuredQuery; references of `__name__` become full names."""
+    if query.raw is not None:
+        return query.raw
+    message = query_pb.StructuredQuery()
+    selector = _selectors(message).add()
+    selector.collection_id = query.collection or ""
+    selector.all_descendants = query.all_descendants
+    if query.where is not None:
+        _encode_filter(query.where, database, message.where)
+    for order in query.order_by:
+        item = message.order_by.add(direction=2 if order.descending else 1)
+        item.field.field_path = format_field_path(order.path)
+    paths = [order.path for order in full_order(query)]
+    for cursor, into in ((query.start, message.start_at), (query.end, message.end_at)):
+        if cursor is None:
+            continue
+        into.before = cursor.before
+        into.SetInParent()
+        for index, value in enumerate(cursor.values):
+            named = index < len(paths) and paths[index] == NAME
+            encode_value(_full(value, database) if named else value, into.values.add())
+    message.offset = query.offset
+    if query.limit is not None:
+        message.limit.value = query.limit
+        message.limit.SetInParent()
+    if query.select is not None:
+        message.select.SetInParent()
+        for path in query.select:
+            message.select.fields.add(field_path=format_field_path(path))
+    return message.SerializeToString()
+
+
+def _encode_filter(where: Filter, database: Database, into: Any) -> None:
+    if isinstance(where, CompositeFilter):
+        into.composite_filter.op = 2 if where.any_of else 1
+        for inner in where.filters:
+            _encode_filter(inner, database, into.composite_filter.filters.add())
+        return
+    if where.op in _UNARY_NUMBERS:
+        into.unary_filter.op = _UNARY_NUMBERS[where.op]
+        into.unary_filter.field.field_path = format_field_path(where.path)
+        return
+    into.field_filter.field.field_path = format_field_path(where.path)
+    into.field_filter.op = _OPERATOR_NUMBERS[where.op]
+    value = where.value
+    if where.path == NAME:
+        value = (
+            [_full(item, database) for item in value]
+            if isinstance(value, list)
+            else _full(value, database)
+        )
+    encode_value(value, into.field_filter.value)
+
+
+_OPERATOR_NUMBERS = {op: number for number, op in _OPERATORS.items()}
+_UNARY_NUMBERS = {op: number for number, op in _UNARY.items()}
+
+
+def _full(value: Value, database: Database) -> Value:
+    """The inverse of `_relative`."""
+    return Reference(database.full(value.name)) if isinstance(value, Reference) else value

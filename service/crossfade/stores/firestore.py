@@ -1,0 +1,459 @@
+"""Firestore over raw protobuf: the documents' bytes pass through undecoded.
+
+The client library's high-level classes cost many times the CPU, and its defaults
+retry Commit, which can apply an increment twice. So only its channel with its
+credentials is used here; every call has its own deadline, reads are tried twice
+at most, a commit once.
+"""
+
+import asyncio
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import contextmanager
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote_plus
+
+import grpc
+import grpc.aio
+from crossfade_api.v1 import crossfade_pb2 as api
+from crossfade_api.v1 import document_pb2 as pb
+from google.protobuf.message import DecodeError
+
+from crossfade import wire
+from crossfade.document import Database, Fields
+from crossfade.errors import (
+    Aborted,
+    AlreadyExists,
+    CrossfadeError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from crossfade.plan import StoreName
+from crossfade.query import Query
+from crossfade.store import (
+    PAGE_BYTES,
+    PAGE_DOCUMENTS,
+    CommitOutcome,
+    Intent,
+    Page,
+    Reading,
+    Stored,
+    Version,
+    WriteOutcome,
+)
+from crossfade.write import Write
+
+INTENTS = "_crossfade_intents"
+MAX_MESSAGE_BYTES = 16 * 1_048_576
+FIRST_PAGE_DOCUMENTS = 30
+"""The first page goes out early, so that a reader starts while the rest arrives."""
+
+_HOST = "firestore.googleapis.com"
+_SCOPES = (
+    "https://www.googleapis.com/auth/cloud-platform",
+    "https://www.googleapis.com/auth/datastore",
+)
+_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A retry policy that DNS hands out could repeat a commit.
+    ("grpc.service_config_disable_resolution", 1),
+)
+_SERVICE = "/google.firestore.v1.Firestore/"
+_MESSAGE_CHARACTERS = 300
+
+T = TypeVar("T")
+Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
+Stream: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+
+
+class IntentExists(CrossfadeError):
+    """The commit was refused because its intent document is there already.
+
+    `state`: "applied" (at `commit_time`, microseconds: the same commit was done
+    before) or "revoked" (it can never be done). Never leaves the sidecar.
+    """
+
+    code = "ALREADY_EXISTS"
+
+    def __init__(self, state: str, commit_time: int) -> None:
+        super().__init__(f"the intent was {state} before")
+        self.state = state
+        self.commit_time = commit_time
+
+
+def connect(
+    database: Database, emulator: str | None = None, credentials: Any = None
+) -> "FirestoreStore":
+    """A store on a new channel. `emulator`: "host:port"; else Google's service.
+
+    `credentials` are those of google.auth; None finds the environment's. Raises
+    Unauthenticated when there are none. To be called with a running event loop.
+    """
+    if emulator is not None:
+        channel = grpc.aio.insecure_channel(emulator, options=_OPTIONS)
+        return FirestoreStore(database, channel, (("authorization", "Bearer owner"),))
+    from google.api_core import grpc_helpers_async  # late: an emulator needs none of it
+    from google.auth.exceptions import GoogleAuthError
+
+    try:
+        channel = grpc_helpers_async.create_channel(
+            f"{_HOST}:443",
+            credentials=credentials,
+            default_scopes=_SCOPES,
+            default_host=_HOST,
+            options=_OPTIONS,
+        )
+    except GoogleAuthError as error:
+        raise Unauthenticated(f"Firestore: {error}"[:_MESSAGE_CHARACTERS]) from error
+    return FirestoreStore(database, channel)
+
+
+class FirestoreStore:
+    """Firestore, or whatever speaks its protocol, on a grpc.aio channel that it then owns."""
+
+    name = StoreName.FIRESTORE
+
+    def __init__(
+        self, database: Database, channel: grpc.aio.Channel, metadata: Metadata = ()
+    ) -> None:
+        self._database = database
+        self._channel = channel
+        # Without serialisers: bytes out, bytes in.
+        self._get: Unary = channel.unary_unary(_SERVICE + "GetDocument")
+        self._commit: Unary = channel.unary_unary(_SERVICE + "Commit")
+        self._batch_get: Stream = channel.unary_stream(_SERVICE + "BatchGetDocuments")
+        self._run_query: Stream = channel.unary_stream(_SERVICE + "RunQuery")
+        self._metadata = (("google-cloud-resource-prefix", database.name), *metadata)
+        self._root = quote_plus(database.root, safe="/")
+        self._by_database = self._routed(f"database={quote_plus(database.name, safe='/')}")
+
+    def _routed(self, params: str) -> Metadata:
+        """The metadata of a call; Google's front ends route it by `params`."""
+        return (("x-goog-request-params", params), *self._metadata)
+
+    def _quoted(self, path: str) -> str:
+        return f"{self._root}/{quote_plus(path, safe='/')}" if path else self._root
+
+    # --- reads ---------------------------------------------------------------------------------
+
+    async def get(
+        self, paths: Sequence[str], *, timeout: float, exact_times: bool = False
+    ) -> Reading:
+        """The documents at the paths.
+
+        One path alone is asked for by GetDocument, which is cheapest but says no
+        read_time: that of the reading is then the local clock's, and a missing
+        document has no version. `exact_times` always gives Firestore's own.
+        """
+        deadline = time.monotonic() + timeout
+        if len(paths) == 1 and not exact_times:
+            reading = await _twice(lambda: self._get_one(paths[0], deadline))
+            if reading is not None:
+                return reading
+        return await _twice(lambda: self._get_all(paths, deadline))
+
+    async def _get_one(self, path: str, deadline: float) -> Reading | None:
+        """None: NOT_FOUND, but of something else (of the database) or not clearly of this."""
+        name = self._database.full(path)
+        metadata = self._routed(f"name={self._quoted(path)}")
+        read_time = time.time_ns() // 1_000
+        version = None
+        try:
+            with _translated():
+                data: bytes | None = await self._get(
+                    wire.field_bytes(1, name.encode()), timeout=_left(deadline), metadata=metadata
+                )
+                version = _version(data or b"")
+        except NotFound as error:
+            if name not in str(error):
+                return None
+            data = None
+        return Reading((Stored(path, data, version),), read_time)
+
+    async def _get_all(self, paths: Sequence[str], deadline: float) -> Reading:
+        wanted = {self._database.full(path): path for path in paths}
+        request = wire.field_bytes(1, self._database.name.encode()) + b"".join(
+            wire.field_bytes(2, name.encode()) for name in wanted
+        )
+        found: dict[str, Stored] = {}
+        last = 0
+        call = self._batch_get(request, timeout=_left(deadline), metadata=self._by_database)
+        try:
+            with _translated(not_found=FailedPrecondition):
+                async for frame in call:
+                    stored, read_time = _batch_frame(frame, wanted)
+                    last = max(last, read_time)
+                    if stored is not None:
+                        found[stored.path] = stored
+        finally:
+            call.cancel()
+        if len(found) < len(wanted):
+            raise Unavailable(
+                f"Firestore answered for {len(found)} of {len(wanted)} documents and ended"
+            )
+        return Reading(tuple(found[path] for path in paths), last or time.time_ns() // 1_000)
+
+    async def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
+        """The frames as they come, joined. Asked again only while nothing was handed out."""
+        deadline = time.monotonic() + timeout
+        request = wire.field_bytes(1, self._database.full(query.parent).encode()) + (
+            wire.field_bytes(2, wire.encode_query(query, self._database))
+        )
+        metadata = self._routed(f"parent={self._quoted(query.parent)}")
+        for last_attempt in (False, True):
+            started = False
+            try:
+                async for page in self._pages(request, metadata, deadline):
+                    started = True
+                    yield page
+            except Unavailable:
+                if started or last_attempt:
+                    raise
+            else:
+                return
+
+    async def _pages(
+        self, request: bytes, metadata: Metadata, deadline: float
+    ) -> AsyncIterator[Page]:
+        call = self._run_query(request, timeout=_left(deadline), metadata=metadata)
+        frames: list[bytes] = []
+        size, most, pages = 0, FIRST_PAGE_DOCUMENTS, 0
+        try:
+            while True:
+                with _translated(not_found=FailedPrecondition):
+                    frame = await call.read()
+                if not isinstance(frame, bytes):  # grpc.aio.EOF
+                    break
+                frames.append(frame)
+                size += len(frame)
+                if size >= PAGE_BYTES or len(frames) >= most:
+                    yield Page(b"".join(frames))
+                    frames, size, most, pages = [], 0, PAGE_DOCUMENTS, pages + 1
+        finally:
+            call.cancel()
+        if frames or not pages:
+            yield Page(b"".join(frames))
+
+    # --- commits -------------------------------------------------------------------------------
+
+    async def commit(
+        self, writes: Sequence[Write], *, timeout: float, intent: Intent | None = None
+    ) -> CommitOutcome:
+        """One attempt. With an intent, its document is created by the same commit.
+
+        Raises IntentExists, too, when that document is there already; nothing was
+        done then by this attempt.
+        """
+        deadline = time.monotonic() + timeout
+        if intent is None:
+            return await self._send(map(self._write_bytes, writes), deadline)
+        # The intent's write comes first, so that a commit that is repeated is refused
+        # for its intent and not for what its first attempt did to the documents.
+        fields: Fields = {
+            "epoch": intent.epoch,
+            "paths": list(dict.fromkeys(write.path for write in writes)),
+            "outbox": False,
+            "state": "applied",
+        }
+        fence = Write(f"{INTENTS}/{intent.id}", fields, exists=False)
+        try:
+            outcome = await self._send(map(self._write_bytes, (fence, *writes)), deadline)
+        except (AlreadyExists, FailedPrecondition, NotFound):
+            if (before := await self._intent(intent.id, deadline)) is not None:
+                raise before from None
+            raise
+        return CommitOutcome(outcome.writes[1:], outcome.commit_time)
+
+    async def revoke(self, intent_id: str, timeout: float) -> bool:
+        """True: the intent's commit was not applied and never will be. False: it was applied.
+
+        Can be asked again when it fails with an InfrastructureError.
+        """
+        deadline = time.monotonic() + timeout
+        fields: Fields = {"epoch": 0, "paths": [], "outbox": False, "state": "revoked"}
+        fence = Write(f"{INTENTS}/{intent_id}", fields, exists=False)
+        try:
+            await self._send([self._write_bytes(fence)], deadline)
+        except AlreadyExists:
+            before = await self._intent(intent_id, deadline)
+            if before is None:
+                raise Unavailable(f"the intent document {intent_id} came and went") from None
+            return before.state != "applied"
+        return True
+
+    async def intent_outcome(
+        self, intent_id: str, size: int, timeout: float
+    ) -> CommitOutcome | None:
+        """The outcome of an intent's commit of `size` writes; None if it was revoked.
+
+        The intent document knows the commit's time but neither what a write that
+        changed nothing kept nor what transforms made, so every update_time is the commit's.
+        Raises Unavailable when there is no such document.
+        """
+        before = await self._intent(intent_id, time.monotonic() + timeout)
+        if before is None:
+            raise Unavailable(f"there is no intent document {intent_id}")
+        if before.state != "applied":
+            return None
+        writes = (WriteOutcome(before.commit_time),) * size
+        return CommitOutcome(writes, before.commit_time, replayed=True)
+
+    async def _intent(self, intent_id: str, deadline: float) -> IntentExists | None:
+        """What the intent's document says, if there is one."""
+        path = f"{INTENTS}/{intent_id}"
+        reading = await _twice(lambda: self._get_all([path], deadline))
+        data = reading.documents[0].data
+        if data is None:
+            return None
+        document = wire.parse_document(data, self._database)
+        return IntentExists(str(document.fields.get("state")), document.update_time)
+
+    def _write_bytes(self, write: Write) -> bytes:
+        if write.raw is not None:
+            return write.raw
+        message = pb.Write()
+        wire.encode_write(write, self._database, message)
+        return message.SerializeToString()
+
+    async def _send(self, writes: Iterable[bytes], deadline: float) -> CommitOutcome:
+        request = wire.field_bytes(1, self._database.name.encode()) + b"".join(
+            wire.field_bytes(2, data) for data in writes
+        )
+        with _translated():
+            data = await self._commit(request, timeout=_left(deadline), metadata=self._by_database)
+        try:
+            return _outcome(api.CommitReply.FromString(data))
+        except (DecodeError, InvalidArgument) as error:
+            # Not InvalidArgument, which would say that nothing was done.
+            raise Unavailable("Firestore's answer to a commit cannot be read") from error
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+def _version(data: bytes) -> Version:
+    return (0, wire.decode_time(pb.Document.FromString(data).update_time))
+
+
+def _batch_frame(frame: bytes, wanted: Mapping[str, str]) -> tuple[Stored | None, int]:
+    """What a BatchGetDocumentsResponse says of a document, and its read_time (0: none)."""
+    data: bytes | None = None
+    missing: str | None = None
+    read_time = 0
+    for number, value in wire.scan(frame):
+        if isinstance(value, int):
+            continue
+        if number == 1:
+            data = value
+        elif number == 2:
+            missing = value.decode()
+        elif number == 4:
+            read_time = wire.parse_time(value)
+    if data is not None:
+        document = pb.Document.FromString(data)
+        version = (0, wire.decode_time(document.update_time))
+        return Stored(wanted[document.name], data, version), read_time
+    if missing is not None:
+        return Stored(wanted[missing], None, (0, read_time) if read_time else None), read_time
+    return None, read_time
+
+
+def _outcome(reply: api.CommitReply) -> CommitOutcome:
+    return CommitOutcome(
+        tuple(
+            WriteOutcome(
+                wire.decode_time(result.update_time) if result.HasField("update_time") else None,
+                tuple(map(wire.decode_value, result.transform_results)),
+            )
+            for result in reply.write_results
+        ),
+        wire.decode_time(reply.commit_time),
+    )
+
+
+# --- deadlines and errors ----------------------------------------------------------------------
+
+
+async def _twice(read: Callable[[], Awaitable[T]]) -> T:
+    """A read changes nothing, so it is tried again once, within its deadline."""
+    try:
+        return await read()
+    except Unavailable:
+        return await read()
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("no time was left to ask Firestore")
+    return left
+
+
+@contextmanager
+def _translated(not_found: type[CrossfadeError] = NotFound) -> Iterator[None]:
+    """Errors of the call as our own. A read's NOT_FOUND is not said of a document but of
+    the database, so it gets another class."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        translated = from_rpc_error(error)
+        if isinstance(translated, NotFound):
+            translated = not_found(str(translated))
+        raise translated from error
+    except asyncio.CancelledError:
+        # grpc.aio raises this too when it was the server that answered CANCELLED.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise DeadlineExceeded("Firestore cancelled the call") from None
+    except grpc.aio.UsageError as error:
+        raise Unavailable("the channel to Firestore is closed") from error
+    except (DecodeError, UnicodeDecodeError, KeyError) as error:
+        raise Unavailable("Firestore's answer cannot be read") from error
+
+
+_ERRORS: Mapping[grpc.StatusCode, type[CrossfadeError]] = {
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.INTERNAL: Unavailable,
+    grpc.StatusCode.UNKNOWN: Unavailable,
+    grpc.StatusCode.DATA_LOSS: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: DeadlineExceeded,
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgument,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPrecondition,
+    grpc.StatusCode.ABORTED: Aborted,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.UNIMPLEMENTED: Unimplemented,
+}
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> CrossfadeError:
+    """The one translation of Firestore's errors. What leaves the outcome open
+    (INTERNAL, UNKNOWN) is an InfrastructureError; the message is kept, cut short."""
+    which = _ERRORS.get(error.code(), Unavailable)
+    return which((error.details() or error.code().name)[:_MESSAGE_CHARACTERS])
