@@ -1,1 +1,85 @@
-"""Async Python client of the Crossfade sidecar."""
+"""Async Python client of the Crossfade sidecar.
+
+async with AsyncCrossfade("127.0.0.1:7600") as crossfade:
+    task = await crossfade.get("tasks/1")
+"""
+
+from crossfade_client._requests import RequestId
+from crossfade_client.client import AsyncCrossfade, Batch
+from crossfade_client.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CallCancelledError,
+    CrossfadeError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    OutcomeUnknownError,
+    OutOfRangeError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+    UnknownError,
+)
+from crossfade_client.query import And, Filter, Or, Query
+from crossfade_client.values import (
+    DELETE_FIELD,
+    SERVER_TIMESTAMP,
+    ArrayRemove,
+    ArrayUnion,
+    CommitResult,
+    GeoPoint,
+    Increment,
+    Maximum,
+    Minimum,
+    Reference,
+    Snapshot,
+    WriteResult,
+)
+from crossfade_client.writes import Write
+
+__all__ = [
+    "DELETE_FIELD",
+    "SERVER_TIMESTAMP",
+    "AbortedError",
+    "AlreadyExistsError",
+    "And",
+    "ArrayRemove",
+    "ArrayUnion",
+    "AsyncCrossfade",
+    "Batch",
+    "CallCancelledError",
+    "CommitResult",
+    "CrossfadeError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "Filter",
+    "GeoPoint",
+    "Increment",
+    "InternalError",
+    "InvalidArgumentError",
+    "Maximum",
+    "Minimum",
+    "NotFoundError",
+    "Or",
+    "OutOfRangeError",
+    "OutcomeUnknownError",
+    "PermissionDeniedError",
+    "Query",
+    "Reference",
+    "RequestId",
+    "ResourceExhaustedError",
+    "Snapshot",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "UnknownError",
+    "Write",
+    "WriteResult",
+]
