@@ -1,0 +1,236 @@
+"""The composition root: settings in, a running sidecar out. Only here are stores named."""
+
+import asyncio
+import importlib
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import grpc.aio
+import structlog
+from crossfade_api.v1 import admin_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health
+
+from crossfade.control import Control, Traffic
+from crossfade.document import Database
+from crossfade.errors import CrossfadeError
+from crossfade.mapping import Mappings
+from crossfade.migrator import Migrator
+from crossfade.pending import Pending
+from crossfade.plan import Stage, StoreName
+from crossfade.recopy import Recopy
+from crossfade.rpc import admin as admin_rpc
+from crossfade.rpc import server as rpc
+from crossfade.settings import Settings, SettingsError
+from crossfade.shadow import Shadow
+from crossfade.store import Stores
+from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.store import PostgresStore
+from crossfade.telemetry import (
+    EPOCH,
+    SHADOW_QUEUE,
+    STAGE,
+    Telemetry,
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass
+class Sidecar:
+    """A running sidecar. `address` is host:port."""
+
+    address: str
+    control: Control
+    admin: admin_rpc.Admin
+    shadow: Shadow
+    mirror: Mirror | None
+    _migrator: Migrator
+    _server: grpc.aio.Server
+    _health: health.HealthServicer
+    _tasks: list[asyncio.Task[None]]
+    _resources: AsyncExitStack
+
+    async def status(self) -> admin_pb2.Status:
+        return await self.admin.status()
+
+    async def stop(self, grace: float = 5.0) -> None:
+        """No new calls; those under way have `grace` seconds; puts are drained; all closed."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        await self._migrator.drain(grace)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._resources.aclose()
+
+
+async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
+    """Connects, creates what is missing in PostgreSQL, binds the port, begins to serve.
+
+    Raises SettingsError, CrossfadeError (a store is not there), OSError (the port is taken).
+    """
+    async with AsyncExitStack() as resources:
+        sidecar = await _start(settings, telemetry, resources)
+        sidecar._resources = resources.pop_all()  # noqa: SLF001 - its own part
+        return sidecar
+
+
+async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
+    database = Database(settings.firestore.project, settings.firestore.database)
+    mappings = load_mappings(settings.migration.mappings)
+    requested = settings.requested_stage()
+    lanes: dict[str, Lanes] = {}
+    if settings.postgresql.url is not None:
+        sizes = {
+            "answer": settings.postgresql.lanes,
+            "mirror": settings.postgresql.mirror_lanes,
+            "shadow": settings.postgresql.shadow_lanes,
+        }
+        for role, size in sizes.items():
+            lanes[role] = await Lanes.open(
+                settings.postgresql.dsn, size=size, timeout=settings.postgresql.timeout
+            )
+            resources.push_async_callback(lanes[role].close)
+        await create_schema(lanes["mirror"], mappings)
+    control = Control(lanes.get("mirror"), _traffic(settings), settings.postgresql.timeout)
+    to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
+
+    firestore = None
+    if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
+        firestore = connect(database, settings.firestore.emulator)
+        resources.push_async_callback(firestore.close)
+    postgres = PostgresStore(lanes["answer"], mappings, database) if lanes else None
+    mirror = Mirror(lanes["mirror"], mappings, database) if lanes else None
+    pending = (
+        Pending(mirror, firestore, database, settings.postgresql.timeout)
+        if mirror is not None and firestore is not None
+        else None
+    )
+    stores = _stores(firestore, postgres)
+    # Shadows have connections of their own: they never queue before an answer.
+    shadow = Shadow(
+        _stores(firestore, PostgresStore(lanes["shadow"], mappings, database) if lanes else None),
+        database,
+        telemetry,
+        queue=settings.shadow.queue,
+        workers=settings.shadow.workers,
+        behind_bound=settings.shadow.behind_bound,
+        repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
+    )
+    migrator = Migrator(
+        control,
+        stores,
+        firestore,
+        pending,
+        shadow,
+        telemetry,
+        database,
+        settings.migration.mirror,
+    )
+    admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror)
+    wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
+    server, checker = rpc.build(
+        rpc.Front(migrator, database),
+        admin_rpc.handler(admin, wrap),
+        wrap,
+        max_message_bytes=settings.server.max_message_mb * 1_048_576,
+    )
+    address = await _bind(server, settings)
+
+    telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
+    telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
+    telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    tasks = [_supervise("shadow", shadow.run)]
+    if lanes:
+        tasks.append(_supervise("control", control.follow))
+    if pending is not None and firestore is not None:
+        recopy = Recopy(
+            control, pending, firestore, telemetry, database, **settings.recopy.model_dump()
+        )
+        control.wake_recopy = pending.woken.set
+        tasks.append(_supervise("recopy", recopy.run))
+    if to_request is not None and to_request is not control.snapshot.stage:
+        tasks.append(asyncio.create_task(_request(control, to_request)))
+    for service in ("", rpc.SERVICE, admin_rpc.SERVICE):
+        await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
+    return Sidecar(
+        address, control, admin, shadow, mirror, migrator, server, checker, tasks, AsyncExitStack()
+    )
+
+
+def load_mappings(module: str) -> Mappings:
+    """The declarations of a mapping package: its `mapping.MAPPINGS`."""
+    name = f"{module}.mapping"
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"[migration] mappings: there is no module {name}") from error
+    mappings = getattr(found, "MAPPINGS", None)
+    if not isinstance(mappings, Mappings):
+        raise SettingsError(f"[migration] mappings: {name} has no MAPPINGS")
+    return mappings
+
+
+def _traffic(settings: Settings) -> dict[str, Traffic]:
+    traffic = {
+        name: Traffic(collection.read_percent, collection.shadow_rate, collection.salt)
+        for name, collection in settings.collections.items()
+    }
+    traffic[""] = Traffic(settings.migration.read_percent, settings.migration.shadow_rate)
+    return traffic
+
+
+def _stores(firestore: FirestoreStore | None, postgres: PostgresStore | None) -> Stores:
+    return Stores({store.name: store for store in (firestore, postgres) if store is not None})
+
+
+def _repair(pending: Pending) -> Callable[[Sequence[str], int, StoreName], Awaitable[None]]:
+    async def repair(paths: Sequence[str], epoch: int, authority: StoreName) -> None:
+        await pending.mark(paths, epoch, "repair", authority)
+
+    return repair
+
+
+async def _bind(server: grpc.aio.Server, settings: Settings) -> str:
+    host, port = settings.server.host, settings.server.port
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise OSError(
+            f"port {port} of {host} is taken or not allowed; choose another with --port, "
+            f"[server] port or CROSSFADE_SERVER__PORT (0 takes a free one)"
+        ) from error
+    await server.start()
+    return f"{host}:{bound}"
+
+
+async def _request(control: Control, stage: Stage) -> None:
+    """Carries out the stage that the settings ask for; a refusal leaves the old one."""
+    try:
+        await control.set_stage(stage)
+    except CrossfadeError as error:
+        log.warning(
+            "the stage that the settings ask for was not reached",
+            asked=stage.value,
+            stands=control.snapshot.stage.value,
+            reason=str(error),
+        )
+
+
+def _supervise(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+    """Keeps a worker running: its defect is logged and costs it a second, not its life."""
+
+    async def supervised() -> None:
+        while True:
+            try:
+                await run()
+            except Exception:
+                log.exception("a worker failed and starts again", worker=name)
+            await asyncio.sleep(1.0)
+
+    return asyncio.create_task(supervised(), name=name)

@@ -1,0 +1,454 @@
+"""Who is in charge: the control row, the snapshot that requests are routed by, and the barrier.
+
+The row `crossfade.control` is the truth. Requests never read it: they use the
+`Snapshot`, and every statement in PostgreSQL checks the snapshot's epoch, so a
+sidecar that missed a change is told `EpochChanged` and decides again.
+
+A change of authority is a barrier (protocol.md): close for new writes, wait
+until nothing is pending, then open under the next epoch. Reads go on all the time.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from random import random
+from typing import Any, Protocol
+
+import structlog
+
+from crossfade.document import collection_id
+from crossfade.errors import (
+    DeadlineExceeded,
+    EpochChanged,
+    FailedPrecondition,
+    InfrastructureError,
+    InvalidArgument,
+    Unavailable,
+)
+from crossfade.plan import STAGES, CollectionPlan, Route, Rules, Stage, StoreName, decide, plan
+from crossfade.store import MirrorState
+
+log = structlog.get_logger(__name__)
+
+GROUP = "default"
+EVERYTHING = ""
+"""Path of the wildcard pending row that stands for every document."""
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Read percent and shadow rate of a collection; None takes the default below it."""
+
+    read_percent: float | None = None
+    shadow_rate: float | None = None
+    salt: str | None = None
+
+    def over(self, default: "Traffic") -> "Traffic":
+        return Traffic(
+            default.read_percent if self.read_percent is None else self.read_percent,
+            default.shadow_rate if self.shadow_rate is None else self.shadow_rate,
+            default.salt if self.salt is None else self.salt,
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state that requests are routed by: immutable, replaced as a whole.
+
+    `writable` is false while a barrier is under way; `authority` is then still the
+    old one, which answers reads until the epoch changes.
+    """
+
+    stage: Stage
+    epoch: int
+    generation: int
+    writable: bool = True
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    _plans: dict[str, CollectionPlan] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def rules(self) -> Rules:
+        return STAGES[self.stage]
+
+    @property
+    def authority(self) -> StoreName:
+        return self.rules.authority
+
+    def traffic_of(self, collection: str) -> Traffic:
+        return self.traffic.get(collection, Traffic()).over(self.traffic.get("", Traffic()))
+
+    def plan_of(self, collection: str) -> CollectionPlan:
+        made = self._plans.get(collection)
+        if made is None:
+            traffic = self.traffic_of(collection)
+            salt = traffic.salt or f"read:{collection}"
+            rate = 1.0 if traffic.shadow_rate is None else traffic.shadow_rate
+            made = self._plans[collection] = plan(self.stage, salt, traffic.read_percent, rate)
+        return made
+
+    def route(self, paths: tuple[str, ...]) -> Route:
+        """The route of a read. Several documents go to the mirror only if each one would."""
+        draw = random()  # noqa: S311 - sampling
+        chosen = decide(self.plan_of(collection_id(paths[0])), paths[0], draw)
+        for path in paths[1:]:
+            route = decide(self.plan_of(collection_id(path)), path, draw)
+            if route.answer is chosen.authority:
+                chosen = route
+        return chosen
+
+    def route_query(self, collection: str, shape: str) -> Route:
+        """The route of a query; the bucket is that of its shape."""
+        route = decide(self.plan_of(collection), shape, random())  # noqa: S311
+        if route.answer is StoreName.FIRESTORE and route.authority is StoreName.POSTGRESQL:
+            # Firestore as mirror cannot say whether a result is complete: the
+            # authority answers, and shadows as the draw decided.
+            shadow = None if route.shadow is None else StoreName.FIRESTORE
+            return replace(route, answer=StoreName.POSTGRESQL, shadow=shadow)
+        return route
+
+    def current(self, state: MirrorState) -> bool:
+        """Whether PostgreSQL still stands in this snapshot's epoch."""
+        return state.epoch == self.epoch
+
+    def vouches(self, state: MirrorState) -> bool:
+        """Whether PostgreSQL, as the mirror, has shown its data to be no older than the
+        authority's: same epoch, same generation, nothing pending, in one statement."""
+        return (
+            state.epoch == self.epoch and state.generation == self.generation and not state.pending
+        )
+
+
+class Rows(Protocol):
+    """The part of the lanes that the control row needs."""
+
+    async def fetchrow(self, query: str, *args: Any, timeout: float) -> Any: ...
+
+    async def execute(self, query: str, *args: Any, timeout: float) -> str: ...
+
+    def acquire(self, timeout: float) -> Any: ...
+
+
+_READ = """select stage, authority, epoch, generation, barrier, traffic, requested
+from crossfade.control where grp = $1"""
+_PENDING = """select count(*) filter (where path <> '') as paths,
+    count(*) filter (where path = '') as wildcards
+from crossfade.pending"""
+
+
+class Control:
+    """The sidecar's view of the control row and the one way to change it."""
+
+    def __init__(
+        self, rows: Rows | None, settled_traffic: Mapping[str, Traffic], timeout: float = 5.0
+    ) -> None:
+        self._rows = rows
+        self._configured = dict(settled_traffic)
+        self._timeout = timeout
+        self._changed = asyncio.Condition()
+        self._in_flight: Counter[int] = Counter()
+        self._serial = 0
+        self._moving = asyncio.Lock()
+        self.wake_recopy: Callable[[], None] = lambda: None
+        self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
+
+    # --- following the row ------------------------------------------------------------------
+
+    async def open(self, requested: Stage, *, explicit: bool) -> Stage | None:
+        """Seeds an empty control state with the requested stage, else follows the row.
+
+        Returns the stage to move to when the settings ask for another one than
+        they did last (`explicit`: they ask for one at all). The same request again
+        is none: what an operator set meanwhile stands.
+        """
+        if self._rows is None:
+            if requested is not Stage.OFF:
+                raise FailedPrecondition(f"stage {requested} needs PostgreSQL; set DATABASE_URL")
+            return None
+        row = await self._rows.fetchrow(_READ, GROUP, timeout=self._timeout)
+        if row is None:
+            if STAGES[requested].authority is StoreName.POSTGRESQL and STAGES[requested].mirrored:
+                raise FailedPrecondition(
+                    f"stage {requested} cannot be the first: PostgreSQL holds nothing yet. Start "
+                    f"with MIGRATION_READ_PRIMARY=firestore, copy the documents, then change it"
+                )
+            await self._seed(requested)
+            row = await self._rows.fetchrow(_READ, GROUP, timeout=self._timeout)
+        if row is not None and row["barrier"] is not None:
+            await self._undo_barrier(row)
+        await self.refresh()
+        if not explicit or row is None or row["requested"] == requested:
+            return None
+        await self._rows.execute(
+            "update crossfade.control set requested = $2 where grp = $1",
+            GROUP,
+            requested.value,
+            timeout=self._timeout,
+        )
+        return requested
+
+    async def _seed(self, requested: Stage) -> None:
+        assert self._rows is not None  # noqa: S101 - open() has looked
+        async with self._transaction() as connection:
+            await connection.execute(
+                """insert into crossfade.control
+                    (grp, stage, authority, epoch, generation, requested)
+                values ($1, $2, $3, 1, 1, $2) on conflict (grp) do nothing""",
+                GROUP,
+                requested.value,
+                STAGES[requested].authority.value,
+            )
+            if STAGES[requested].mirrored:
+                await _doubt_everything(connection)
+
+    async def refresh(self) -> Snapshot:
+        """Reads the row and publishes a new snapshot if it says something new."""
+        if self._rows is None:
+            return self.snapshot
+        row = await self._rows.fetchrow(_READ, GROUP, timeout=self._timeout)
+        if row is None:
+            raise Unavailable("the control row is gone; was the schema created anew?")
+        await self._publish(_snapshot(row, self._configured))
+        return self.snapshot
+
+    async def _publish(self, fresh: Snapshot) -> None:
+        if fresh == self.snapshot:
+            return
+        async with self._changed:
+            if fresh.epoch >= self.snapshot.epoch:
+                self._serial += 1
+                self.snapshot = fresh
+            self._changed.notify_all()
+
+    async def follow(self) -> None:
+        """Runs for ever: keeps the snapshot current."""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                await self.refresh()
+            except InfrastructureError as error:
+                log.warning("the control row cannot be read", error=str(error))
+
+    # --- writers ----------------------------------------------------------------------------
+
+    async def writable(self, left: Callable[[], float]) -> Snapshot:
+        """The snapshot once writes are open. Raises Unavailable when the barrier outlasts
+        the caller's deadline."""
+        if self.snapshot.writable:
+            return self.snapshot
+        try:
+            async with asyncio.timeout(left()), self._changed:
+                await self._changed.wait_for(lambda: self.snapshot.writable)
+        except TimeoutError as error:
+            raise Unavailable(
+                "a change of authority is under way and outlasts the deadline; "
+                "the commit was not begun"
+            ) from error
+        return self.snapshot
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Marks a commit as begun under the current snapshot."""
+        serial = self._serial
+        self._in_flight[serial] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[serial] -= 1
+
+    async def _older_writes_end(self, deadline: float) -> None:
+        """Waits until no commit is in flight that was begun under an older snapshot."""
+        while any(count for serial, count in self._in_flight.items() if serial < self._serial):
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded("commits of the former stage are still in flight")
+            await asyncio.sleep(0.01)
+        self._in_flight = Counter({s: n for s, n in self._in_flight.items() if n})
+
+    # --- changes ----------------------------------------------------------------------------
+
+    async def set_traffic(self, collection: str, traffic: Traffic) -> None:
+        """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
+        rows = self._needs_rows()
+        current = self.snapshot.traffic.get(collection, Traffic())
+        merged = traffic.over(current)
+        await rows.execute(
+            """update crossfade.control
+            set traffic = traffic || jsonb_build_object($2::text, $3::jsonb), updated_at = now()
+            where grp = $1""",
+            GROUP,
+            collection,
+            {"read_percent": merged.read_percent, "shadow_rate": merged.shadow_rate},
+            timeout=self._timeout,
+        )
+        await self.refresh()
+
+    async def set_stage(self, target: Stage, *, timeout: float = 10.0) -> None:
+        """Moves to a stage and returns when it is reached.
+
+        Raises FailedPrecondition when the stage cannot be reached from here (with
+        the reason), DeadlineExceeded when a barrier did not close in time; then
+        the former stage stands again.
+        """
+        rows = self._needs_rows()
+        async with self._moving:
+            await self.refresh()
+            before = self.snapshot
+            if before.stage is target:
+                return
+            old, new = STAGES[before.stage], STAGES[target]
+            deadline = time.monotonic() + timeout
+            if before.stage is Stage.COMPLETE:
+                raise FailedPrecondition(
+                    "stage complete mirrors nothing, so Firestore lacks every write since: "
+                    "there is no way back that loses nothing"
+                )
+            if new.authority is not old.authority or target is Stage.COMPLETE:
+                await self._barrier(target, deadline)
+            elif new.mirrored and not old.mirrored:
+                await self._move(target, doubt=True)
+                await self._older_writes_end(deadline)
+            elif old.mirrored and not new.mirrored:
+                await self._move(target, doubt=True)
+            else:
+                await rows.execute(
+                    """update crossfade.control set stage = $2, updated_at = now()
+                    where grp = $1 and epoch = $3 and barrier is null""",
+                    GROUP,
+                    target.value,
+                    before.epoch,
+                    timeout=self._timeout,
+                )
+                await self.refresh()
+            log.info("stage changed", before=before.stage.value, now=self.snapshot.stage.value)
+
+    async def _move(self, target: Stage, *, doubt: bool) -> None:
+        """Off <-> dual_write: what the mirror holds is doubtful from here until a copy ends."""
+        async with self._transaction() as connection:
+            await connection.execute(
+                """update crossfade.control set stage = $2, generation = generation + 1,
+                    updated_at = now() where grp = $1""",
+                GROUP,
+                target.value,
+            )
+            if doubt:
+                await connection.execute("delete from crossfade.pending")
+                await _doubt_everything(connection)
+        await self.refresh()
+
+    async def _barrier(self, target: Stage, deadline: float) -> None:
+        """Changes the authority (or leaves it alone, for live -> complete) with nothing pending."""
+        rows = self._needs_rows()
+        before = self.snapshot
+        counts = await rows.fetchrow(_PENDING, timeout=self._timeout)
+        if counts is not None and counts["wildcards"]:
+            raise FailedPrecondition(
+                "the first copy has not ended, so the mirror does not hold everything; "
+                "run the copy, then change the stage"
+            )
+        await self._close(target, before)
+        try:
+            await self._older_writes_end(deadline)
+            await self._drain(deadline)
+        except BaseException:
+            # Abort: under the next epoch, so that nothing of the attempt counts any more.
+            await asyncio.shield(self._open_again(before.stage, before))
+            raise
+        await self._open_again(target, before)
+
+    async def _close(self, target: Stage, before: Snapshot) -> None:
+        changed = await self._needs_rows().execute(
+            """update crossfade.control
+            set authority = 'none', barrier = $3::jsonb, updated_at = now()
+            where grp = $1 and epoch = $2 and barrier is null""",
+            GROUP,
+            before.epoch,
+            {"from": before.stage.value, "to": target.value},
+            timeout=self._timeout,
+        )
+        if changed != "UPDATE 1":
+            await self.refresh()
+            raise EpochChanged("another change of stage is under way")
+        await self.refresh()
+
+    async def _open_again(self, stage: Stage, before: Snapshot) -> None:
+        await self._needs_rows().execute(
+            """update crossfade.control
+            set stage = $2, authority = $3, epoch = epoch + 1, barrier = null, updated_at = now()
+            where grp = $1 and epoch = $4""",
+            GROUP,
+            stage.value,
+            STAGES[stage].authority.value,
+            before.epoch,
+            timeout=self._timeout,
+        )
+        await self.refresh()
+
+    async def _drain(self, deadline: float) -> None:
+        """Waits until nothing is pending, with the recopy worker at work."""
+        while True:
+            counts = await self._needs_rows().fetchrow(_PENDING, timeout=self._timeout)
+            left = counts["paths"] if counts is not None else 0
+            if not left:
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(
+                    f"{left} documents are still pending; the former stage stands"
+                )
+            self.wake_recopy()
+            await asyncio.sleep(0.02)
+
+    async def _undo_barrier(self, row: Mapping[str, Any]) -> None:
+        """A barrier whose coordinator died before it opened is undone."""
+        stage = Stage(row["barrier"]["from"])
+        log.warning("an unfinished change of stage is undone", stage=stage.value)
+        await self._open_again(stage, _snapshot(row, self._configured))
+
+    # --- helpers ----------------------------------------------------------------------------
+
+    def _needs_rows(self) -> Rows:
+        if self._rows is None:
+            raise FailedPrecondition("this sidecar runs without PostgreSQL; set DATABASE_URL")
+        return self._rows
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
+        rows = self._needs_rows()
+        async with rows.acquire(self._timeout) as connection, connection.transaction():
+            yield connection
+
+
+async def _doubt_everything(connection: Any) -> None:
+    """The wildcard row: until a copy has ended, the mirror answers nothing."""
+    await connection.execute(
+        """insert into crossfade.pending
+            (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+        values ('wildcard', $1, '', '', 0, 'infinity', 'not copied')
+        on conflict do nothing""",
+        EVERYTHING,
+    )
+
+
+def _snapshot(row: Mapping[str, Any], configured: Mapping[str, Traffic]) -> Snapshot:
+    traffic = dict(configured)
+    for name, stored in row["traffic"].items():
+        traffic[name] = Traffic(**stored).over(traffic.get(name, Traffic()))
+    return Snapshot(
+        stage=Stage(row["stage"]),
+        epoch=row["epoch"],
+        generation=row["generation"],
+        writable=row["authority"] != "none",
+        traffic=traffic,
+    )
+
+
+def parse_stage(text: str) -> Stage:
+    """Raises InvalidArgument naming the stages."""
+    try:
+        return Stage(text)
+    except ValueError as error:
+        raise InvalidArgument(
+            f'stage: "{text[:40]}" is none of {", ".join(stage.value for stage in Stage)}'
+        ) from error

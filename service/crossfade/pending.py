@@ -1,0 +1,112 @@
+"""Pending rows: what the mirror may not hold yet, and how it comes to hold it.
+
+One row per (intent, path). Whoever puts a document into the mirror first deletes
+the rows that make the put theirs, in the same transaction; who has none left puts
+nothing. Partial writes are never merged into the mirror: their paths are
+recopied, so that concurrent writers cannot leave a mixed document.
+"""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import Callable, Sequence
+
+from crossfade.document import Database
+from crossfade.plan import StoreName
+from crossfade.store import CommitOutcome, DocumentStore, Stored
+from crossfade.stores.postgres.mirror import Image, Mirror
+from crossfade.wire import parse_document
+from crossfade.write import Folded
+
+LEASE_SECONDS = 15.0
+"""How long a writer's own rows are left to it before the recopy worker takes them over."""
+
+
+def new_intent() -> str:
+    return uuid.uuid4().hex
+
+
+def intent_of(request_id: str, attempt: int) -> str:
+    """The same at every sidecar and on every retry; `attempt` rises when one was revoked."""
+    return hashlib.blake2b(f"{attempt}:{request_id}".encode(), digest_size=16).hexdigest()
+
+
+class Pending:
+    """Opens, settles and recopies the pending rows of the forward direction."""
+
+    def __init__(
+        self, mirror: Mirror, firestore: DocumentStore, database: Database, timeout: float
+    ) -> None:
+        self.mirror = mirror
+        self._firestore = firestore
+        self._database = database
+        self._timeout = timeout
+        self.woken = asyncio.Event()
+        """Set when there is work for the recopy worker that should not wait for its interval."""
+
+    async def open(
+        self, intent: str, paths: Sequence[str], epoch: int, left: Callable[[], float]
+    ) -> None:
+        """The rows of a commit, durable before the commit is sent. Raises EpochChanged."""
+        await self.mirror.open_intent(
+            intent, paths, epoch=epoch, lease=LEASE_SECONDS, reason="commit", timeout=left()
+        )
+
+    async def drop(self, intent: str) -> None:
+        """After a definite refusal: nothing was written, so nothing is pending."""
+        await self.mirror.drop_intent(intent, timeout=self._timeout)
+
+    async def settle(
+        self, intent: str, folded: Sequence[Folded], outcome: CommitOutcome, epoch: int
+    ) -> None:
+        """Puts a commit's full images, or recopies all its paths if any write was partial.
+
+        All in one transaction, so the mirror shows the commit as a whole.
+        """
+        if outcome.replayed or any(entry.partial for entry in folded):
+            await self.recopy([entry.path for entry in folded], epoch, intent=intent)
+            return
+        images = []
+        for entry in folded:
+            update_time = outcome.writes[entry.last].update_time
+            time = outcome.commit_time if update_time is None else update_time
+            images.append(Image(entry.path, entry.fields, time, None))
+        await self.mirror.put(
+            images, epoch=epoch, intent=intent, allow_equal=False, timeout=self._timeout
+        )
+
+    async def recopy(
+        self,
+        paths: Sequence[str],
+        epoch: int,
+        *,
+        intent: str | None = None,
+        claim: str | None = None,
+    ) -> set[str]:
+        """Reads the paths from the authority, all at once, and puts them under the guard
+        that admits equal versions (or a wrong document could never be healed)."""
+        reading = await self._firestore.get(paths, timeout=self._timeout)
+        images = [self._image(stored, reading.read_time) for stored in reading.documents]
+        return await self.mirror.put(
+            images, epoch=epoch, intent=intent, claim=claim, allow_equal=True, timeout=self._timeout
+        )
+
+    def _image(self, stored: Stored, read_time: int) -> Image:
+        if stored.data is None:
+            return Image(stored.path, None, read_time, None)
+        document = parse_document(stored.data, self._database)
+        return Image(document.path, document.fields, document.update_time, document.create_time)
+
+    async def mark(
+        self, paths: Sequence[str], epoch: int, reason: str, authority: StoreName
+    ) -> None:
+        """Queues a recopy of the paths."""
+        await self.mirror.mark(
+            new_intent(),
+            paths,
+            epoch=epoch,
+            reason=reason,
+            authority=authority,
+            timeout=self._timeout,
+        )
+        self.woken.set()

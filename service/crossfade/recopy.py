@@ -1,0 +1,191 @@
+"""The recopy worker: takes over pending rows nobody works on, and settles them.
+
+Forward (Firestore is the authority): claim, revoke what is in doubt, *then* read
+and put. Reverse (PostgreSQL is the authority): claim, read the rows, commit them to
+Firestore under the precondition of what Firestore is known to hold, remember what
+it answered. A document that Firestore holds and nobody here wrote is never
+overwritten: it becomes a dead letter.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+
+from crossfade.control import Control, Snapshot
+from crossfade.document import Database, Document, identical
+from crossfade.errors import (
+    AlreadyExists,
+    CrossfadeError,
+    EpochChanged,
+    FailedPrecondition,
+    InfrastructureError,
+    NotFound,
+)
+from crossfade.pending import Pending, new_intent
+from crossfade.plan import StoreName
+from crossfade.store import Intent, Stored
+from crossfade.stores.firestore import FirestoreStore
+from crossfade.stores.postgres.mirror import Peer, PendingRow
+from crossfade.telemetry import MIRROR_PUTS, RECOPIES, REVOKED, Telemetry
+from crossfade.wire import parse_document
+from crossfade.write import Write
+
+log = structlog.get_logger(__name__)
+
+CONCURRENT_REVOKES = 16
+
+
+class Recopy:
+    """One per sidecar; any number of them share the work by claims."""
+
+    def __init__(
+        self,
+        control: Control,
+        pending: Pending,
+        firestore: FirestoreStore,
+        telemetry: Telemetry,
+        database: Database,
+        *,
+        interval: float = 0.2,
+        batch: int = 100,
+        lease: float = 10.0,
+        attempts: int = 10,
+        timeout: float = 5.0,
+    ) -> None:
+        self._control = control
+        self._pending = pending
+        self._mirror = pending.mirror
+        self._firestore = firestore
+        self._telemetry = telemetry
+        self._database = database
+        self._interval = interval
+        self._batch = batch
+        self._lease = lease
+        self._attempts = attempts
+        self._timeout = timeout
+
+    async def run(self) -> None:
+        """Runs for ever: at once when woken, else every `interval` seconds."""
+        while True:
+            try:
+                async with asyncio.timeout(self._interval):
+                    await self._pending.woken.wait()
+            except TimeoutError:
+                pass
+            self._pending.woken.clear()
+            try:
+                while await self.step():
+                    pass
+            except InfrastructureError as error:
+                log.warning("recopying waits for a store", error=error.code)
+                await asyncio.sleep(1.0)
+            except EpochChanged:
+                await self._control.refresh()
+
+    async def step(self) -> int:
+        """Settles one batch; the number of rows claimed."""
+        snapshot = self._control.snapshot
+        if not snapshot.rules.mirrored:
+            return 0
+        claim = new_intent()
+        rows = await self._mirror.claim(
+            claim, limit=self._batch, lease=self._lease, timeout=self._timeout
+        )
+        if not rows:
+            return 0
+        try:
+            if snapshot.authority is StoreName.FIRESTORE:
+                await self._forward(claim, rows, snapshot)
+            else:
+                await self._reverse(claim, rows, snapshot)
+        except CrossfadeError as error:
+            await self._mirror.release(
+                claim, failure=error.code, attempts=self._attempts, timeout=self._timeout
+            )
+            raise
+        self._telemetry.count(RECOPIES, "settled", by=len(rows))
+        return len(rows)
+
+    # --- forward ----------------------------------------------------------------------------
+
+    async def _forward(self, claim: str, rows: Sequence[PendingRow], snapshot: Snapshot) -> None:
+        """An expired lease is not a finished commit: the intents are revoked before the
+        read, so that none of them can be applied after it."""
+        in_doubt = sorted({row.intent for row in rows if row.reason == "commit"})
+        gate = asyncio.Semaphore(CONCURRENT_REVOKES)
+
+        async def revoke(intent: str) -> None:
+            async with gate:
+                if await self._firestore.revoke(intent, timeout=self._timeout):
+                    self._telemetry.count(REVOKED)
+
+        await asyncio.gather(*map(revoke, in_doubt))
+        await self._pending.recopy(sorted({row.path for row in rows}), snapshot.epoch, claim=claim)
+
+    # --- reverse ----------------------------------------------------------------------------
+
+    async def _reverse(self, claim: str, rows: Sequence[PendingRow], snapshot: Snapshot) -> None:
+        """All paths in one Firestore commit; one by one where a precondition failed."""
+        paths = sorted({row.path for row in rows})
+        peers = await self._mirror.peers(paths, timeout=self._timeout)
+        try:
+            settled = await self._put_reverse(claim, peers, snapshot)
+        except (FailedPrecondition, AlreadyExists, NotFound):
+            for peer in peers:
+                await self._reverse_one(f"{claim}-{new_intent()[:8]}", claim, peer, snapshot)
+            return
+        await self._mirror.settle(claim, settled, epoch=snapshot.epoch, timeout=self._timeout)
+
+    async def _put_reverse(
+        self, intent: str, peers: Sequence[Peer], snapshot: Snapshot
+    ) -> list[tuple[Peer, int]]:
+        """Commits the rows to Firestore; what to remember of each: (row, update_time there)."""
+        writes = [write for peer in peers if (write := self._write(peer)) is not None]
+        times: dict[str, int] = {}
+        if writes:
+            outcome = await self._firestore.commit(
+                writes, timeout=self._timeout, intent=Intent(intent, snapshot.epoch, mirrored=True)
+            )
+            times = {
+                write.path: result.update_time or 0
+                for write, result in zip(writes, outcome.writes, strict=True)
+            }
+        return [(peer, times.get(peer.path, peer.peer_time or 0)) for peer in peers]
+
+    def _write(self, peer: Peer) -> Write | None:
+        """The write that makes Firestore hold the row, under what it is known to hold now."""
+        exists = False if peer.peer_time == 0 else None
+        update_time = peer.peer_time or None
+        if peer.data is not None:
+            fields = parse_document(peer.data, self._database).fields
+            return Write(peer.path, fields, exists=exists, update_time=update_time)
+        if peer.peer_time == 0:
+            return None
+        return Write(peer.path, None, update_time=update_time)
+
+    async def _reverse_one(self, intent: str, claim: str, peer: Peer, snapshot: Snapshot) -> None:
+        """A refused precondition: Firestore holds something else than was remembered.
+        Our own content (a crash before it was remembered) is adopted; a foreign one stays."""
+        reading = await self._firestore.get([peer.path], timeout=self._timeout, exact_times=True)
+        found = reading.documents[0]
+        actual = 0 if found.data is None or found.version is None else found.version[1]
+        if actual != (peer.peer_time or 0) and not self._ours(peer, found):
+            log.error("a writer goes around the sidecar", path=peer.path)
+            await self._mirror.bury(
+                claim, peer.path, failure="foreign document in Firestore", timeout=self._timeout
+            )
+            self._telemetry.count(MIRROR_PUTS, "foreign")
+            return
+        adopted = Peer(peer.path, peer.data, peer.version, actual)
+        settled = await self._put_reverse(intent, [adopted], snapshot)
+        await self._mirror.settle(claim, settled, epoch=snapshot.epoch, timeout=self._timeout)
+
+    def _ours(self, peer: Peer, found: Stored) -> bool:
+        if found.data is None or peer.data is None:
+            return found.data is None
+        theirs, ours = self._parsed(found.data), self._parsed(peer.data)
+        return identical(theirs.fields, ours.fields)
+
+    def _parsed(self, data: bytes) -> Document:
+        return parse_document(data, self._database)

@@ -1,0 +1,246 @@
+"""crossfade.v1 over the heart: bytes in, bytes out.
+
+One wrapper around every method does what interceptors would (deadline, trace,
+errors, metrics): an aio interceptor, even an empty one, costs a tenth of a call.
+Requests are parsed in the handler, so that bytes that are no message are
+INVALID_ARGUMENT and not INTERNAL.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+from crossfade_api.v1 import crossfade_pb2, document_pb2
+from google.protobuf.message import DecodeError, Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from crossfade import wire
+from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path
+from crossfade.errors import CrossfadeError, InvalidArgument, NotFound
+from crossfade.migrator import Call, Migrator
+from crossfade.rpc.status import code_of
+from crossfade.telemetry import Telemetry
+from crossfade.write import MAX_COMMIT_BYTES, Write, check
+
+log = structlog.get_logger(__name__)
+
+M = TypeVar("M", bound=Message)
+SERVICE = "crossfade.v1.Crossfade"
+MAX_BATCH = 1_000
+MAX_REQUEST_ID_BYTES = 128
+
+Unary = Callable[[bytes, Call], Awaitable[bytes]]
+Streaming = Callable[[bytes, Call], AsyncIterator[bytes]]
+
+
+class Front:
+    """The methods of the service, from request bytes to reply bytes."""
+
+    def __init__(self, migrator: Migrator, database: Database) -> None:
+        self._migrator = migrator
+        self._database = database
+
+    async def get_document(self, data: bytes, call: Call) -> bytes:
+        request = parse(crossfade_pb2.GetDocumentRequest, data)
+        path = self._path(request.name, "name")
+        reading = await self._migrator.read((path,), call)
+        found = reading.documents[0].data
+        if found is None:
+            raise NotFound(f"document {path} does not exist")
+        return wire.field_bytes(1, found)
+
+    async def batch_get_documents(self, data: bytes, call: Call) -> AsyncIterator[bytes]:
+        request = parse(crossfade_pb2.BatchGetDocumentsRequest, data)
+        if not request.names:
+            raise InvalidArgument("names: at least one document must be asked for")
+        if len(request.names) > MAX_BATCH:
+            raise InvalidArgument(
+                f"names: {len(request.names)} documents, the limit is {MAX_BATCH}"
+            )
+        paths = tuple(dict.fromkeys(self._path(name, "names") for name in request.names))
+        reading = await self._migrator.read(paths, call)
+        frame = bytearray()
+        for stored in reading.documents:
+            if stored.data is None:
+                frame += wire.field_bytes(2, self._database.full(stored.path).encode())
+            else:
+                frame += wire.field_bytes(1, stored.data)
+            if len(frame) > MAX_DOCUMENT_BYTES:
+                yield bytes(frame)
+                frame = bytearray()
+        tail = crossfade_pb2.BatchGetDocumentsReply()
+        wire.encode_time(reading.read_time, tail.read_time)
+        yield bytes(frame) + tail.SerializeToString()
+
+    async def query(self, data: bytes, call: Call) -> AsyncIterator[bytes]:
+        request = parse(crossfade_pb2.QueryRequest, data)
+        parent = self._database.relative(request.parent, "parent")
+        query = wire.decode_query(request.query, parent, self._database)
+        async for page in self._migrator.query(query, call):
+            yield page.frames
+
+    async def commit(self, data: bytes, call: Call) -> bytes:
+        request = parse(crossfade_pb2.CommitRequest, data)
+        if len(data) > MAX_COMMIT_BYTES:
+            raise InvalidArgument(
+                f"commit: its size of {len(data)} bytes is over the limit of {MAX_COMMIT_BYTES}"
+            )
+        request_id = _request_id(request)
+        writes = self._writes(request.writes)
+        outcome = await self._migrator.commit(writes, call, request_id)
+        reply = crossfade_pb2.CommitReply(replayed=outcome.replayed)
+        for result in outcome.writes:
+            item = reply.write_results.add()
+            if result.update_time is not None:
+                wire.encode_time(result.update_time, item.update_time)
+            for value in result.results:
+                wire.encode_value(value, item.transform_results.add())
+        wire.encode_time(outcome.commit_time, reply.commit_time)
+        return reply.SerializeToString()
+
+    def _writes(self, messages: Sequence[document_pb2.Write]) -> list[Write]:
+        if not messages:
+            raise InvalidArgument("writes: a commit needs at least one write")
+        writes = []
+        for index, message in enumerate(messages):
+            write = wire.decode_write(message, self._database, f"writes[{index}]")
+            check(write)
+            writes.append(write)
+        return writes
+
+    def _path(self, name: str, field: str) -> str:
+        return check_document_path(self._database.relative(name, field), field)
+
+
+def _request_id(request: crossfade_pb2.CommitRequest) -> str | None:
+    size = len(request.request_id.encode())
+    if size > MAX_REQUEST_ID_BYTES:
+        raise InvalidArgument(
+            f"request_id: {size} bytes are over the limit of {MAX_REQUEST_ID_BYTES} bytes"
+        )
+    return request.request_id or None
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """The request. Raises InvalidArgument for bytes that are none."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(
+            f"the request is not a {kind.DESCRIPTOR.full_name} message, "
+            f"or nests deeper than protobuf reads"
+        ) from error
+
+
+# --- the wrapper -------------------------------------------------------------------------------
+
+
+class Wrapper:
+    """Deadline, trace, errors and metrics around a method."""
+
+    def __init__(self, telemetry: Telemetry, default_timeout: float) -> None:
+        self._telemetry = telemetry
+        self._default_timeout = default_timeout
+
+    def unary(self, name: str, method: Unary) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def handle(data: bytes, context: Any) -> bytes:
+            call = self._call(name, context)
+            started, status = time.perf_counter_ns(), "OK"
+            try:
+                return await method(data, call)
+            except CrossfadeError as error:
+                status = error.code
+                context.set_code(code_of(error))
+                context.set_details(str(error))
+                return b""
+            except Exception as error:  # noqa: BLE001 - the last line of defence
+                status = _defect(name, error, context)
+                return b""
+            finally:
+                self._ended(name, call, status, started)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def streaming(self, name: str, method: Streaming) -> grpc.RpcMethodHandler[bytes, bytes]:
+        async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
+            call = self._call(name, context)
+            started, status = time.perf_counter_ns(), "OK"
+            try:
+                async for frame in method(data, call):
+                    yield frame
+            except CrossfadeError as error:
+                status = error.code
+                context.set_code(code_of(error))
+                context.set_details(str(error))
+            except Exception as error:  # noqa: BLE001 - the last line of defence
+                status = _defect(name, error, context)
+            finally:
+                self._ended(name, call, status, started)
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def _call(self, name: str, context: Any) -> Call:
+        left = context.time_remaining()
+        timeout = self._default_timeout if left is None else left
+        traceparent = None
+        for key, value in context.invocation_metadata() or ():
+            if key == "traceparent":
+                traceparent = value
+        return Call(time.monotonic() + timeout, self._telemetry.start(name, traceparent))
+
+    def _ended(self, name: str, call: Call, status: str, started: int) -> None:
+        self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
+        if call.trace is not None:
+            call.trace.end(status)
+
+
+def _defect(name: str, error: Exception, context: Any) -> str:
+    """Our own mistake: the caller hears INTERNAL, the log has where."""
+    log.error("a request failed by a defect", rpc=name, exc_info=error)
+    context.set_code(grpc.StatusCode.INTERNAL)
+    context.set_details(f"{type(error).__name__} in the sidecar; its log has the place")
+    return "INTERNAL"
+
+
+# --- the server --------------------------------------------------------------------------------
+
+
+def build(
+    front: Front,
+    admin: grpc.GenericRpcHandler,
+    wrap: Wrapper,
+    *,
+    max_message_bytes: int,
+) -> tuple[grpc.aio.Server, health.HealthServicer]:
+    """A server with the API, the admin service, health and reflection; not yet bound."""
+    server = grpc.aio.server(
+        options=(
+            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
+            ("grpc.max_receive_message_length", max_message_bytes),
+            ("grpc.max_send_message_length", max_message_bytes),
+        )
+    )
+    handlers = {
+        "GetDocument": wrap.unary("GetDocument", front.get_document),
+        "BatchGetDocuments": wrap.streaming("BatchGetDocuments", front.batch_get_documents),
+        "Query": wrap.streaming("Query", front.query),
+        "Commit": wrap.unary("Commit", front.commit),
+    }
+    checker = health.HealthServicer()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    names = (
+        SERVICE,
+        "crossfade.v1.Admin",
+        health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+        reflection.SERVICE_NAME,
+    )
+    reflection.enable_server_reflection(names, server)
+    return server, checker
