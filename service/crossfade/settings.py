@@ -1,0 +1,467 @@
+"""All settings: one TOML file, CROSSFADE_ variables over it, and the seed variables.
+
+`load` reads and checks them; `Settings(...)` takes its arguments alone, so that a
+throwaway stack never picks up a developer's DATABASE_URL.
+
+The seed variables are those of the application's own migration plan (DATABASE_TYPE,
+MIGRATION_READ_PRIMARY, MIGRATION_DUAL_WRITE, DATABASE_URL). They ask for a stage:
+what an empty control state begins with, and a request ever after (protocol H28).
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as SourceError
+
+from crossfade.plan import STAGES, Stage, StoreName
+
+PREFIX = "CROSSFADE_"
+CONFIG_VARIABLE = "CROSSFADE_CONFIG"
+DEFAULT_FILE = Path("crossfade.toml")
+URL_FORM = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+HIDDEN = "***"
+# What stands in for the application's own variables, by section and key.
+SEEDED = {
+    ("postgresql", "url"): "DATABASE_URL",
+    ("firestore", "emulator"): "FIRESTORE_EMULATOR_HOST",
+    ("firestore", "project"): "GOOGLE_CLOUD_PROJECT",
+}
+
+
+class SettingsError(Exception):
+    """The settings cannot be used. The message says what to change and holds no password."""
+
+
+Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Lanes = Annotated[int, Field(ge=1, le=1_000)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class ServerSettings(Section):
+    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 7600
+    max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
+    default_timeout: Seconds = 5.0
+
+
+class FirestoreSettings(Section):
+    """Which Firestore. `emulator` is "host:port"; without it, Google's with its credentials."""
+
+    project: Annotated[str, Field(min_length=1, pattern=r"^[^/\s]+$")] = "violet"
+    database: Annotated[str, Field(min_length=1, pattern=r"^[^/\s]+$")] = "(default)"
+    emulator: str | None = None
+    timeout: Seconds = 5.0
+
+    @field_validator("emulator")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            host, _, port = value.rpartition(":")
+            if not host or "/" in host or not port.isdecimal() or int(port) > 65_535:
+                raise ValueError('write it as "HOST:PORT", without http://')
+        return value
+
+
+class PostgresqlSettings(Section):
+    """Which PostgreSQL, and how many connections for answers, shadows and mirror work."""
+
+    url: SecretStr | None = None
+    lanes: Lanes = 8
+    shadow_lanes: Lanes = 2
+    mirror_lanes: Lanes = 4
+    timeout: Seconds = 5.0
+
+    @field_validator("url")
+    @classmethod
+    def _usable(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_url(value.get_secret_value())
+        return value
+
+    @property
+    def dsn(self) -> str:
+        """The URL as the driver takes it. Raises SettingsError when there is none."""
+        if self.url is None:
+            raise SettingsError(
+                f"no PostgreSQL is configured: set DATABASE_URL or [postgresql] url to {URL_FORM}"
+            )
+        text = self.url.get_secret_value()
+        return "postgresql://" + text.partition("://")[2]
+
+    @property
+    def target(self) -> str:
+        """host:port/database, for messages."""
+        parts = urlsplit(self.dsn)
+        query = parse_qs(parts.query)
+        host = parts.hostname or query.get("host", ["localhost"])[0]
+        port = parts.port or query.get("port", ["5432"])[0]
+        database = parts.path.removeprefix("/") or parts.username or "?"
+        return f"{host}:{port}/{database}"
+
+
+class MigrationSettings(Section):
+    """The stage asked for (none: the control state stays as it is) and the defaults of reads.
+
+    `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
+    (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    """
+
+    stage: Stage | None = None
+    mirror: Literal["async", "wait", "required"] = "async"
+    mappings: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] = "violet"
+    read_percent: Percent | None = None
+    shadow_rate: Rate = 0.01
+
+
+class CollectionSettings(Section):
+    """Reads of one collection; None takes the default of [migration]."""
+
+    read_percent: Percent | None = None
+    shadow_rate: Rate | None = None
+    salt: str | None = None
+
+    @field_validator("salt")
+    @classmethod
+    def _short(cls, value: str | None) -> str | None:
+        # The hash takes a key of 64 bytes; a longer salt would be cut without a word.
+        if value is not None and len(value.encode()) > 64:
+            raise ValueError("a salt has at most 64 bytes")
+        return value
+
+
+class ShadowSettings(Section):
+    """`queue` is a number of reads, `behind_bound` seconds a mirror may lag unremarked."""
+
+    queue: Count = 1000
+    workers: Lanes = 2
+    behind_bound: Seconds = 5.0
+    repair: bool = True
+
+
+class RecopySettings(Section):
+    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`."""
+
+    interval: Seconds = 0.2
+    batch: Count = 100
+    lease: Seconds = 10.0
+    attempts: Count = 10
+
+
+class TelemetrySettings(Section):
+    """Where metrics and traces go (OTLP over gRPC); without an endpoint, nowhere."""
+
+    otlp_endpoint: str | None = None
+    sample_ratio: Rate = 0.01
+    service_name: Annotated[str, Field(min_length=1)] = "crossfade"
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError('write it as "http://HOST:4317" (https for TLS)')
+        return value
+
+
+class LogSettings(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["console", "json"] = "console"
+
+
+class Settings(Section):
+    """Everything Crossfade can be told. Frozen; made by `load`, or from arguments alone."""
+
+    server: ServerSettings = ServerSettings()
+    firestore: FirestoreSettings = FirestoreSettings()
+    postgresql: PostgresqlSettings = PostgresqlSettings()
+    migration: MigrationSettings = MigrationSettings()
+    collections: dict[str, CollectionSettings] = {}
+    shadow: ShadowSettings = ShadowSettings()
+    recopy: RecopySettings = RecopySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    log: LogSettings = LogSettings()
+
+    def requested_stage(self) -> Stage | None:
+        """The stage that the file or the seed variables ask for; None: no request."""
+        return self.migration.stage
+
+    def redacted(self) -> dict[str, Any]:
+        """Plain data for display, in the order of the sections; never a password."""
+        shown: dict[str, Any] = self.model_dump(mode="json")
+        if self.postgresql.url is not None:
+            shown["postgresql"]["url"] = _redacted_url(self.postgresql.url.get_secret_value())
+        if self.telemetry.otlp_endpoint is not None:
+            shown["telemetry"]["otlp_endpoint"] = _redacted_url(self.telemetry.otlp_endpoint)
+        return shown
+
+
+class _Loaded(Settings, BaseSettings):
+    """`Settings` with the environment over the values it is given."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_nested_delimiter="__", env_ignore_empty=True
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the base's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        seeded: dict[str, Any] = {}
+        for (section, key), variable in SEEDED.items():
+            if os.environ.get(variable):
+                seeded.setdefault(section, {})[key] = os.environ[variable]
+        return env_settings, InitSettingsSource(settings_cls, seeded), init_settings
+
+
+def load(config: Path | None = None) -> Settings:
+    """The settings of this process. Raises SettingsError.
+
+    `config`: the TOML file; else CROSSFADE_CONFIG; else ./crossfade.toml, if it is there.
+    """
+    file, values = _read_file(config)
+    _check_variables()
+    try:
+        settings = _Loaded(**values)
+    except ValidationError as error:
+        sentences = [_sentence(detail, file) for detail in error.errors(include_url=False)]
+        raise SettingsError("; ".join(sentences)) from None
+    except SourceError as error:
+        raise SettingsError(f"{error}: a variable of a whole section holds JSON") from None
+    stage = _resolve_stage(settings)
+    migration = settings.migration.model_copy(update={"stage": stage})
+    return settings.model_copy(update={"migration": migration})
+
+
+# --- the file and the variables ----------------------------------------------------------------
+
+
+def _read_file(config: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    named = config or (Path(value) if (value := os.environ.get(CONFIG_VARIABLE)) else None)
+    file = named or DEFAULT_FILE
+    try:
+        values = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        if named is None:
+            return None, {}
+        option = "--config" if config else CONFIG_VARIABLE
+        raise SettingsError(f"{option}: there is no file {file}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{file} cannot be read: {reason}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is not TOML: {error}") from None
+    for section in values:
+        if section not in Settings.model_fields:
+            raise SettingsError(
+                f"[{section}] in {file} is not a section" + _nearest(section, Settings.model_fields)
+            )
+    return file, values
+
+
+def _check_variables() -> None:
+    """Refuses variables that look like settings and are none; the library skips them silently."""
+    sections = Settings.model_fields
+    nearly = {
+        f"{PREFIX}{section}_{key}".upper(): f"{PREFIX}{section}__{key}".upper()
+        for section, info in sections.items()
+        for key in _keys(info.annotation)
+    }
+    for variable, value in os.environ.items():
+        section, separator, _ = variable.upper().removeprefix(PREFIX).lower().partition("__")
+        if not variable.upper().startswith(PREFIX):
+            continue
+        if separator and section not in sections:
+            raise SettingsError(
+                f"{variable}: [{section}] is not a section" + _nearest(section, sections)
+            )
+        # Kubernetes sets NAME_PORT=tcp://... for every service beside the pod.
+        if variable.upper() in nearly and not value.startswith("tcp://"):
+            raise SettingsError(
+                f"{variable} is not a setting; write {nearly[variable.upper()]}, "
+                f"with two underscores between section and key"
+            )
+    direct, seed = os.environ.get(f"{PREFIX}POSTGRESQL__URL"), os.environ.get("DATABASE_URL")
+    if direct and seed and direct != seed:
+        raise SettingsError(
+            f"DATABASE_URL and {PREFIX}POSTGRESQL__URL name different databases; unset one"
+        )
+
+
+def _keys(annotation: Any) -> Mapping[str, Any]:
+    is_section = isinstance(annotation, type) and issubclass(annotation, Section)
+    return annotation.model_fields if is_section else {}
+
+
+def _nearest(word: str, known: Mapping[str, Any]) -> str:
+    close = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
+
+
+def _sentence(error: ErrorDetails, file: Path | None) -> str:
+    """One validation error as a sentence that names the place where it was written."""
+    parts = tuple(str(part) for part in error["loc"])
+    where = _origin(parts, file)
+    if error["type"] == "extra_forbidden":
+        annotation: Any = Settings
+        for part in parts[:-1]:
+            known = _keys(annotation)
+            annotation = known[part].annotation if part in known else CollectionSettings
+        return f"{where} is not a setting" + _nearest(parts[-1], _keys(annotation))
+    text = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {text[0].lower()}{text[1:]}"
+
+
+def _origin(parts: tuple[str, ...], file: Path | None) -> str:
+    variable = PREFIX + "__".join(parts).upper()
+    seed = SEEDED.get(parts[:2])  # type: ignore[arg-type]
+    for name in os.environ:
+        if name.upper() == variable:
+            return name
+    if seed and os.environ.get(seed):
+        return seed
+    written = f"[{'.'.join(parts[:-1])}] {parts[-1]}" if len(parts) > 1 else parts[0]
+    return f"{written} in {file}" if file else written
+
+
+# --- the stage that is asked for ---------------------------------------------------------------
+
+
+def _resolve_stage(settings: Settings) -> Stage | None:
+    """The stage of the file and of the seed variables. Raises SettingsError when they differ."""
+    shadowed = settings.migration.shadow_rate > 0 or any(
+        (collection.shadow_rate or 0) > 0 for collection in settings.collections.values()
+    )
+    seeded, asked = _seeded_stage(shadowed), settings.migration.stage
+    if seeded is not None and asked is not None and seeded is not asked:
+        raise SettingsError(
+            f"the settings ask for stage {asked} and the variables "
+            f"(DATABASE_TYPE={os.environ['DATABASE_TYPE']}) for stage {seeded}; "
+            f"remove [migration] stage or make the two agree"
+        )
+    stage = asked or seeded
+    if stage not in {None, Stage.OFF} and settings.postgresql.url is None:
+        reason = "DATABASE_TYPE=" + os.environ["DATABASE_TYPE"] if seeded else f"stage {stage}"
+        raise SettingsError(f"{reason} needs PostgreSQL: set DATABASE_URL to {URL_FORM}")
+    return stage
+
+
+def _seeded_stage(shadowed: bool) -> Stage | None:
+    """The row of the stage table that the seed variables name."""
+    kind = _word("DATABASE_TYPE", ("firestore", "postgresql", "dual"))
+    primary = _word("MIGRATION_READ_PRIMARY", tuple(StoreName))
+    dual_write = _switch("MIGRATION_DUAL_WRITE")
+    if kind is None:
+        if primary == StoreName.POSTGRESQL:
+            raise SettingsError(
+                "MIGRATION_READ_PRIMARY=postgresql without DATABASE_TYPE; set DATABASE_TYPE=dual"
+            )
+        return None
+    if kind != "dual":
+        # DATABASE_TYPE=firestore beside a leftover MIGRATION_DUAL_WRITE=true is the rollback of
+        # the migration plan. The other way it would be an end without a way back, so it is asked.
+        if primary is not None and primary != kind:
+            raise SettingsError(
+                f"DATABASE_TYPE={kind} contradicts MIGRATION_READ_PRIMARY={primary}; set "
+                f"DATABASE_TYPE=dual, or MIGRATION_READ_PRIMARY={kind}"
+            )
+        if kind == StoreName.POSTGRESQL and dual_write:
+            raise SettingsError(
+                "DATABASE_TYPE=postgresql contradicts MIGRATION_DUAL_WRITE=true: Firestore is no "
+                "longer written; set DATABASE_TYPE=dual, or MIGRATION_DUAL_WRITE=false"
+            )
+        return Stage.OFF if kind == StoreName.FIRESTORE else Stage.COMPLETE
+    if dual_write is False:
+        raise SettingsError(
+            "DATABASE_TYPE=dual contradicts MIGRATION_DUAL_WRITE=false; set it to true, or "
+            "DATABASE_TYPE to firestore or postgresql"
+        )
+    authority = StoreName(primary or StoreName.FIRESTORE)
+    return next(
+        stage
+        for stage, rules in STAGES.items()
+        if rules.mirrored and rules.authority is authority and rules.shadowed is shadowed
+    )
+
+
+def _word(variable: str, words: tuple[str, ...]) -> str | None:
+    value = os.environ.get(variable, "").strip().lower()
+    if value and value not in words:
+        raise SettingsError(f"{variable}: unknown word; it is one of {', '.join(words)}")
+    return value or None
+
+
+def _switch(variable: str) -> bool | None:
+    value = os.environ.get(variable, "").strip().lower()
+    if value in {"true", "1", "yes", "on"}:
+        return True
+    if value in {"false", "0", "no", "off"}:
+        return False
+    if value:
+        raise SettingsError(f"{variable}: unknown word; it is true or false")
+    return None
+
+
+# --- URLs --------------------------------------------------------------------------------------
+
+
+def _check_url(text: str) -> None:
+    """Raises ValueError, with a text that quotes nothing but the scheme."""
+    scheme, separator, _ = text.partition("://")
+    if scheme not in {"postgresql", "postgresql+asyncpg"}:
+        found = f'"{scheme}://"' if separator and scheme.isidentifier() else "something else"
+        raise ValueError(f"the URL begins with {found}; write it as {URL_FORM}")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError:
+        parts = None
+    # A "/" in a password ends the host part early, and the rest would be shown as a path.
+    if parts is None or "@" in parts.path + parts.query or parts.fragment:
+        raise ValueError(
+            f"the URL cannot be read; write it as {URL_FORM}, "
+            f'with "/", "?", "#" and "@" of the password percent-encoded'
+        )
+
+
+def _redacted_url(text: str) -> str:
+    parts = urlsplit(text)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, password = user.partition(":")
+    netloc = f"{name}{colon}{HIDDEN if password else ''}{at}{host}"
+    query = "&".join(
+        f"{key}={HIDDEN}" if "pass" in key.lower() else f"{key}={value}"
+        for key, value in (item.partition("=")[::2] for item in parts.query.split("&") if item)
+    )
+    return parts._replace(netloc=netloc, query=query, fragment="").geturl()
