@@ -1,7 +1,7 @@
 """The async client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, Self, TypeAlias, TypeVar
 
@@ -11,7 +11,7 @@ from crossfade_api.v1 import crossfade_pb2_grpc as rpc
 from crossfade_client import _requests, query
 from crossfade_client._requests import Attempts, RequestId
 from crossfade_client.errors import NotFoundError, from_status
-from crossfade_client.values import CommitResult, FieldPath, Fields, Snapshot
+from crossfade_client.values import Changes, CommitResult, Fields, Snapshot
 from crossfade_client.writes import Write
 
 Metadata: TypeAlias = (
@@ -164,7 +164,7 @@ class AsyncCrossfade:
     async def update(
         self,
         path: str,
-        fields: Mapping[FieldPath, Any],
+        fields: Changes,
         *,
         update_time: datetime | None = None,
         **call: Any,
@@ -278,7 +278,7 @@ class Batch:
     def merge(self, path: str, fields: Fields, **options: Any) -> Self:
         return self.add(Write.merge(path, fields, **options))
 
-    def update(self, path: str, fields: Mapping[FieldPath, Any], **options: Any) -> Self:
+    def update(self, path: str, fields: Changes, **options: Any) -> Self:
         return self.add(Write.update(path, fields, **options))
 
     def delete(self, path: str, **options: Any) -> Self:

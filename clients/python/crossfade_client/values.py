@@ -46,6 +46,9 @@ Fields: TypeAlias = Mapping[str, Any]
 FieldPath: TypeAlias = str | tuple[str, ...]
 """Firestore's notation ("a.b.`odd name`") or the names themselves ("a", "b", "odd name")."""
 
+Changes: TypeAlias = Mapping[str, Any] | Mapping[tuple[str, ...], Any] | Mapping[FieldPath, Any]
+"""What an update writes, by field path."""
+
 
 # --- transforms: stand in a written document where the value would -------------------------------
 

@@ -19,7 +19,7 @@ from crossfade_client.values import (
     SERVER_TIMESTAMP,
     ArrayRemove,
     ArrayUnion,
-    FieldPath,
+    Changes,
     Fields,
     Increment,
     Maximum,
@@ -71,7 +71,7 @@ class Write:
     def update(
         cls,
         path: str,
-        fields: Mapping[FieldPath, Any],
+        fields: Changes,
         *,
         update_time: datetime | None = None,
     ) -> "Write":
