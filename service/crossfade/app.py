@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import grpc.aio
 import structlog
 from crossfade_api.v1 import admin_pb2
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2
 
 from crossfade.control import Control, Traffic
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError
+from crossfade.forward import Forward
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
 from crossfade.pending import Pending
@@ -48,10 +48,10 @@ class Sidecar:
     control: Control
     admin: admin_rpc.Admin
     shadow: Shadow
-    mirror: Mirror | None
-    _migrator: Migrator
+    stores: Stores
+    _forward: Forward | None
     _server: grpc.aio.Server
-    _health: health.HealthServicer
+    _health: health.aio.HealthServicer
     _tasks: list[asyncio.Task[None]]
     _resources: AsyncExitStack
 
@@ -62,7 +62,8 @@ class Sidecar:
         """No new calls; those under way have `grace` seconds; puts are drained; all closed."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
-        await self._migrator.drain(grace)
+        if self._forward is not None:
+            await self._forward.drain(grace)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -122,16 +123,12 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         behind_bound=settings.shadow.behind_bound,
         repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
     )
-    migrator = Migrator(
-        control,
-        stores,
-        firestore,
-        pending,
-        shadow,
-        telemetry,
-        database,
-        settings.migration.mirror,
+    forward = (
+        Forward(control, firestore, pending, telemetry, settings.migration.mirror)
+        if firestore is not None
+        else None
     )
+    migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
     admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror)
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
     server, checker = rpc.build(
@@ -159,7 +156,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     for service in ("", rpc.SERVICE, admin_rpc.SERVICE):
         await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
     return Sidecar(
-        address, control, admin, shadow, mirror, migrator, server, checker, tasks, AsyncExitStack()
+        address, control, admin, shadow, stores, forward, server, checker, tasks, AsyncExitStack()
     )
 
 

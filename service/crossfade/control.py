@@ -114,6 +114,11 @@ class Snapshot:
         """Whether PostgreSQL still stands in this snapshot's epoch."""
         return state.epoch == self.epoch
 
+    def settles(self, state: MirrorState) -> bool:
+        """Whether the mirror's answer stands, or shows that there is another authority now
+        (the caller then decides again, and does not ask the old authority)."""
+        return self.vouches(state) or not self.current(state)
+
     def vouches(self, state: MirrorState) -> bool:
         """Whether PostgreSQL, as the mirror, has shown its data to be no older than the
         authority's: same epoch, same generation, nothing pending, in one statement."""

@@ -6,97 +6,61 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
-import structlog
-
+from crossfade.call import Call
 from crossfade.control import Control, Snapshot
 from crossfade.document import Database, collection_id, is_own
 from crossfade.errors import (
-    Aborted,
     CrossfadeError,
-    DeadlineExceeded,
     EpochChanged,
     InfrastructureError,
     InvalidArgument,
     OutcomeUnknown,
     Unavailable,
 )
-from crossfade.pending import Pending, intent_of, new_intent
+from crossfade.forward import Forward
+from crossfade.pending import Pending, new_intent
 from crossfade.plan import Route, StoreName
-from crossfade.query import Query
+from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
 from crossfade.store import CommitOutcome, Intent, Page, Reading, Stored, Stores
-from crossfade.stores.firestore import FirestoreStore, IntentExists
-from crossfade.telemetry import (
-    COMMITS,
-    FALLBACK_READS,
-    MIRROR_PUTS,
-    READS,
-    RETURNED_READS,
-    Telemetry,
-    Trace,
-)
-from crossfade.write import Folded, Write, fold
+from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
+from crossfade.write import Write
 
-log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
-MirrorMode = Literal["async", "wait", "required"]
 ATTEMPTS = 5
 """How often an operation is decided again because the authority changed under it."""
 
 
-@dataclass(slots=True)
-class Call:
-    """One request: its deadline (`time.monotonic()` seconds) and its trace."""
-
-    deadline: float
-    trace: Trace | None = None
-
-    def left(self) -> float:
-        """Seconds left. Raises DeadlineExceeded when there are none."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise DeadlineExceeded("the deadline is over")
-        return left
-
-
 class Migrator:
-    """Reads and commits through both stores."""
+    """Reads and commits through both stores. `forward` is None without Firestore."""
 
     def __init__(
         self,
         control: Control,
         stores: Stores,
-        firestore: FirestoreStore | None,
+        forward: Forward | None,
         pending: Pending | None,
         shadow: Shadow,
         telemetry: Telemetry,
         database: Database,
-        mirror: MirrorMode = "async",
     ) -> None:
         self._control = control
         self._stores = stores
-        self._firestore = firestore
+        self._forward = forward
         self._pending = pending
         self._shadow = shadow
         self._telemetry = telemetry
         self._database = database
-        self._mirror = mirror
-        self._detached: set[asyncio.Task[None]] = set()
 
     # --- read -------------------------------------------------------------------------------
 
     async def read(self, paths: tuple[str, ...], call: Call) -> Reading:
-        """The documents at the paths. Answered by the mirror only where it is shown to be fresh."""
+        """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
             snapshot = self._control.snapshot
             route = snapshot.route(paths)
-            reading = None
-            answered = route.answer
+            answered, reading = route.answer, None
             if route.by_mirror:
                 reading = await self._read_mirror(paths, route, snapshot, call)
             if reading is None:
@@ -104,14 +68,15 @@ class Migrator:
                 try:
                     reading = await self._get(answered, "answered", paths, snapshot, call)
                 except InfrastructureError as error:
-                    reading = await self._read_fallback(paths, route, snapshot, call, error)
                     answered = route.authority.other
+                    reading = await self._read_fallback(paths, route, snapshot, call, error)
             if reading.state is not None and not snapshot.current(reading.state):
                 await self._control.refresh()
                 continue
-            self._telemetry.count(READS, collection_id(paths[0]), answered.value)
+            collection = collection_id(paths[0])
+            self._telemetry.count(READS, collection, answered.value)
             if route.shadow is not None:
-                self._offer(route, answered, paths, None, reading.documents, snapshot, call)
+                self._offer(route, answered, collection, paths, reading.documents, snapshot, call)
             return reading
         raise Unavailable("the authority changed again and again while the read was under way")
 
@@ -119,17 +84,20 @@ class Migrator:
         self, paths: tuple[str, ...], route: Route, snapshot: Snapshot, call: Call
     ) -> Reading | None:
         """The mirror's answer, or None where the authority has to answer."""
+        reason = "pending"
         try:
             if route.answer is StoreName.POSTGRESQL:
                 reading = await self._get(route.answer, "answered", paths, snapshot, call)
-                if reading.state is not None and snapshot.vouches(reading.state):
+                if reading.state is not None and snapshot.settles(reading.state):
                     return reading
-                self._telemetry.count(RETURNED_READS, collection_id(paths[0]), "pending")
-                return None
-            return await self._read_firestore_mirror(paths, snapshot, call)
-        except InfrastructureError:
-            self._telemetry.count(FALLBACK_READS, collection_id(paths[0]), route.authority.value)
-            return None
+            else:
+                found = await self._read_firestore_mirror(paths, snapshot, call)
+                if found is not None:
+                    return found
+        except InfrastructureError as error:
+            reason = error.code
+        self._telemetry.count(RETURNED_READS, collection_id(paths[0]), reason)
+        return None
 
     async def _read_firestore_mirror(
         self, paths: tuple[str, ...], snapshot: Snapshot, call: Call
@@ -144,13 +112,10 @@ class Migrator:
             return None
         theirs = await self._get(StoreName.FIRESTORE, "answered", paths, snapshot, call)
         found = theirs.documents[0]
-        if (found.data is None) != (known.data is None):
+        held = 0 if found.data is None or found.version is None else found.version[1]
+        if held != known.peer_time:
             return None
-        if found.data is not None and (
-            found.version is None or found.version[1] != known.peer_time
-        ):
-            return None
-        # Same content, and the authority's bytes have the authority's times.
+        # The very version that PostgreSQL holds, whose bytes have the authority's times.
         return Reading((known,), ours.read_time, ours.state)
 
     async def _read_fallback(
@@ -162,7 +127,7 @@ class Migrator:
         error: InfrastructureError,
     ) -> Reading:
         """On infrastructure errors only [law], and only where PostgreSQL can show that it
-        is fresh. Firestore as mirror cannot know what is pending: UNAVAILABLE."""
+        is fresh. Firestore as mirror cannot know what is pending: the error stands."""
         if route.authority is StoreName.POSTGRESQL or not route.mirrored:
             raise error
         try:
@@ -184,97 +149,83 @@ class Migrator:
             error = failure.code
             raise
         finally:
-            self._observe(
-                "get", store, role, collection_id(paths[0]), snapshot, call, started, error
-            )
+            collection, stage = collection_id(paths[0]), snapshot.stage.value
+            call.record("get", store.value, role, collection, stage, started, error)
 
     # --- query ------------------------------------------------------------------------------
 
     async def query(self, query: Query, call: Call) -> AsyncIterator[Page]:
-        """A query's pages. One store answers all of them."""
-        collection = query.collection
-        if collection is None:
+        """A query's pages; one store answers all of them."""
+        if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
             snapshot = self._control.snapshot
-            route = snapshot.route_query(collection, _shape(query))
-            answered = route.answer
+            route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
-            kept: list[Page] | None = [] if route.shadow is not None else None
-            kept_bytes = 0
-            try:
-                pages = self._stores[answered].query(query, timeout=call.left())
-                first = await anext(pages)
-                if (
-                    first.state is not None
-                    and route.by_mirror
-                    and not snapshot.vouches(first.state)
-                ):
-                    await _close(pages)
-                    answered = route.authority
-                    self._telemetry.count(RETURNED_READS, collection, "pending")
-                    pages = self._stores[answered].query(query, timeout=call.left())
-                    first = await anext(pages)
-            except InfrastructureError as failure:
-                error = failure.code
-                answered, first, pages = await self._query_elsewhere(
-                    query, route, answered, snapshot, call, failure
-                )
+            answered, first, pages = await self._begin_query(query, route, snapshot, call)
             if first.state is not None and not snapshot.current(first.state):
                 await _close(pages)
                 await self._control.refresh()
                 continue
+            kept, size = [first], len(first.frames)
             try:
                 yield first
-                if kept is not None:
-                    kept.append(first)
                 async for page in pages:
                     yield page
-                    kept_bytes += len(page.frames)
-                    if kept is not None and kept_bytes < MAX_COMPARED_BYTES:
+                    size += len(page.frames)
+                    if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                         kept.append(page)
-                    else:
-                        kept = None
             except CrossfadeError as failure:
                 error = failure.code
                 raise
             finally:
                 await _close(pages)
-                self._observe(
-                    "query", answered, "answered", collection, snapshot, call, started, error
+                stage = snapshot.stage.value
+                call.record(
+                    "query", answered.value, "answered", query.collection, stage, started, error
                 )
-            self._telemetry.count(READS, collection, answered.value)
-            if kept is not None:
+            self._telemetry.count(READS, query.collection, answered.value)
+            if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                 documents = stored_documents(kept, self._database)
-                self._offer(route, answered, (), query, documents, snapshot, call)
+                self._offer(route, answered, query.collection, query, documents, snapshot, call)
             return
         raise Unavailable("the authority changed again and again while the query was under way")
 
-    async def _query_elsewhere(
-        self,
-        query: Query,
-        route: Route,
-        failed: StoreName,
-        snapshot: Snapshot,
-        call: Call,
-        error: InfrastructureError,
+    async def _begin_query(
+        self, query: Query, route: Route, snapshot: Snapshot, call: Call
     ) -> tuple[StoreName, Page, AsyncIterator[Page]]:
-        """The mirror failed: the authority answers. The authority failed: PostgreSQL
-        answers where it shows that it is fresh; else the error stands."""
-        other = failed.other
-        if not route.mirrored or (failed is route.authority and other is StoreName.FIRESTORE):
-            raise error
+        """The store that answers, its first page, and the rest. The rules are those of read()."""
+        collection = query.collection or ""
+        if route.by_mirror:
+            try:
+                first, pages = await self._first_page(route.answer, query, call)
+            except InfrastructureError as error:
+                self._telemetry.count(RETURNED_READS, collection, error.code)
+            else:
+                if first.state is not None and snapshot.settles(first.state):
+                    return route.answer, first, pages
+                await _close(pages)
+                self._telemetry.count(RETURNED_READS, collection, "pending")
         try:
-            pages = self._stores[other].query(query, timeout=call.left())
-            first = await anext(pages)
-        except CrossfadeError:
-            raise error from None
-        if other is not route.authority and not (
-            first.state is not None and snapshot.vouches(first.state)
-        ):
-            raise error
-        self._telemetry.count(FALLBACK_READS, query.collection or "", other.value)
-        return other, first, pages
+            return route.authority, *await self._first_page(route.authority, query, call)
+        except InfrastructureError as error:
+            if route.authority is StoreName.POSTGRESQL or not route.mirrored:
+                raise
+            try:
+                first, pages = await self._first_page(StoreName.POSTGRESQL, query, call)
+            except CrossfadeError:
+                raise error from None
+            if first.state is None or not snapshot.vouches(first.state):
+                await _close(pages)
+                raise
+            self._telemetry.count(FALLBACK_READS, collection, "postgresql")
+            return StoreName.POSTGRESQL, first, pages
+
+    async def _first_page(
+        self, store: StoreName, query: Query, call: Call
+    ) -> tuple[Page, AsyncIterator[Page]]:
+        pages = self._stores[store].query(query, timeout=call.left())
+        return await anext(pages), pages
 
     # --- commit -----------------------------------------------------------------------------
 
@@ -292,10 +243,10 @@ class Migrator:
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
                         outcome = await self._commit_postgresql(writes, snapshot, call, request_id)
-                    elif snapshot.rules.mirrored:
-                        outcome = await self._commit_forward(writes, snapshot, call, request_id)
+                    elif self._forward is not None:
+                        outcome = await self._forward.commit(writes, snapshot, call, request_id)
                     else:
-                        outcome = await self._commit_firestore(writes, snapshot, call, request_id)
+                        raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
                     await self._control.refresh()
                     continue
@@ -303,261 +254,63 @@ class Migrator:
             return outcome
         raise Unavailable("the authority changed again and again; the commit was not applied")
 
-    async def _commit_forward(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
-    ) -> CommitOutcome:
-        """Firestore decides, PostgreSQL follows: pending rows, commit, answer, put."""
-        pending = self._pending
-        assert pending is not None  # noqa: S101 - a mirrored stage has PostgreSQL
-        folded = fold(writes)
-        paths = [entry.path for entry in folded]
-        for attempt in range(ATTEMPTS):
-            intent = new_intent() if request_id is None else intent_of(request_id, attempt)
-            await pending.open(intent, paths, snapshot.epoch, call.left)
-            answer: asyncio.Future[CommitOutcome | None] = asyncio.Future()
-            answer.add_done_callback(_retrieved)
-            self._detach(self._carry(writes, folded, intent, snapshot, call, answer))
-            # Shielded: a caller that goes away changes nothing about the rest.
-            outcome = await asyncio.shield(answer)
-            if outcome is not None:
-                return outcome
-        raise Aborted("the commit was revoked again and again; it was not applied")
-
-    async def _carry(
-        self,
-        writes: Sequence[Write],
-        folded: Sequence[Folded],
-        intent: str,
-        snapshot: Snapshot,
-        call: Call,
-        answer: asyncio.Future[CommitOutcome | None],
-    ) -> None:
-        """From the commit to the put, cancelled by nobody. The answer is None when the
-        intent had been revoked and the commit is to be tried under another."""
-        pending = self._pending
-        assert pending is not None  # noqa: S101
-        with self._control.writing():
-            try:
-                outcome = await self._commit_with_proof(writes, intent, snapshot, call)
-            except CrossfadeError as error:
-                _fail(answer, error)
-                if not isinstance(error, OutcomeUnknown):  # else a worker finds out
-                    await self._drop(intent)
-                return
-            except BaseException as error:
-                _fail(answer, error)
-                raise
-            if outcome is None:
-                await self._drop(intent)
-                _answer(answer, None)
-                return
-            if self._mirror == "async":
-                _answer(answer, outcome)
-            try:
-                await pending.settle(intent, folded, outcome, snapshot.epoch)
-            except CrossfadeError as error:
-                # The authority has it and the rows stand: a worker recopies. Never an error.
-                log.warning("a put is left to the recopy worker", error=error.code)
-                self._telemetry.count(MIRROR_PUTS, "deferred")
-                pending.woken.set()
-            _answer(answer, outcome)
-
-    async def _commit_with_proof(
-        self, writes: Sequence[Write], intent: str, snapshot: Snapshot, call: Call
-    ) -> CommitOutcome | None:
-        """The Firestore commit with its intent document, and what became of it.
-
-        None: the intent had been revoked, nothing was applied. Raises the store's
-        own error when nothing was applied, OutcomeUnknown when nobody can say.
-        """
-        firestore = self._firestore
-        assert firestore is not None  # noqa: S101
-        proof = Intent(intent, snapshot.epoch, mirrored=True)
-        started, failure = time.time_ns(), None
-        try:
-            return await firestore.commit(writes, timeout=call.left(), intent=proof)
-        except IntentExists as error:
-            return await self._applied_outcome(firestore, intent, len(writes), error)
-        except InfrastructureError as error:
-            failure = error.code
-            try:
-                revoked = await firestore.revoke(intent, timeout=5.0)
-            except CrossfadeError:
-                raise OutcomeUnknown(
-                    "Firestore did not answer the commit and cannot be asked about it; repeat it "
-                    "with the same request_id to learn the outcome without doing it twice"
-                ) from error
-            if revoked:
-                raise Unavailable(f"the commit was not applied: {error}") from error
-            return await self._applied_outcome(firestore, intent, len(writes), error)
-        except CrossfadeError as error:
-            failure = error.code
-            raise
-        finally:
-            collection = collection_id(writes[0].path)
-            self._observe(
-                "commit",
-                StoreName.FIRESTORE,
-                "answered",
-                collection,
-                snapshot,
-                call,
-                started,
-                failure,
-            )
-
-    async def _applied_outcome(
-        self, firestore: FirestoreStore, intent: str, size: int, error: CrossfadeError
-    ) -> CommitOutcome | None:
-        try:
-            return await firestore.intent_outcome(intent, size, timeout=5.0)
-        except InfrastructureError:
-            raise OutcomeUnknown("the outcome of the commit cannot be read now") from error
-
-    async def _drop(self, intent: str) -> None:
-        try:
-            assert self._pending is not None  # noqa: S101
-            await self._pending.drop(intent)
-        except CrossfadeError as error:
-            # They stay pending until a worker has revoked the intent: slower, never wrong.
-            log.info("pending rows of a refused commit are left to the worker", error=error.code)
-
     async def _commit_postgresql(
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction."""
         intent = Intent(new_intent(), snapshot.epoch, snapshot.rules.mirrored, request_id)
-        task = asyncio.ensure_future(
-            self._commit_at(StoreName.POSTGRESQL, writes, intent, snapshot, call)
-        )
-        outcome = await asyncio.shield(task)
-        if intent.mirrored and self._pending is not None:
-            self._pending.woken.set()
-        return outcome
-
-    async def _commit_firestore(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
-    ) -> CommitOutcome:
-        """Stage off. The intent document is written only where a request_id asks for it."""
-        if request_id is None:
-            return await self._commit_at(StoreName.FIRESTORE, writes, None, snapshot, call)
-        for attempt in range(ATTEMPTS):
-            outcome = await self._commit_with_proof(
-                writes, intent_of(request_id, attempt), snapshot, call
-            )
-            if outcome is not None:
-                return outcome
-        raise Aborted("the commit was revoked again and again; it was not applied")
-
-    async def _commit_at(
-        self,
-        store: StoreName,
-        writes: Sequence[Write],
-        intent: Intent | None,
-        snapshot: Snapshot,
-        call: Call,
-    ) -> CommitOutcome:
+        store = self._stores[StoreName.POSTGRESQL]
         started, error = time.time_ns(), None
         try:
-            return await self._stores[store].commit(writes, timeout=call.left(), intent=intent)
+            # Shielded: a caller that goes away leaves no half-known outcome behind.
+            outcome = await asyncio.shield(store.commit(writes, timeout=call.left(), intent=intent))
         except InfrastructureError as failure:
             error = failure.code
             raise OutcomeUnknown(
-                f"{failure}; whether the commit was applied is not known"
+                f"{failure}; whether the commit was applied is not known, repeat it "
+                f"with the same request_id to find out without doing it twice"
             ) from failure
         except CrossfadeError as failure:
             error = failure.code
             raise
         finally:
-            collection = collection_id(writes[0].path)
-            self._observe("commit", store, "answered", collection, snapshot, call, started, error)
+            collection, stage = collection_id(writes[0].path), snapshot.stage.value
+            call.record("commit", "postgresql", "answered", collection, stage, started, error)
+        if intent.mirrored and self._pending is not None:
+            self._pending.woken.set()
+        return outcome
 
-    # --- what all share ---------------------------------------------------------------------
+    # --- shadow -----------------------------------------------------------------------------
 
     def _offer(
         self,
         route: Route,
         answered: StoreName,
-        paths: tuple[str, ...],
-        query: Query | None,
+        collection: str,
+        asked: tuple[str, ...] | Query,
         documents: tuple[Stored, ...],
         snapshot: Snapshot,
         call: Call,
     ) -> None:
-        collection = collection_id(paths[0]) if paths else (query.collection or "" if query else "")
         self._shadow.offer(
             Offer(
                 collection=collection,
-                operation="get" if query is None else "query",
+                operation="query" if isinstance(asked, Query) else "get",
                 authority=route.authority,
                 answered=answered,
                 epoch=snapshot.epoch,
                 stage=snapshot.stage.value,
-                paths=paths,
-                query=query,
+                asked=asked,
                 documents=documents,
                 link=call.trace.link() if call.trace is not None else None,
             )
         )
-
-    def _observe(
-        self,
-        operation: str,
-        store: StoreName,
-        role: str,
-        collection: str,
-        snapshot: Snapshot,
-        call: Call,
-        started: int,
-        error: str | None,
-    ) -> None:
-        ended = time.time_ns()
-        self._telemetry.record_store(
-            collection, operation, store.value, role, (ended - started) / 1e9, error
-        )
-        if call.trace is not None:
-            call.trace.store_call(
-                operation,
-                store.value,
-                role,
-                collection,
-                snapshot.stage.value,
-                started,
-                ended,
-                error,
-            )
-
-    def _detach(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._detached.add(task)
-        task.add_done_callback(self._detached.discard)
-
-    async def drain(self, timeout: float) -> None:
-        """Waits for the commits that are between the authority and the put."""
-        if self._detached:
-            await asyncio.wait(self._detached, timeout=timeout)
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:
     """An abandoned page generator holds a connection until it is closed."""
     if isinstance(pages, AsyncGenerator):
         await pages.aclose()
-
-
-def _answer(future: asyncio.Future[T], value: T) -> None:
-    if not future.done():
-        future.set_result(value)
-
-
-def _retrieved(future: asyncio.Future[Any]) -> None:
-    """A caller that went away leaves its error to nobody; that is no defect to report."""
-    if not future.cancelled():
-        future.exception()
-
-
-def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)
 
 
 def _shape(query: Query) -> str:
@@ -567,9 +320,9 @@ def _shape(query: Query) -> str:
     return f"{scope}?{_filter_shape(query.where)}#{orders}"
 
 
-def _filter_shape(where: Any) -> str:
+def _filter_shape(where: Filter | None) -> str:
     if where is None:
         return ""
-    if hasattr(where, "filters"):
+    if isinstance(where, CompositeFilter):
         return f"({'|' if where.any_of else '&'}{' '.join(map(_filter_shape, where.filters))})"
     return f"{'.'.join(where.path)} {where.op}"

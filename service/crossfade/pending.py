@@ -56,6 +56,11 @@ class Pending:
         """After a definite refusal: nothing was written, so nothing is pending."""
         await self.mirror.drop_intent(intent, timeout=self._timeout)
 
+    async def hand_over(self, intent: str) -> None:
+        """Ends the writer's lease: the recopy worker revokes the intent and settles the rows."""
+        await self.mirror.expire_intent(intent, timeout=self._timeout)
+        self.woken.set()
+
     async def settle(
         self, intent: str, folded: Sequence[Folded], outcome: CommitOutcome, epoch: int
     ) -> None:

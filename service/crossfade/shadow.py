@@ -53,7 +53,8 @@ BAD = frozenset({Verdict.WRONG, Verdict.STALE, Verdict.MISSING, Verdict.EXTRA})
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A read that was answered, to be compared. `documents` is the answer of `answered`."""
+    """A read that was answered, to be compared: the paths or the query that was `asked`,
+    and the `documents` that the store `answered`."""
 
     collection: str
     operation: str
@@ -61,8 +62,7 @@ class Offer:
     answered: StoreName
     epoch: int
     stage: str
-    paths: tuple[str, ...]
-    query: Query | None
+    asked: tuple[str, ...] | Query
     documents: tuple[Stored, ...]
     link: SpanContext | None
 
@@ -197,9 +197,11 @@ class Shadow:
         """The offer's documents or query result as `store` has them now."""
         started, error = time.perf_counter_ns(), None
         try:
-            if offer.query is None:
-                return await self._stores[store].get(offer.paths, timeout=self._timeout)
-            return await read_query(self._stores[store], offer.query, self._database, self._timeout)
+            if isinstance(offer.asked, Query):
+                return await read_query(
+                    self._stores[store], offer.asked, self._database, self._timeout
+                )
+            return await self._stores[store].get(offer.asked, timeout=self._timeout)
         except CrossfadeError as failure:
             error = failure.code
             raise
@@ -226,7 +228,7 @@ class Shadow:
             verdict, fields = self._judge(offer, a, b)
             if verdict is not Verdict.MATCH:
                 found.append((verdict, path, fields))
-        ordered = offer.query is not None and bool(offer.query.order_by)
+        ordered = isinstance(offer.asked, Query) and bool(offer.asked.order_by)
         if ordered and not found and [*ours] != [*theirs]:
             found.append((Verdict.WRONG, next(iter(ours)), ("(order)",)))
         return found

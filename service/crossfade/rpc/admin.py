@@ -6,11 +6,11 @@ from typing import Any
 import grpc
 from crossfade_api.v1 import admin_pb2
 
+from crossfade.call import Call
 from crossfade.control import Control, Traffic, parse_stage
 from crossfade.document import Database, check_id
 from crossfade.errors import FailedPrecondition, InvalidArgument
 from crossfade.jobs.backfill import backfill
-from crossfade.migrator import Call
 from crossfade.plan import STAGES, StoreName
 from crossfade.rpc.server import Wrapper, parse
 from crossfade.stores.firestore import FirestoreStore

@@ -15,14 +15,14 @@ import grpc.aio
 import structlog
 from crossfade_api.v1 import crossfade_pb2, document_pb2
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from crossfade import wire
+from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path
 from crossfade.errors import CrossfadeError, InvalidArgument, NotFound
-from crossfade.migrator import Call, Migrator
+from crossfade.migrator import Migrator
 from crossfade.rpc.status import code_of
 from crossfade.telemetry import Telemetry
 from crossfade.write import MAX_COMMIT_BYTES, Write, check
@@ -191,7 +191,8 @@ class Wrapper:
         for key, value in context.invocation_metadata() or ():
             if key == "traceparent":
                 traceparent = value
-        return Call(time.monotonic() + timeout, self._telemetry.start(name, traceparent))
+        trace = self._telemetry.start(name, traceparent)
+        return Call(self._telemetry, time.monotonic() + timeout, trace)
 
     def _ended(self, name: str, call: Call, status: str, started: int) -> None:
         self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
@@ -216,7 +217,7 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
-) -> tuple[grpc.aio.Server, health.HealthServicer]:
+) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
     """A server with the API, the admin service, health and reflection; not yet bound."""
     server = grpc.aio.server(
         options=(
@@ -231,16 +232,16 @@ def build(
         "Query": wrap.streaming("Query", front.query),
         "Commit": wrap.unary("Commit", front.commit),
     }
-    checker = health.HealthServicer()
+    checker = health.aio.HealthServicer()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
     )
-    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)  # type: ignore[no-untyped-call]
     names = (
         SERVICE,
         "crossfade.v1.Admin",
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )
-    reflection.enable_server_reflection(names, server)
+    reflection.enable_server_reflection(names, server)  # type: ignore[no-untyped-call]
     return server, checker

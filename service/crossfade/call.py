@@ -1,0 +1,42 @@
+"""One request: how long it may still take, and where its store calls are recorded."""
+
+import time
+from dataclasses import dataclass
+
+from crossfade.errors import DeadlineExceeded
+from crossfade.telemetry import Telemetry, Trace
+
+
+@dataclass(slots=True)
+class Call:
+    """`deadline`: `time.monotonic()` seconds. `trace` is None unless the call is sampled."""
+
+    telemetry: Telemetry
+    deadline: float
+    trace: Trace | None = None
+
+    def left(self) -> float:
+        """Seconds left. Raises DeadlineExceeded when there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the deadline is over")
+        return left
+
+    def record(
+        self,
+        operation: str,
+        store: str,
+        role: str,
+        collection: str,
+        stage: str,
+        started_ns: int,
+        error: str | None,
+    ) -> None:
+        """A store call that began at `started_ns` (`time.time_ns()`) and ended now."""
+        ended_ns = time.time_ns()
+        seconds = (ended_ns - started_ns) / 1e9
+        self.telemetry.record_store(collection, operation, store, role, seconds, error)
+        if self.trace is not None:
+            self.trace.store_call(
+                operation, store, role, collection, stage, started_ns, ended_ns, error
+            )

@@ -1,0 +1,247 @@
+"""Commits while Firestore is the authority: the steps of docs/protocol.md, in order.
+
+Pending rows first, then the commit with its intent document, then the answer, then
+the put into PostgreSQL. From the commit on nothing is cancelled: a caller that goes
+away, or a put that fails, changes nothing about the mirror's catching up.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any, Literal
+
+import structlog
+
+from crossfade.call import Call
+from crossfade.control import Control, Snapshot
+from crossfade.document import collection_id
+from crossfade.errors import (
+    Aborted,
+    CrossfadeError,
+    InfrastructureError,
+    OutcomeUnknown,
+    Unavailable,
+)
+from crossfade.pending import Pending, intent_of, new_intent
+from crossfade.store import CommitOutcome, Intent
+from crossfade.stores.firestore import FirestoreStore, IntentExists
+from crossfade.telemetry import MIRROR_PUTS, Telemetry
+from crossfade.write import Folded, Write, fold
+
+log = structlog.get_logger(__name__)
+
+MirrorMode = Literal["async", "wait", "required"]
+Answer = asyncio.Future[CommitOutcome | None]
+ATTEMPTS = 5
+"""How many intents of one request may be found revoked before it is given up."""
+PROOF_SECONDS = 5.0
+"""How long Firestore is asked what became of a commit that it did not answer."""
+
+
+class Forward:
+    """Commits to Firestore, with PostgreSQL following where the stage mirrors."""
+
+    def __init__(
+        self,
+        control: Control,
+        firestore: FirestoreStore,
+        pending: Pending | None,
+        telemetry: Telemetry,
+        mirror: MirrorMode,
+    ) -> None:
+        self._control = control
+        self._firestore = firestore
+        self._pending = pending
+        self._telemetry = telemetry
+        self._mirror = mirror
+        self._detached: set[asyncio.Task[None]] = set()
+
+    async def commit(
+        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
+    ) -> CommitOutcome:
+        """All writes or none. Raises EpochChanged when the authority moved; nothing was done."""
+        mirrored = snapshot.rules.mirrored
+        if not mirrored and request_id is None:
+            return await self._plain(writes, snapshot, call)
+        for attempt in range(ATTEMPTS):
+            intent = new_intent() if request_id is None else intent_of(request_id, attempt)
+            if mirrored:
+                shared = request_id is not None
+                outcome = await self._with_mirror(writes, intent, snapshot, call, shared=shared)
+            else:
+                outcome = await self._with_proof(writes, intent, snapshot, call)
+            if outcome is not None:
+                return outcome
+        raise Aborted("the commit was revoked again and again; it was not applied")
+
+    async def _with_mirror(
+        self,
+        writes: Sequence[Write],
+        intent: str,
+        snapshot: Snapshot,
+        call: Call,
+        *,
+        shared: bool,
+    ) -> CommitOutcome | None:
+        """None: the intent had been revoked; try another."""
+        pending = self._mirroring
+        folded = fold(writes)
+        await pending.open(intent, [entry.path for entry in folded], snapshot.epoch, call.left)
+        answer: Answer = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(_retrieved)
+        carry = self._carry(writes, folded, intent, snapshot, call, answer, shared=shared)
+        self._detach(carry)
+        return await asyncio.shield(answer)
+
+    async def _carry(
+        self,
+        writes: Sequence[Write],
+        folded: Sequence[Folded],
+        intent: str,
+        snapshot: Snapshot,
+        call: Call,
+        answer: Answer,
+        *,
+        shared: bool,
+    ) -> None:
+        """From the commit to the put, cancelled by nobody."""
+        with self._control.writing():
+            try:
+                outcome = await self._with_proof(writes, intent, snapshot, call)
+            except CrossfadeError as error:
+                _fail(answer, error)
+                await self._refused(intent, error, shared=shared)
+                return
+            except BaseException as error:
+                _fail(answer, error)
+                raise
+            if outcome is None or self._mirror == "async":
+                _answer(answer, outcome)
+            if outcome is None:  # revoked before, so nobody else can apply it
+                await self._refused(intent, Aborted("revoked"), shared=False)
+                return
+            try:
+                await self._mirroring.settle(intent, folded, outcome, snapshot.epoch)
+            except CrossfadeError as error:
+                # The authority has it and the rows stand: a worker recopies. Never an error.
+                log.warning("a put is left to the recopy worker", error=error.code)
+                self._telemetry.count(MIRROR_PUTS, "deferred")
+                self._mirroring.woken.set()
+            finally:
+                _answer(answer, outcome)
+
+    async def _with_proof(
+        self, writes: Sequence[Write], intent: str, snapshot: Snapshot, call: Call
+    ) -> CommitOutcome | None:
+        """The Firestore commit with its intent document, and what became of it.
+
+        None: the intent had been revoked, nothing was applied. Raises the store's
+        own error when nothing was applied, OutcomeUnknown when nobody can say.
+        """
+        proof = Intent(intent, snapshot.epoch, mirrored=True)
+        started, failure = time.time_ns(), None
+        try:
+            return await self._firestore.commit(writes, timeout=call.left(), intent=proof)
+        except IntentExists as error:
+            return await self._found_out(intent, len(writes), error)
+        except InfrastructureError as error:
+            failure = error.code
+            return await self._found_out(intent, len(writes), error)
+        except CrossfadeError as error:
+            failure = error.code
+            raise
+        finally:
+            _record(call, writes, snapshot, started, failure)
+
+    async def _found_out(
+        self, intent: str, size: int, error: CrossfadeError
+    ) -> CommitOutcome | None:
+        """What became of a commit that was not answered: revoking it decides."""
+        try:
+            revoked = await self._firestore.revoke(intent, PROOF_SECONDS)
+            if not revoked:
+                return await self._firestore.intent_outcome(intent, size, PROOF_SECONDS)
+        except CrossfadeError:
+            raise OutcomeUnknown(
+                "Firestore did not answer the commit and cannot be asked about it; repeat it "
+                "with the same request_id to learn the outcome without doing it twice"
+            ) from error
+        if isinstance(error, IntentExists):
+            return None
+        raise Unavailable(f"the commit was not applied: {error}") from error
+
+    async def _plain(
+        self, writes: Sequence[Write], snapshot: Snapshot, call: Call
+    ) -> CommitOutcome:
+        """Stage off, no request_id: nothing but the commit."""
+        started, failure = time.time_ns(), None
+        try:
+            return await self._firestore.commit(writes, timeout=call.left())
+        except InfrastructureError as error:
+            failure = error.code
+            raise OutcomeUnknown(
+                f"{error}; whether the commit was applied is not known, "
+                f"and without a request_id it cannot be found out"
+            ) from error
+        except CrossfadeError as error:
+            failure = error.code
+            raise
+        finally:
+            _record(call, writes, snapshot, started, failure)
+
+    async def _refused(self, intent: str, error: CrossfadeError, *, shared: bool) -> None:
+        """Nothing was applied by this attempt: its rows can go.
+
+        An intent that a request_id names may have another attempt in flight, whose
+        rows these are too; so a worker revokes it first. Without an outcome, too.
+        """
+        try:
+            if isinstance(error, OutcomeUnknown):
+                return  # the rows stay until their lease is over
+            if shared:
+                await self._mirroring.hand_over(intent)
+            else:
+                await self._mirroring.drop(intent)
+        except CrossfadeError as failure:
+            # They stay pending until a worker has revoked the intent: slower, never wrong.
+            log.info("pending rows of a refused commit are left", error=failure.code)
+
+    @property
+    def _mirroring(self) -> Pending:
+        if self._pending is None:
+            raise Unavailable("this sidecar runs without PostgreSQL")
+        return self._pending
+
+    def _detach(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._detached.add(task)
+        task.add_done_callback(self._detached.discard)
+
+    async def drain(self, timeout: float) -> None:
+        """Waits for the commits that are between the authority and the put."""
+        if self._detached:
+            await asyncio.wait(self._detached, timeout=timeout)
+
+
+def _record(
+    call: Call, writes: Sequence[Write], snapshot: Snapshot, started: int, error: str | None
+) -> None:
+    collection = collection_id(writes[0].path)
+    stage = snapshot.stage.value
+    call.record("commit", "firestore", "answered", collection, stage, started, error)
+
+
+def _answer(answer: Answer, outcome: CommitOutcome | None) -> None:
+    if not answer.done():
+        answer.set_result(outcome)
+
+
+def _fail(answer: Answer, error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def _retrieved(answer: Answer) -> None:
+    """A caller that went away leaves its error to nobody; that is no defect to report."""
+    if not answer.cancelled():
+        answer.exception()

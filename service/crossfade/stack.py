@@ -1,0 +1,137 @@
+"""The development stack of `crossfade up`: both stores, the sidecar, sample data, traffic."""
+
+import asyncio
+import importlib
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
+from crossfade_client import AsyncCrossfade
+from pydantic import SecretStr
+
+from crossfade import app
+from crossfade.display import StatusLine
+from crossfade.document import Database
+from crossfade.embedded import EmbeddedFirestore, EmbeddedPostgres
+from crossfade.plan import Stage
+from crossfade.rehearse import load
+from crossfade.settings import (
+    FirestoreSettings,
+    MigrationSettings,
+    PostgresqlSettings,
+    ServerSettings,
+    Settings,
+)
+from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.telemetry import Telemetry
+
+STATUS_SECONDS = 1.0
+MARKER = "_crossfade_sample/loaded"
+"""Says that this Firestore holds the sample documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """`firestore` (host:port) and `postgres` (URL) replace the embedded ones; port 0 is a free one.
+
+    `rate`: operations a second of the sample traffic.
+    """
+
+    directory: Path = Path(".crossfade")
+    firestore: str | None = None
+    postgres: str | None = None
+    port: int = 7600
+    traffic: bool = True
+    tasks: int = 300
+    rate: float = 50.0
+    sample: str = "violet"
+    project: str = "violet"
+
+
+async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) -> None:
+    """Runs until `stop` is set, then stops everything it started.
+
+    The migration stands in stage shadow at first: both stores are written, every
+    read is compared, and half of the reads are answered by PostgreSQL. A second
+    start goes on with the data and the stage of the first.
+    """
+    async with AsyncExitStack() as resources:
+        postgres_url = options.postgres
+        if postgres_url is None:
+            status.say("starting PostgreSQL")
+            postgres = EmbeddedPostgres(options.directory / "postgresql")
+            postgres_url = (await resources.enter_async_context(postgres)).url
+        firestore_address = options.firestore
+        if firestore_address is None:
+            status.say("starting Firestore")
+            firestore = EmbeddedFirestore(data_file=options.directory / "firestore.data")
+            firestore_address = (await resources.enter_async_context(firestore)).address
+        sample = importlib.import_module(f"{options.sample}.sample")
+        database = Database(options.project)
+        await _load_once(options, database, firestore_address, sample, status)
+
+        settings = Settings(
+            server=ServerSettings(port=options.port),
+            firestore=FirestoreSettings(project=options.project, emulator=firestore_address),
+            postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
+            migration=MigrationSettings(
+                stage=Stage.SHADOW, mappings=options.sample, read_percent=50, shadow_rate=1.0
+            ),
+        )
+        sidecar = await app.start(settings, Telemetry(settings.telemetry))
+        resources.push_async_callback(sidecar.stop, 5.0)
+        channel = await resources.enter_async_context(grpc.aio.insecure_channel(sidecar.address))
+        admin = admin_pb2_grpc.AdminStub(channel)
+        if not (await sidecar.status()).copied:
+            async for step in admin.Copy(admin_pb2.CopyRequest()):
+                status.say(f"copying the old documents: {step.copied}")
+        status.say(f"firestore  {firestore_address}")
+        status.say(f"postgresql {settings.postgresql.target}")
+        status.say(f"sidecar    {sidecar.address}")
+        print(f"sidecar {sidecar.address}", flush=True)
+
+        work = [asyncio.create_task(_show(sidecar, status))]
+        if options.traffic:
+            client = await resources.enter_async_context(AsyncCrossfade(sidecar.address))
+            work.append(asyncio.create_task(_traffic(client, options)))
+        ended = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([ended, *work], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ended}:
+                task.result()  # a part of the stack that ended by itself has failed
+        finally:
+            status.say("stopping")
+            for task in (ended, *work):
+                task.cancel()
+            await asyncio.gather(ended, *work, return_exceptions=True)
+
+
+async def _load_once(
+    options: UpOptions, database: Database, address: str, sample: Any, status: StatusLine
+) -> None:
+    """The application's past: written around the sidecar, before there was one."""
+    from crossfade.write import Write
+
+    store: FirestoreStore = connect(database, address)
+    try:
+        marker = await store.get([MARKER], timeout=10.0)
+        if marker.documents[0].data is None:
+            status.say("writing sample documents to Firestore")
+            await load(store, sample.documents(1, options.tasks))
+            await store.commit([Write(MARKER, {"tasks": options.tasks})], timeout=10.0)
+    finally:
+        await store.close()
+
+
+async def _show(sidecar: app.Sidecar, status: StatusLine) -> None:
+    while True:
+        status.update(await sidecar.status())
+        await asyncio.sleep(STATUS_SECONDS)
+
+
+async def _traffic(client: AsyncCrossfade, options: UpOptions) -> None:
+    traffic = importlib.import_module(f"{options.sample}.traffic")
+    await traffic.run(client, seed=2, tasks=options.tasks, rate=options.rate)
