@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from random import Random
+from time import monotonic
 from typing import Any, TypeAlias
 
+import structlog
 from crossfade_client import (
     SERVER_TIMESTAMP,
     ArrayUnion,
@@ -38,6 +41,9 @@ from violet.mix import (
     ReportMiner,
     SetStatus,
 )
+from violet.sample import keys
+
+log = structlog.get_logger(__name__)
 
 MAX_PROBLEMS = 20
 
@@ -113,11 +119,14 @@ async def drive(
     tally: Tally,
     *,
     until: Callable[[], bool],
-    pause: float = 0.0,
+    period: float = 0.0,
     timeout: float | None = None,
 ) -> None:
-    """One caller: runs operations until told otherwise, `pause` seconds apart, counts what
-    came of them, and deletes its own tasks at the end. Errors of calls are counted, not raised."""
+    """One caller: runs operations until told otherwise, counts what came of them, and
+    deletes its own tasks at the end. Errors of calls are counted, not raised.
+
+    `period`: seconds from the start of one operation to the next, if that one is done.
+    """
 
     async def run(operation: Operation) -> None:
         try:
@@ -127,11 +136,42 @@ async def drive(
             operations.forget(operation)
 
     while not until():
+        begun = monotonic()
         await run(next(operations))
-        if pause:
-            await asyncio.sleep(pause)
+        if period:
+            await asyncio.sleep(max(0.0, begun + period - monotonic()))
     for operation in operations.clear():
         await run(operation)
+
+
+async def run(
+    client: AsyncCrossfade,
+    *,
+    seed: int,
+    tasks: int,
+    rate: float,
+    callers: int = 4,
+    sample_seed: int = 1,
+) -> None:
+    """Live traffic over `documents(sample_seed, tasks)` until cancelled, `rate` operations a
+    second at most. Wrong answers are logged, by path and field."""
+    known = keys(sample_seed, tasks)
+    tally = _Loud()
+    async with asyncio.TaskGroup() as group:
+        for caller in range(callers):
+            operations = Operations(Random(f"{seed}/{caller}"), known)  # noqa: S311 (sample traffic)
+            group.create_task(
+                drive(client, operations, tally, until=lambda: False, period=callers / rate)
+            )
+
+
+class _Loud(Tally):
+    """Logs each problem instead of keeping it."""
+
+    def add(self, operation: Operation, problems: Sequence[str]) -> None:
+        for problem in problems:
+            log.warning("wrong answer", action="wrong_answer", problem=problem)
+        super().add(operation, problems)
 
 
 # --- the operations ------------------------------------------------------------------------------

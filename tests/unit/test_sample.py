@@ -213,7 +213,7 @@ def test_the_mix_depends_on_its_generator_alone():
 async def sidecar():
     fake = FakeSidecar(page=50)
     fake.documents = {
-        path: Document(path, fields, 1, 1) for path, fields in sample.documents(SEED, 40)
+        path: Document(path, fields, 1, 1) for path, fields in sample.documents(1, 40)
     }
     async with AsyncCrossfade(await fake.start()) as client:
         yield fake, client
@@ -224,7 +224,7 @@ async def test_traffic_against_a_right_sidecar_finds_nothing(sidecar):
     fake, client = sidecar
     before = dict(fake.documents)
     tally = traffic.Tally()
-    operations = mix.operations(Random(3), sample.keys(SEED, 40))
+    operations = mix.operations(Random(3), sample.keys(1, 40))
     await traffic.drive(client, operations, tally, until=lambda: tally.done.total() >= 400)
     assert (tally.wrong, tally.problems, dict(tally.errors)) == (0, [], {})
     assert set(tally.done) == {kind.__name__ for kind in (*mix.WEIGHTS, mix.DeleteTask)}
@@ -239,10 +239,29 @@ async def test_errors_are_counted_and_nothing_is_expected_afterwards(sidecar):
 
     fake.failures = [Failure("Commit", grpc.StatusCode.ABORTED, times=20)]
     tally = traffic.Tally()
-    operations = mix.operations(Random(3), sample.keys(SEED, 40))
+    operations = mix.operations(Random(3), sample.keys(1, 40))
     await traffic.drive(client, operations, tally, until=lambda: tally.done.total() >= 400)
     assert tally.errors == {"ABORTED": 20}
     assert tally.problems == []
+
+
+async def test_live_traffic_goes_on_until_cancelled_and_tells_of_wrong_answers(sidecar):
+    import asyncio
+
+    from structlog.testing import capture_logs
+
+    fake, client = sidecar
+    damage(fake, "tasks/" + sample.keys(1, 40).tasks[0], status=None)
+    with capture_logs() as lines:
+        task = asyncio.create_task(traffic.run(client, seed=2, tasks=40, rate=10_000))
+        while fake.calls["Commit"] < 100:  # noqa: ASYNC110 (the fake has no event for it)
+            await asyncio.sleep(0.01)
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    told = {line["problem"] for line in lines if line.get("action") == "wrong_answer"}
+    assert told
+    assert all("status" in problem or "is not" in problem for problem in told)
 
 
 async def prepared(client, *operations):
@@ -257,7 +276,7 @@ def damage(fake: FakeSidecar, path: str, **fields: Any) -> None:
 
 async def test_the_checks_find_what_is_wrong(sidecar):
     fake, client = sidecar
-    keys = sample.keys(SEED, 40)
+    keys = sample.keys(1, 40)
     task = mix.CreateTask("own", new_task(Random(1), "own"))
     await prepared(
         client, task, mix.AssignTask("own", (48, 2)), mix.AddResponse("own", {"miner_uid": 2})
