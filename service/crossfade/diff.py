@@ -1,17 +1,17 @@
-"""What differs between two documents or two result sets. Pure."""
+"""What differs between two documents. Pure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from crossfade.document import ABSENT, Document, FieldPath, Fields, identical
+from crossfade.document import ABSENT, FieldPath, Fields, identical
 
 MAX_DIFFERENCES = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One differing place. `kind`: value, type, missing, extra, length or order.
+    """One differing place. `kind`: value, type, missing, extra or length.
 
     Missing and extra are said of the mirror. `authority` and `mirror` hold the
     values (ABSENT where there is none); they never leave the process unredacted.
@@ -54,29 +54,3 @@ def _values(path: FieldPath, left: Any, right: Any) -> Iterator[Difference]:
             yield from _values((*path[:-1], f"{path[-1]}[{index}]"), one, other)
     elif not identical(left, right):
         yield Difference(path, "value", left, right)
-
-
-@dataclass(frozen=True, slots=True)
-class ResultDifference:
-    """How two result sets differ: paths only in one of them, and whether the order differs."""
-
-    missing: tuple[str, ...]
-    extra: tuple[str, ...]
-    reordered: bool
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.extra or self.reordered)
-
-
-def diff_results(
-    authority: Sequence[Document], mirror: Sequence[Document], *, ordered: bool
-) -> ResultDifference:
-    """Membership and, when the query orders its result, order. Contents are `diff`'s business."""
-    left = [document.path for document in authority]
-    right = [document.path for document in mirror]
-    ours, theirs = set(left), set(right)
-    missing = tuple(path for path in left if path not in theirs)
-    extra = tuple(path for path in right if path not in ours)
-    shared = ours & theirs
-    same_order = [p for p in left if p in shared] == [p for p in right if p in shared]
-    return ResultDifference(missing, extra, ordered and not same_order)

@@ -8,10 +8,11 @@ same documents in the end.
 import asyncio
 import importlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -42,6 +43,8 @@ from crossfade.write import Write
 PROJECT = "rehearsal"
 COMPARE_TIMEOUT = 30.0
 WRITES_PER_COMMIT = 100
+CALLERS = 3
+CALLER_PAUSE_SECONDS = 0.02
 
 Start = Callable[[Settings, Telemetry], Awaitable[app.Sidecar]]
 
@@ -124,14 +127,16 @@ async def rehearse(
     began = time.monotonic()
     report = Report()
     async with _stack(options, start, progress) as stack:
-        traffic = asyncio.create_task(stack.ledger.run())
+        ledger = asyncio.create_task(stack.ledger.run())
+        stack.callers = [asyncio.create_task(caller) for caller in _callers(stack, options)]
         try:
             for name, stage, percent in WALK:
                 progress(name)
                 await _step(stack, options, report, name, stage, percent)
         finally:
-            traffic.cancel()
-            await asyncio.gather(traffic, return_exceptions=True)
+            for task in (ledger, *stack.callers):
+                task.cancel()
+            await asyncio.gather(ledger, *stack.callers, return_exceptions=True)
         _conclude(stack, report)
     report.seconds = round(time.monotonic() - began, 1)
     return report
@@ -157,7 +162,7 @@ async def _step(
     await stack.admin.SetStage(admin_pb2.SetStageRequest(stage=stage))
     if name == "copy":
         async for _ in stack.admin.Copy(admin_pb2.CopyRequest()):
-            pass  # the traffic goes on meanwhile; the step is over when the copy is
+            await asyncio.sleep(0)  # the traffic goes on meanwhile
     await asyncio.sleep(options.seconds)
     report.steps.append(before.until_now(name))
     if stage == "complete":
@@ -167,6 +172,8 @@ async def _step(
 
 async def _settle(stack: "_Stack") -> None:
     """Pauses the traffic and waits until the mirror has everything."""
+    stack.ended = True
+    await asyncio.gather(*stack.callers)
     await stack.ledger.pause()
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -196,8 +203,9 @@ def _conclude(stack: "_Stack", report: Report) -> None:
     report.lost += findings.lost
     report.stale += findings.stale
     report.extra += findings.resurrected
-    report.errors += sum(stack.ledger.errors.values())
-    report.notes += findings.notes
+    report.errors += sum(stack.ledger.errors.values()) + sum(stack.tally.errors.values())
+    report.stale += stack.tally.wrong
+    report.notes += findings.notes + stack.tally.problems
     for (collection, verdict), count in stack.telemetry.counts(VERDICTS).items():
         if verdict in BAD:
             setattr(report, verdict, getattr(report, verdict) + count)
@@ -221,7 +229,7 @@ class _Counts:
             counts["reads", store] = counts.get(("reads", store), 0) + count
         for (_, verdict), count in telemetry.counts(VERDICTS).items():
             counts["verdicts", verdict] = counts.get(("verdicts", verdict), 0) + count
-        for error, count in ledger.errors.items():
+        for error, count in (ledger.errors + self._stack.tally.errors).items():
             counts["errors", error] = count
         for store in StoreName:
             for bucket, count in enumerate(telemetry.buckets(store=store.value)):
@@ -259,8 +267,12 @@ class _Stack:
     sidecar: app.Sidecar
     telemetry: Telemetry
     database: Database
+    client: AsyncCrossfade
     admin: Any
     ledger: Ledger
+    tally: Any
+    callers: list[asyncio.Task[None]] = field(default_factory=list)
+    ended: bool = False
 
 
 @asynccontextmanager
@@ -296,7 +308,39 @@ async def _stack(
         channel = await resources.enter_async_context(grpc.aio.insecure_channel(sidecar.address))
         client = await resources.enter_async_context(AsyncCrossfade(sidecar.address, timeout=10.0))
         ledger = Ledger(client, workers=options.workers, seed=options.seed)
-        yield _Stack(sidecar, telemetry, database, admin_pb2_grpc.AdminStub(channel), ledger)
+        admin = admin_pb2_grpc.AdminStub(channel)
+        traffic, _ = sample_traffic(options.sample, options.seed, options.tasks)
+        yield _Stack(sidecar, telemetry, database, client, admin, ledger, traffic.Tally())
+
+
+def _callers(stack: _Stack, options: RehearsalOptions) -> list[Coroutine[Any, Any, None]]:
+    """The application's own mix of calls, judged as well."""
+    traffic, operations = sample_traffic(options.sample, options.seed, options.tasks)
+    return [
+        traffic.drive(
+            stack.client,
+            operations(caller),
+            stack.tally,
+            until=lambda: stack.ended,
+            pause=CALLER_PAUSE_SECONDS,
+        )
+        for caller in range(CALLERS)
+    ]
+
+
+def sample_traffic(
+    package: str, seed: int, tasks: int
+) -> tuple[Any, Callable[[int], Iterator[Any]]]:
+    """A sample package's traffic module, and what makes the n-th caller's operations."""
+    sample = importlib.import_module(f"{package}.sample")
+    mix = importlib.import_module(f"{package}.mix")
+    keys = sample.keys(seed, tasks)
+
+    def operations(caller: int) -> Iterator[Any]:
+        made: Iterator[Any] = mix.Operations(Random(f"{seed}-{caller}"), keys)  # noqa: S311
+        return made
+
+    return importlib.import_module(f"{package}.traffic"), operations
 
 
 async def load(store: FirestoreStore, documents: Iterable[tuple[str, Fields]]) -> int:

@@ -17,7 +17,7 @@ from crossfade.display import StatusLine
 from crossfade.document import Database
 from crossfade.embedded import EmbeddedFirestore, EmbeddedPostgres
 from crossfade.plan import Stage
-from crossfade.rehearse import load
+from crossfade.rehearse import load, sample_traffic
 from crossfade.settings import (
     FirestoreSettings,
     MigrationSettings,
@@ -27,8 +27,11 @@ from crossfade.settings import (
 )
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.telemetry import Telemetry
+from crossfade.write import Write
 
 STATUS_SECONDS = 1.0
+SEED = 1
+CALLERS = 5
 MARKER = "_crossfade_sample/loaded"
 """Says that this Firestore holds the sample documents."""
 
@@ -113,14 +116,12 @@ async def _load_once(
     options: UpOptions, database: Database, address: str, sample: Any, status: StatusLine
 ) -> None:
     """The application's past: written around the sidecar, before there was one."""
-    from crossfade.write import Write
-
     store: FirestoreStore = connect(database, address)
     try:
         marker = await store.get([MARKER], timeout=10.0)
         if marker.documents[0].data is None:
             status.say("writing sample documents to Firestore")
-            await load(store, sample.documents(1, options.tasks))
+            await load(store, sample.documents(SEED, options.tasks))
             await store.commit([Write(MARKER, {"tasks": options.tasks})], timeout=10.0)
     finally:
         await store.close()
@@ -133,5 +134,17 @@ async def _show(sidecar: app.Sidecar, status: StatusLine) -> None:
 
 
 async def _traffic(client: AsyncCrossfade, options: UpOptions) -> None:
-    traffic = importlib.import_module(f"{options.sample}.traffic")
-    await traffic.run(client, seed=2, tasks=options.tasks, rate=options.rate)
+    """The application's mix of calls, at `rate` a second together, for ever."""
+    traffic, operations = sample_traffic(options.sample, SEED, options.tasks)
+    tally = traffic.Tally()
+    async with asyncio.TaskGroup() as group:
+        for caller in range(CALLERS):
+            group.create_task(
+                traffic.drive(
+                    client,
+                    operations(caller),
+                    tally,
+                    until=lambda: False,
+                    pause=CALLERS / options.rate,
+                )
+            )
