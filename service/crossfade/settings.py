@@ -255,8 +255,7 @@ def load(config: Path | None = None) -> Settings:
     try:
         settings = _Loaded(**values)
     except ValidationError as error:
-        sentences = [_sentence(detail, file) for detail in error.errors(include_url=False)]
-        raise SettingsError("; ".join(sentences)) from None
+        raise SettingsError(explain(error, file)) from None
     except SourceError as error:
         raise SettingsError(f"{error}: a variable of a whole section holds JSON") from None
     stage = _resolve_stage(settings)
@@ -327,6 +326,11 @@ def _keys(annotation: Any) -> Mapping[str, Any]:
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
+
+
+def explain(error: ValidationError, file: Path | None = None) -> str:
+    """What is wrong with values that were refused, and where they were written."""
+    return "; ".join(_sentence(detail, file) for detail in error.errors(include_url=False))
 
 
 def _sentence(error: ErrorDetails, file: Path | None) -> str:

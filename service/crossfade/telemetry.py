@@ -388,6 +388,23 @@ class Telemetry:
     def total(self, counter: Counter) -> int:
         return sum(list(self._counts[counter].values()))
 
+    def buckets(
+        self,
+        *,
+        collection: str | None = None,
+        operation: str | None = None,
+        store: str | None = None,
+        role: str | None = None,
+    ) -> list[int]:
+        """Counts by bucket over every series that fits: what `quantile` takes. Two of them
+        subtracted are those of the time between."""
+        wanted = (collection, operation, store, role)
+        merged = [0] * (_BUCKETS + 1)
+        for key, series in list(self._stores.items()):
+            if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
+                merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
+        return merged
+
     def quantiles(
         self,
         *qs: float,
@@ -397,12 +414,8 @@ class Telemetry:
         role: str | None = None,
     ) -> tuple[float | None, ...]:
         """Quantiles (0..1) in seconds over every series that fits; None without a record."""
-        wanted = (collection, operation, store, role)
-        merged = [0] * (_BUCKETS + 1)
-        for key, series in list(self._stores.items()):
-            if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
-                merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
-        return tuple(quantile(merged, q) for q in qs)
+        buckets = self.buckets(collection=collection, operation=operation, store=store, role=role)
+        return tuple(quantile(buckets, q) for q in qs)
 
     def latencies(self) -> list[StoreLatency]:
         """Every series of the stores' calls, sorted."""

@@ -1,0 +1,442 @@
+"""The command line: what the words of a command mean, and how each ends.
+
+Exit codes: 0 it worked; 1 the work failed, or found a difference; 2 the command, the
+settings or a store made a start impossible. Errors are one sentence on stderr.
+What a command does is imported when it runs: `--help` answers at once.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
+from pydantic import SecretStr, ValidationError
+
+from crossfade.settings import (
+    LogSettings,
+    PostgresqlSettings,
+    Settings,
+    SettingsError,
+    explain,
+    load,
+)
+
+OK, FAILED, BAD_START = 0, 1, 2
+PROBE_SECONDS = 5.0
+STOP_SECONDS = 10.0
+
+T = TypeVar("T")
+Config = Annotated[
+    Path | None,
+    Parameter(help="TOML file. Default: CROSSFADE_CONFIG, or ./crossfade.toml if it is there."),
+]
+Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65_535))]
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+
+app = App(
+    name="crossfade",
+    help="A sidecar that carries an application from Cloud Firestore to PostgreSQL "
+    "while it keeps running.",
+    help_epilogue="Exit codes: 0 it worked; 1 the work failed or found a difference; "
+    "2 it could not start (bad input, settings, a port or a store). "
+    "--debug anywhere shows the traceback of an error.",
+    help_format="markdown",
+    version=lambda: version("crossfade"),
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+
+
+class CannotStart(Exception):
+    """Nothing was done; the message says what to change."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    with suppress(ValueError):
+        tokens.remove("--debug")
+    try:
+        return int(app(tokens) or OK)
+    except CycloptsError as error:
+        if debug:
+            raise
+        chain = " ".join(["crossfade", *(error.command_chain or ())])
+        return _refuse(f"{' '.join(str(error).split())} See {chain} --help", BAD_START)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        return _refuse(*_ending(error))
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"crossfade: {sentence}", file=sys.stderr)
+    return code
+
+
+def _ending(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code of an error."""
+    from crossfade.embedded import EmbeddedError
+    from crossfade.errors import CrossfadeError
+
+    if isinstance(error, ValidationError):
+        return explain(error), BAD_START
+    if isinstance(error, CannotStart | SettingsError | EmbeddedError):
+        return str(error), BAD_START
+    if isinstance(error, CrossfadeError):
+        return f"{error} ({error.code})", FAILED
+    if isinstance(error, OSError):
+        # grpc and asyncio say in the text which port or file it was.
+        return error.strerror or str(error), BAD_START
+    name = type(error).__name__
+    return f"a defect of Crossfade ({name}); --debug shows where", FAILED
+
+
+# --- commands ----------------------------------------------------------------------------------
+
+
+@app.command
+def up(
+    *,
+    firestore: str | None = None,
+    postgres: str | None = None,
+    port: Port = 7600,
+    data_dir: Path = Path(".crossfade"),
+    traffic: bool = True,
+    tasks: Positive = 300,
+    rate: Seconds = 50.0,
+) -> int:
+    """The whole stack on this machine, with sample data and live sample traffic.
+
+    Starts PostgreSQL and Firestore (embedded, unless you name your own), the sidecar in
+    stage shadow, and an application that reads and writes through it. Prints
+    "sidecar HOST:PORT" on stdout when it is ready and a status line on stderr.
+    Ctrl-C stops everything; the next start goes on with the same data.
+
+    Example: crossfade up --port 7700 --no-traffic
+
+    :param firestore: HOST:PORT of a Firestore emulator to use instead of the embedded one.
+    :param postgres: URL of a PostgreSQL database to use instead of the embedded one.
+    :param port: Where the sidecar listens on 127.0.0.1; 0 takes a free port.
+    :param data_dir: Where the embedded stores keep their data.
+    :param traffic: Whether sample traffic runs.
+    :param tasks: How many sample tasks an empty Firestore is filled with.
+    :param rate: Operations of the sample traffic in a second.
+    """
+    from crossfade import logs, stack
+    from crossfade.display import StatusLine
+
+    options = stack.UpOptions(
+        directory=data_dir,
+        firestore=firestore,
+        postgres=postgres,
+        port=port,
+        traffic=traffic,
+        tasks=tasks,
+        rate=rate,
+    )
+
+    async def run(stop: asyncio.Event) -> int:
+        if firestore is not None:
+            await probe_firestore(firestore)
+        if postgres is not None:
+            await probe_postgresql(_postgresql(postgres))
+        with StatusLine() as status:
+            # Within it, so that log lines are written above the status line, not into it.
+            logs.configure(LogSettings(level="warning"))
+            await stack.run_up(options, stop, status)
+        return OK
+
+    return _run(run)
+
+
+@app.command
+def serve(*, config: Config = None, host: str | None = None, port: Port | None = None) -> int:
+    """The sidecar. Prints "sidecar HOST:PORT" on stdout when it is ready.
+
+    Settings come from the file and the environment; `crossfade settings` shows them.
+    SIGTERM and Ctrl-C stop it cleanly: calls under way are answered, puts are drained.
+
+    Example: DATABASE_TYPE=dual DATABASE_URL=postgresql://... crossfade serve
+
+    :param host: Overrides [server] host.
+    :param port: Overrides [server] port; 0 takes a free port.
+    """
+    settings = load(config)
+    overrides = {"host": host, "port": port}
+    server = settings.server.model_copy(
+        update={key: value for key, value in overrides.items() if value is not None}
+    )
+    return _run(lambda stop: _serve(settings.model_copy(update={"server": server}), stop))
+
+
+async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+    from crossfade import app as composition
+    from crossfade import logs
+    from crossfade.errors import CrossfadeError
+    from crossfade.telemetry import Telemetry
+
+    logs.configure(settings.log)
+    if settings.postgresql.url is not None:
+        await probe_postgresql(settings.postgresql)
+    telemetry = Telemetry(settings.telemetry)
+    try:
+        try:
+            sidecar = await composition.start(settings, telemetry)
+        except CrossfadeError as error:
+            raise CannotStart(f"the sidecar cannot start: {error}") from error
+        try:
+            print(f"sidecar {sidecar.address}", flush=True)
+            await stop.wait()
+        finally:
+            await sidecar.stop(STOP_SECONDS)
+    finally:
+        await asyncio.to_thread(telemetry.close)
+    return OK
+
+
+@app.command
+def firestore(
+    *,
+    host: str = "127.0.0.1",
+    port: Port = 8080,
+    data_file: Path | None = None,
+    until_eof: Annotated[bool, Parameter(negative="", show=False)] = False,
+) -> int:
+    """The embedded Firestore: Firestore's protocol over documents in memory.
+
+    For development and tests; point FIRESTORE_EMULATOR_HOST at it. Prints
+    "firestore HOST:PORT" on stdout when it is ready.
+
+    Example: crossfade firestore --port 8080 --data-file documents.data
+
+    :param host: The address it listens on.
+    :param port: 0 takes a free port.
+    :param data_file: Loaded at the start, saved every two seconds and at the end.
+        Without it the documents end with the process.
+    :param until_eof: Also stop when stdin ends: for a parent that may die.
+    """
+    from crossfade import logs
+    from crossfade.embedded import READY, serve_firestore
+
+    async def run(stop: asyncio.Event) -> int:
+        logs.configure(LogSettings(level="warning"))
+        if until_eof:
+            asyncio.get_running_loop().add_reader(0, _at_eof, stop)
+        await serve_firestore(
+            host,
+            port,
+            stop,
+            data_file=data_file,
+            ready=lambda address: print(f"{READY}{address}", flush=True),
+        )
+        return OK
+
+    return _run(run)
+
+
+def _at_eof(stop: asyncio.Event) -> None:
+    if not os.read(0, 1024):
+        asyncio.get_running_loop().remove_reader(0)
+        stop.set()
+
+
+@app.command
+def rehearse(
+    *,
+    seconds: Seconds = 2.0,
+    workers: Positive = 8,
+    tasks: Positive = 200,
+    seed: int = 1,
+    mirror: Literal["async", "wait", "required"] = "async",
+    json_file: Annotated[Path | None, Parameter(name="--json")] = None,
+) -> int:
+    """Walks a throwaway stack through every stage under traffic, and back, and compares.
+
+    Needs nothing but this machine. Ends with 0 only if no acknowledged write was lost, no
+    read was stale, nothing deleted came back, no call failed, and both stores hold the same.
+
+    Example: crossfade rehearse --seconds 5 --json report.json
+
+    :param seconds: Traffic in each stage.
+    :param workers: Clients at a time.
+    :param tasks: Sample tasks that Firestore holds at the beginning.
+    :param seed: Of the sample documents and the traffic.
+    :param mirror: Whether an answer waits for the mirror's copy.
+    :param json_file: Where the report goes as JSON.
+    """
+    from crossfade import logs
+    from crossfade import rehearse as rehearsal
+    from crossfade.display import console, print_table
+
+    screen = console()
+    options = rehearsal.RehearsalOptions(
+        seconds=seconds, workers=workers, tasks=tasks, seed=seed, mirror=mirror
+    )
+
+    async def run(stop: asyncio.Event) -> int:
+        logs.configure(LogSettings(level="error"))
+        report = await _unless(
+            stop, rehearsal.rehearse(options, lambda line: screen.print(line, markup=False))
+        )
+        if report is None:
+            raise KeyboardInterrupt
+        if json_file is not None:
+            json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        print_table(
+            ("stage", "firestore", "postgresql", "writes", "match", "other", "errors"),
+            [
+                (
+                    step.name,
+                    str(step.reads.get("firestore", 0)),
+                    str(step.reads.get("postgresql", 0)),
+                    str(step.writes),
+                    str(step.verdicts.get("match", 0)),
+                    str(sum(step.verdicts.values()) - step.verdicts.get("match", 0)),
+                    str(sum(step.errors.values())),
+                )
+                for step in report.steps
+            ],
+            screen,
+        )
+        for note in report.notes:
+            screen.print(note, markup=False)
+        found = ("lost", "wrong", "missing", "extra", "stale", "errors")
+        counts = ", ".join(f"{getattr(report, name)} {name}" for name in found)
+        print(
+            f"{'the stores agree' if report.ok else 'NOT in order'}: "
+            f"{report.documents} documents compared, {counts}, {report.seconds} s"
+        )
+        return OK if report.ok else FAILED
+
+    return _run(run)
+
+
+@app.command
+def settings(*, config: Config = None) -> int:
+    """The settings in force, as a TOML file, with passwords hidden.
+
+    Shows what the file, the CROSSFADE_ variables and the seed variables (DATABASE_TYPE,
+    DATABASE_URL, MIGRATION_READ_PRIMARY, MIGRATION_DUAL_WRITE) come to. Ends with 2, and
+    one sentence, if they cannot be used.
+
+    Example: crossfade settings --config crossfade.toml
+    """
+    print("\n".join(_toml(load(config).redacted())))
+    return OK
+
+
+def _toml(sections: dict[str, dict[str, Any]]) -> list[str]:
+    """Lines of a settings file. What is not set stands as a comment."""
+    lines: list[str] = []
+    for section, values in sections.items():
+        if section == "collections":
+            lines += _toml({f"collections.{json.dumps(name)}": v for name, v in values.items()})
+            continue
+        lines += [f"[{section}]"]
+        for key, value in values.items():
+            lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+        lines.append("")
+    return lines
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+def _run(work: Callable[[asyncio.Event], Coroutine[Any, Any, int]]) -> int:
+    """Runs `work` on uvloop. SIGINT and SIGTERM set its event; the second one cancels it."""
+    import uvloop
+
+    async def supervised() -> int:
+        stop = asyncio.Event()
+        task = asyncio.ensure_future(work(stop))
+
+        def stopped() -> None:
+            if stop.is_set():
+                task.cancel()
+            stop.set()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stopped)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    return uvloop.run(supervised())
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """The result of `work`; None when `stop` is set before it is there."""
+    task = asyncio.ensure_future(work)
+    ended = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([task, ended], return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for future in (task, ended):
+            future.cancel()
+        await asyncio.gather(task, ended, return_exceptions=True)
+
+
+def _postgresql(url: str) -> PostgresqlSettings:
+    try:
+        return PostgresqlSettings(url=SecretStr(url))
+    except ValidationError as error:
+        raise SettingsError(f"--postgres: {explain(error)}") from None
+
+
+async def probe_postgresql(postgresql: PostgresqlSettings) -> None:
+    """Connects once. Raises CannotStart that names host, port and database, no password."""
+    import asyncpg
+
+    target = postgresql.target
+    try:
+        connection = await asyncpg.connect(postgresql.dsn, timeout=PROBE_SECONDS)
+    except asyncpg.InvalidCatalogNameError:
+        problem = "there is no such database; create it, or change the URL"
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
+        problem = "the server refuses the user or the password of the URL"
+    except asyncpg.PostgresError as error:
+        problem = f"the server refuses the connection (SQLSTATE {error.sqlstate})"
+    except TimeoutError:
+        problem = f"no answer within {PROBE_SECONDS:.0f} s; is the host right?"
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        problem = f"it cannot be reached ({reason}); is it running, and the URL right?"
+    except (asyncpg.InterfaceError, ValueError) as error:
+        problem = f"the URL cannot be used ({type(error).__name__})"
+    else:
+        with suppress(Exception):
+            await connection.close(timeout=PROBE_SECONDS)
+        return
+    raise CannotStart(f"PostgreSQL {target}: {problem}")
+
+
+async def probe_firestore(address: str) -> None:
+    """Raises CannotStart when nothing listens at an emulator's host:port."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise CannotStart(f'--firestore: "{address}" is not HOST:PORT')
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), PROBE_SECONDS)
+    except (OSError, OverflowError) as error:
+        raise CannotStart(
+            f"Firestore {address}: it cannot be reached; is the emulator running there?"
+        ) from error
+    writer.close()

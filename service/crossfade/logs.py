@@ -1,0 +1,52 @@
+"""Logs: one event a line on stderr, for people or as JSON.
+
+stdout belongs to what a command answers. Tracebacks never show local variables:
+they are where document values are.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+from structlog.typing import Processor
+
+from crossfade.settings import LogSettings
+
+
+def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Sets up structlog and the standard library's logging (of the libraries) alike."""
+    stream = stream or sys.stderr
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper("iso"),
+    ]
+    if settings.format == "json":
+        # The plain formatter: structlog's dictionaries of tracebacks hold the locals.
+        render: list[Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ]
+    else:
+        render = [
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    structlog.configure(
+        processors=[*shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    logging.root.handlers = [handler]
+    # The libraries' own remarks are only of interest when something is wrong.
+    logging.root.setLevel(max(level, logging.WARNING))
