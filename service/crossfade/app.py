@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import grpc.aio
 import structlog
 from crossfade_api.v1 import admin_pb2
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 
 from crossfade.control import Control, Traffic
 from crossfade.document import Database
@@ -51,7 +52,7 @@ class Sidecar:
     stores: Stores
     _forward: Forward | None
     _server: grpc.aio.Server
-    _health: health.aio.HealthServicer
+    _health: health.HealthServicer
     _tasks: list[asyncio.Task[None]]
     _resources: AsyncExitStack
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from crossfade.call import Call
 from crossfade.control import Control, Snapshot
-from crossfade.document import Database, collection_id, is_own
+from crossfade.document import Database, collection_id
 from crossfade.errors import (
     CrossfadeError,
     EpochChanged,
@@ -20,7 +20,7 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.forward import Forward
-from crossfade.pending import Pending, new_intent
+from crossfade.pending import Pending, intent_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
@@ -234,9 +234,6 @@ class Migrator:
     ) -> CommitOutcome:
         """All writes or none, at the authority; the mirror follows, whatever happens to
         this call. Waits while a change of authority is under way."""
-        for write in writes:
-            if is_own(write.path):
-                raise InvalidArgument(f"write.name: {write.path.split('/')[0]} is Crossfade's own")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
             with self._control.writing():
@@ -258,7 +255,8 @@ class Migrator:
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction."""
-        intent = Intent(new_intent(), snapshot.epoch, snapshot.rules.mirrored, request_id)
+        name = new_intent() if request_id is None else intent_of(request_id, 0)
+        intent = Intent(name, snapshot.epoch, snapshot.rules.mirrored, request_id)
         store = self._stores[StoreName.POSTGRESQL]
         started, error = time.time_ns(), None
         try:

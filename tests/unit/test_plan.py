@@ -41,7 +41,12 @@ def test_a_percent_moves_nothing_where_the_table_says_authority(stage, percent):
     assert decide(made, "tasks/1", 0.0).answer is STAGES[Stage(stage)].authority
 
 
-@given(st.text(min_size=1), st.floats(0, 100), st.floats(0, 100), st.sampled_from(["live", "shadow"]))
+@given(
+    st.text(min_size=1),
+    st.floats(0, 100),
+    st.floats(0, 100),
+    st.sampled_from(["live", "shadow"]),
+)
 def test_raising_a_percent_only_adds_keys(key, one, other, stage):
     low, high = sorted((one, other))
     at_low = decide(plan(Stage(stage), "salt", low, 0.0), key, 0.5).answer

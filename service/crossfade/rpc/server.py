@@ -15,12 +15,13 @@ import grpc.aio
 import structlog
 from crossfade_api.v1 import crossfade_pb2, document_pb2
 from google.protobuf.message import DecodeError, Message
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
 from crossfade import wire
 from crossfade.call import Call
-from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path
+from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
 from crossfade.errors import CrossfadeError, InvalidArgument, NotFound
 from crossfade.migrator import Migrator
 from crossfade.rpc.status import code_of
@@ -81,6 +82,7 @@ class Front:
         request = parse(crossfade_pb2.QueryRequest, data)
         parent = self._database.relative(request.parent, "parent")
         query = wire.decode_query(request.query, parent, self._database)
+        check_visible(query.collection_path or query.collection or "", "query.from.collection_id")
         async for page in self._migrator.query(query, call):
             yield page.frames
 
@@ -110,11 +112,20 @@ class Front:
         for index, message in enumerate(messages):
             write = wire.decode_write(message, self._database, f"writes[{index}]")
             check(write)
+            check_visible(write.path, f"writes[{index}].name")
             writes.append(write)
         return writes
 
     def _path(self, name: str, field: str) -> str:
-        return check_document_path(self._database.relative(name, field), field)
+        path = check_document_path(self._database.relative(name, field), field)
+        check_visible(path, field)
+        return path
+
+
+def check_visible(path: str, field: str) -> None:
+    """Raises InvalidArgument for collections of Crossfade's own."""
+    if is_own(path):
+        raise InvalidArgument(f"{field}: {path.partition('/')[0][:60]} is Crossfade's own")
 
 
 def _request_id(request: crossfade_pb2.CommitRequest) -> str | None:
@@ -147,7 +158,7 @@ class Wrapper:
         self._telemetry = telemetry
         self._default_timeout = default_timeout
 
-    def unary(self, name: str, method: Unary) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def unary(self, name: str, method: Unary) -> "grpc.RpcMethodHandler[bytes, bytes]":
         async def handle(data: bytes, context: Any) -> bytes:
             call = self._call(name, context)
             started, status = time.perf_counter_ns(), "OK"
@@ -166,7 +177,7 @@ class Wrapper:
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def streaming(self, name: str, method: Streaming) -> grpc.RpcMethodHandler[bytes, bytes]:
+    def streaming(self, name: str, method: Streaming) -> "grpc.RpcMethodHandler[bytes, bytes]":
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
             call = self._call(name, context)
             started, status = time.perf_counter_ns(), "OK"
@@ -217,7 +228,7 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
-) -> tuple[grpc.aio.Server, health.aio.HealthServicer]:
+) -> tuple[grpc.aio.Server, health.HealthServicer]:
     """A server with the API, the admin service, health and reflection; not yet bound."""
     server = grpc.aio.server(
         options=(
@@ -232,7 +243,7 @@ def build(
         "Query": wrap.streaming("Query", front.query),
         "Commit": wrap.unary("Commit", front.commit),
     }
-    checker = health.aio.HealthServicer()
+    checker = health.HealthServicer()
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
     )

@@ -1,0 +1,120 @@
+"""A whole sidecar for tests: real PostgreSQL, the embedded Firestore over real sockets."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import grpc.aio
+from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
+from crossfade_client import AsyncCrossfade
+from pydantic import SecretStr
+
+from crossfade import app
+from crossfade.document import Database
+from crossfade.plan import Stage
+from crossfade.rpc import firestore_v1
+from crossfade.settings import (
+    FirestoreSettings,
+    MigrationSettings,
+    PostgresqlSettings,
+    RecopySettings,
+    ServerSettings,
+    Settings,
+    ShadowSettings,
+)
+from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.memory import MemoryStore, MemoryStores
+from crossfade.telemetry import Counter, Telemetry
+
+DATABASE = Database("test")
+
+
+@dataclass
+class Running:
+    """The parts of a running stack that tests reach into."""
+
+    sidecar: app.Sidecar
+    telemetry: Telemetry
+    client: AsyncCrossfade
+    admin: Any
+    memory: MemoryStore
+    direct: FirestoreStore
+    sql: Any
+    firestore_server: Any
+
+    async def stage(self, stage: str) -> None:
+        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage))
+
+    async def percent(self, percent: float, shadow_rate: float = 0.0) -> None:
+        await self.admin.SetTraffic(
+            admin_pb2.SetTrafficRequest(read_percent=percent, shadow_rate=shadow_rate)
+        )
+
+    async def copy(self) -> admin_pb2.CopyProgress:
+        return [step async for step in self.admin.Copy(admin_pb2.CopyRequest())][-1]
+
+    async def settled(self, seconds: float = 10.0) -> None:
+        """Waits until nothing is pending and no comparison waits."""
+        await eventually(self._is_settled, seconds)
+
+    async def _is_settled(self) -> bool:
+        rows = await self.sql.fetchval("select count(*) from crossfade.pending where not dead")
+        return not rows and self.sidecar.shadow.idle
+
+    def count(self, counter: Counter, *labels: str) -> int:
+        """The counter's sum over the series that have all these labels."""
+        counts = self.telemetry.counts(counter)
+        return sum(n for key, n in counts.items() if set(labels) <= set(key))
+
+
+async def eventually(condition: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"{condition} did not come true in {seconds} s"
+        await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(
+    postgres_url: str, stage: Stage = Stage.OFF, **migration: Any
+) -> AsyncIterator[Running]:
+    stores = MemoryStores()
+    server = await firestore_v1.serve(stores, "127.0.0.1", 0)
+    settings = Settings(
+        server=ServerSettings(port=0),
+        firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
+        postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
+        migration=MigrationSettings(
+            stage=stage, mappings="violet", **({"shadow_rate": 0.0} | migration)
+        ),
+        shadow=ShadowSettings(behind_bound=0.2),
+        recopy=RecopySettings(interval=0.05, attempts=3),
+    )
+    telemetry = Telemetry()
+    sidecar = await app.start(settings, telemetry)
+    channel = grpc.aio.insecure_channel(sidecar.address)
+    client = AsyncCrossfade(sidecar.address, timeout=10.0)
+    direct = connect(DATABASE, server.address)
+    sql = await asyncpg.connect(postgres_url)
+    try:
+        yield Running(
+            sidecar,
+            telemetry,
+            client,
+            admin_pb2_grpc.AdminStub(channel),
+            stores(DATABASE),
+            direct,
+            sql,
+            server,
+        )
+    finally:
+        await sql.close()
+        await client.close()
+        await channel.close()
+        await sidecar.stop(1.0)
+        await direct.close()
+        await server.stop(0)
