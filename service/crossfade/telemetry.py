@@ -405,17 +405,11 @@ class Telemetry:
                 merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
         return merged
 
-    def quantiles(
-        self,
-        *qs: float,
-        collection: str | None = None,
-        operation: str | None = None,
-        store: str | None = None,
-        role: str | None = None,
-    ) -> tuple[float | None, ...]:
-        """Quantiles (0..1) in seconds over every series that fits; None without a record."""
-        buckets = self.buckets(collection=collection, operation=operation, store=store, role=role)
-        return tuple(quantile(buckets, q) for q in qs)
+    def quantiles(self, *qs: float, **wanted: str | None) -> tuple[float | None, ...]:
+        """Quantiles (0..1) in seconds over every series that fits (see `buckets`); None
+        without a record."""
+        merged = self.buckets(**wanted)
+        return tuple(quantile(merged, q) for q in qs)
 
     def latencies(self) -> list[StoreLatency]:
         """Every series of the stores' calls, sorted."""
