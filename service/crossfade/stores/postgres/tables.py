@@ -44,6 +44,8 @@ control = Table(
     Column("generation", BigInteger, nullable=False),
     # The step of an unfinished change of stage, so that any sidecar can go on with it.
     Column("barrier", JSONB),
+    # The stage that the settings asked for last: a request is carried out once.
+    Column("requested", Text),
     # read percent and shadow rate by collection id; "" for the defaults
     Column("traffic", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -90,8 +92,13 @@ versions = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("time", BigInteger, nullable=False),
     Column("live", Boolean, nullable=False),
-    # update_time of the same content in Firestore; 0: absent there; null: not known
+    # What Firestore holds: the update_time it answered last (0: absent there, null: not known)
+    # and the version that this was the answer for. A pair, because the row may be newer already.
     Column("peer_time", BigInteger),
+    Column("peer_epoch", BigInteger),
+    Column("peer_version", BigInteger),
+    # The last copy that met this path, so that its sweep finds what Firestore no longer has.
+    Column("seen", BigInteger),
     schema=SCHEMA,
 )
 
@@ -123,4 +130,9 @@ documents = Table(
     Index("documents_collection_path", "collection_path", "path"),
     Index("documents_collection_id", "collection_id", "path"),
     schema=SCHEMA,
+)
+# The few documents in which a filter by JSON containment cannot find a field: one of
+# their field names begins with "$" (see mapping.py).
+Index(
+    "documents_odd", documents.c.collection_path, postgresql_where=documents.c.fields.has_key("$m")
 )

@@ -1,0 +1,183 @@
+"""Commits with PostgreSQL as the authority: one transaction, in the order the protocol needs.
+
+1. The control row, FOR SHARE, in a statement of its own: a change of authority waits
+   for this commit, or this commit sees it.
+2. The locks of the paths, sorted, in a statement of their own.
+3. Only now what the documents are, in a statement that began behind the locks.
+4. The pure core decides what becomes of them.
+5. Rows, versions, tombstones, pending rows and the request row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossfade import write as writing
+from crossfade.document import Document, collection_id, collection_path, identical
+from crossfade.errors import EpochChanged
+from crossfade.mapping import escape_path
+from crossfade.store import CommitOutcome, Intent, WriteOutcome
+from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.reader import Reader
+from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables
+from crossfade.write import Write
+
+_CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
+# Sorted, so that two commits never wait for one another. The request's own lock
+# comes first: the second of two commits with one id finds the first one's row.
+_LOCKS = """select count(pg_advisory_xact_lock(hashtextextended(name, 7)))
+from unnest($1::text[]) name"""
+_REQUEST = "select commit_time, update_times from crossfade.requests where intent = $1"
+_RECORD = """with changed as (
+    insert into crossfade.versions as v (path, epoch, time, live)
+    select path, $1::int8, $2::int8, live from unnest($3::text[], $4::bool[]) as c (path, live)
+    on conflict (path) do update
+        set epoch = excluded.epoch, time = excluded.time, live = excluded.live),
+behind as (
+    insert into crossfade.pending
+        (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+    select $5::text, path, collection_path, collection_id, $1, now(), 'commit'
+    from unnest($3::text[], $6::text[], $7::text[]) as c (path, collection_path, collection_id)
+    where $8::bool)
+insert into crossfade.requests (intent, commit_time, update_times)
+select $5::text, $2, $9::int8[] where $10::bool"""
+
+
+@dataclass(slots=True)
+class _Staged:
+    """A path as the commit found it and as it leaves it."""
+
+    before: Document | None
+    table: DocumentTable
+    after: Document | None
+
+
+class Committer:
+    """The writing half of the PostgreSQL store."""
+
+    def __init__(self, lanes: Lanes, tables: DocumentTables, reader: Reader, group: str) -> None:
+        self._lanes = lanes
+        self._tables = tables
+        self._reader = reader
+        self._group = group
+
+    async def commit(
+        self, writes: Sequence[Write], timeout: float, intent: Intent | None
+    ) -> CommitOutcome:
+        for write in writes:
+            writing.check(write)
+        paths = sorted({write.path for write in writes})
+        replayable = intent is not None and intent.request_id is not None
+        async with self._lanes.transaction(timeout) as connection:
+            epoch = await self._epoch(connection, intent)
+            locks = [f"p:{escape_path(path)}" for path in paths]
+            if intent is not None and replayable:
+                locks.insert(0, f"i:{intent.id}")
+            await connection.execute(_LOCKS, locks)
+            if intent is not None and replayable:
+                done = await connection.fetchrow(_REQUEST, intent.id)
+                if done is not None:
+                    return _replayed(done)
+            staged, now = await self._load(connection, paths)
+            outcomes = _apply(writes, staged, now)
+            changed = [path for path in paths if staged[path].after is not staged[path].before]
+            await self._write(connection, staged, changed, epoch)
+            if changed or replayable:
+                await connection.execute(
+                    _RECORD,
+                    epoch,
+                    now,
+                    *_columns(changed, staged),
+                    *_pending_columns(changed, intent),
+                    [outcome.update_time for outcome in outcomes],
+                    replayable,
+                )
+        return CommitOutcome(tuple(outcomes), now)
+
+    async def _epoch(self, connection: Connection, intent: Intent | None) -> int:
+        row = await connection.fetchrow(_CONTROL, self._group)
+        epoch, authority = (0, None) if row is None else (row[0], row[1])
+        if intent is not None and (epoch != intent.epoch or authority != "postgresql"):
+            raise EpochChanged(f"epoch {intent.epoch} is over, or PostgreSQL not in charge")
+        return epoch
+
+    async def _load(
+        self, connection: Connection, paths: Sequence[str]
+    ) -> tuple[dict[str, _Staged], int]:
+        """The documents as they are behind the locks, and the time of the commit: the
+        clock's, but later than every version its paths ever had."""
+        staged: dict[str, _Staged] = {}
+        now = 0 if paths else int(await connection.fetchval(f"select {NOW}"))
+        found = await self._reader.load(connection, paths)
+        for path, (table, row) in zip(paths, found, strict=True):
+            document = None if row[0] is None else table.document(row)
+            staged[path] = _Staged(document, table, document)
+            known = (row[table.extras.version_time], row[table.update_index])
+            now = max(now, row[table.extras.now], *(time + 1 for time in known if time is not None))
+        return staged, now
+
+    async def _write(
+        self,
+        connection: Connection,
+        staged: dict[str, _Staged],
+        changed: Sequence[str],
+        epoch: int,
+    ) -> None:
+        upserts: dict[DocumentTable, list[list[Any]]] = {}
+        deletes: dict[DocumentTable, list[str]] = {}
+        for path in changed:
+            table, after = staged[path].table, staged[path].after
+            if after is None:
+                deletes.setdefault(table, []).append(table.key_of(path))
+            else:
+                values = table.values(path, after.fields)
+                values += [after.create_time, after.update_time, epoch]
+                upserts.setdefault(table, []).append(values)
+        for table, rows in upserts.items():
+            if len(rows) == 1:
+                await connection.execute(table.upsert, *rows[0])
+            else:
+                await connection.executemany(table.upsert, rows)
+        for table, keys in deletes.items():
+            await connection.execute(table.delete, keys)
+
+
+def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:
+    """Every write on what the ones before it left. What changes nothing keeps its update_time."""
+    outcomes = []
+    for write in writes:
+        entry = staged[write.path]
+        current = entry.after
+        outcome = writing.apply(write, current, now)
+        if outcome.fields is None:
+            entry.after = None
+        elif current is None:
+            entry.after = Document(write.path, outcome.fields, now, now)
+        elif not identical(current.fields, outcome.fields):
+            entry.after = Document(write.path, outcome.fields, current.create_time, now)
+        time = None if entry.after is None else entry.after.update_time
+        outcomes.append(WriteOutcome(time, outcome.results))
+    return outcomes
+
+
+def _columns(changed: Sequence[str], staged: dict[str, _Staged]) -> tuple[list[str], list[bool]]:
+    return (
+        [escape_path(path) for path in changed],
+        [staged[path].after is not None for path in changed],
+    )
+
+
+def _pending_columns(
+    changed: Sequence[str], intent: Intent | None
+) -> tuple[str | None, list[str], list[str], bool]:
+    return (
+        None if intent is None else intent.id,
+        [escape_path(collection_path(path)) for path in changed],
+        [escape_path(collection_id(path)) for path in changed],
+        intent is not None and intent.mirrored,
+    )
+
+
+def _replayed(row: Any) -> CommitOutcome:
+    """The first result, as far as it is remembered: times, and no transforms' values."""
+    return CommitOutcome(tuple(map(WriteOutcome, row[1])), row[0], replayed=True)

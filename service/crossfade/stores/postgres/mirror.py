@@ -1,0 +1,406 @@
+"""PostgreSQL as the mirror: pending rows, guarded puts, claims, and the copy's sweep.
+
+Every statement that changes something reads the control row FOR SHARE and checks
+the epoch in it, so that nothing outlives a change of authority. While a barrier is
+under way (authority `none`) puts go on and no row is opened.
+
+A put is tied to its own rows: it deletes them in the same transaction and skips a
+path whose row is gone, because then somebody else has settled it, perhaps with a
+newer document whose tombstone is pruned already.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossfade.document import Database, Fields, collection_id, collection_path
+from crossfade.errors import EpochChanged
+from crossfade.mapping import Mappings, escape_path, unescape_path
+from crossfade.plan import StoreName
+from crossfade.store import Version
+from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
+
+_CONTROL = """c as materialized (select 1 from crossfade.control
+    where grp = $1::text and epoch = $2::int8 and authority = {authority} for share)"""
+_CURRENT = """select 1 from crossfade.control
+where grp = $1 and epoch = $2 and authority <> $3 for share"""
+_OPEN = f"""with {_CONTROL.format(authority="$9::text")},
+opened as (
+    insert into crossfade.pending as p
+        (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+    select $3::text, path, collection_path, collection_id, $2,
+        clock_timestamp() + $7::float8 * interval '1 second', $8::text
+    from c, unnest($4::text[], $5::text[], $6::text[]) as r (path, collection_path, collection_id)
+    on conflict (intent, path) do update
+        set lease_until = greatest(p.lease_until, excluded.lease_until))
+select exists (select from c)"""
+_DROP = "delete from crossfade.pending where intent = $1"
+_EXPIRE = """update crossfade.pending set lease_until = clock_timestamp()
+where intent = $1 and claim is null"""
+# Rows are locked in one order, so that a writer and a worker that took over from it
+# do not wait for one another.
+_OWN = """delete from crossfade.pending p using (
+    select id from crossfade.pending where {owner} = $1 and path = any($2::text[])
+    order by id for update) own
+where p.id = own.id returning p.path"""
+_GUARD = f"""insert into crossfade.versions as v
+    (path, epoch, time, live, peer_time, peer_epoch, peer_version)
+select path, $1::int8, time, live, case when live then time else 0 end, $1, time
+from unnest($2::text[], $3::int8[], $4::bool[]) as i (path, time, live)
+{GUARD.format(equal="$5::bool")} returning path"""
+_SEEN = "update crossfade.versions set seen = $1 where path = any($2::text[])"
+_CLAIM = """with picked as (
+    select path from crossfade.pending
+    where not dead and lease_until <= clock_timestamp() and position('/' in path) > 0
+    order by id limit $3 for update skip locked),
+free as (
+    select id from crossfade.pending
+    where path in (select path from picked)
+        and not dead and lease_until <= clock_timestamp()
+    order by id for update skip locked)
+update crossfade.pending p
+set claim = $1, lease_until = clock_timestamp() + $2::float8 * interval '1 second'
+from free where p.id = free.id
+returning p.id, p.intent, p.path, p.epoch, p.reason, p.attempts"""
+# The pause doubles with every failure, up to a minute.
+_RELEASE = """update crossfade.pending
+set claim = null, failure = $2::text, attempts = attempts + 1, dead = attempts + 1 >= $3::int,
+    lease_until = clock_timestamp()
+        + least(60, 0.1 * 2 ^ least(attempts, 20)) * interval '1 second'
+where claim = $1"""
+_BURY = """update crossfade.pending
+set claim = null, failure = $3::text, attempts = attempts + 1, dead = true
+where claim = $1 and path = $2"""
+_SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pending,
+    count(*) filter (where position('/' in path) = 0) as wildcards,
+    count(*) filter (where dead) as dead,
+    coalesce(extract(epoch from clock_timestamp()
+        - min(inserted_at) filter (where position('/' in path) > 0)), 0)::float8 as oldest
+from crossfade.pending"""
+_REMEMBER = """update crossfade.versions v
+set peer_time = s.peer_time, peer_epoch = s.epoch, peer_version = s.time
+from unnest($1::text[], $2::int8[], $3::int8[], $4::int8[]) as s (path, peer_time, epoch, time)
+where v.path = s.path"""
+_SETTLED = "delete from crossfade.pending where claim = $1 and path = any($2::text[])"
+_STANDS = """select generation from crossfade.control
+where grp = $1 and epoch = $2 and generation = $3 and authority = 'firestore' for share"""
+# The collection of a path is what stands before its last "/".
+_SWEEP = """insert into crossfade.pending
+    (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
+    clock_timestamp(), 'sweep'
+from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
+    where live and (seen is null or seen < $3::int8)) as unseen"""
+_COPIED = "delete from crossfade.pending where path = ''"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A document as the authority holds it; `fields` None: it holds none.
+
+    `time`: update_time, or for a deleted one the commit's or read's time; microseconds.
+    `create_time` None: not known, the mirror keeps the one it has.
+    """
+
+    path: str
+    fields: Fields | None
+    time: int
+    create_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRow:
+    """A claimed row of `crossfade.pending`."""
+
+    id: int
+    intent: str
+    path: str
+    epoch: int
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What PostgreSQL holds at a path, and the update_time Firestore is known to hold:
+    0 for absent, None for not known."""
+
+    path: str
+    data: bytes | None
+    version: Version | None
+    peer_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`pending` counts the documents' rows, dead ones too; `wildcards` stand for collections."""
+
+    pending: int
+    oldest_seconds: float
+    dead: int
+    wildcards: int
+
+
+class Mirror:
+    """Both directions' bookkeeping. Raises EpochChanged, and then has changed nothing."""
+
+    def __init__(
+        self, lanes: Lanes, mappings: Mappings, database: Database, group: str = "default"
+    ) -> None:
+        self._lanes = lanes
+        self._tables = DocumentTables(mappings, database)
+        self._group = group
+
+    # --- pending rows ----------------------------------------------------------------------------
+
+    async def open_intent(
+        self,
+        intent: str,
+        paths: Sequence[str],
+        *,
+        epoch: int,
+        lease: float,
+        reason: str,
+        timeout: float,
+    ) -> None:
+        """One row per path, the caller's own for `lease` seconds. The same intent again
+        only prolongs the lease."""
+        await self._open(intent, paths, epoch, lease, reason, StoreName.FIRESTORE, timeout)
+
+    async def mark(
+        self,
+        intent: str,
+        paths: Sequence[str],
+        *,
+        epoch: int,
+        reason: str,
+        authority: StoreName,
+        timeout: float,
+    ) -> None:
+        """Queues paths for a worker, under whichever authority it is."""
+        await self._open(intent, paths, epoch, 0.0, reason, authority, timeout)
+
+    async def _open(
+        self,
+        intent: str,
+        paths: Sequence[str],
+        epoch: int,
+        lease: float,
+        reason: str,
+        authority: StoreName,
+        timeout: float,
+    ) -> None:
+        unique = sorted({escape_path(path) for path in paths})
+        stands = await self._lanes.fetchval(
+            _OPEN,
+            self._group,
+            epoch,
+            intent,
+            unique,
+            [collection_path(path) for path in unique],
+            [collection_id(path) for path in unique],
+            lease,
+            reason,
+            authority.value,
+            timeout=timeout,
+        )
+        if not stands:
+            raise _over(epoch)
+
+    async def drop_intent(self, intent: str, *, timeout: float) -> None:
+        """Deletes the rows of an intent that is known not to have been applied."""
+        await self._lanes.execute(_DROP, intent, timeout=timeout)
+
+    async def expire_intent(self, intent: str, *, timeout: float) -> None:
+        """Ends the writer's own lease: a worker takes the rows over at once."""
+        await self._lanes.execute(_EXPIRE, intent, timeout=timeout)
+
+    async def claim(
+        self, claim: str, *, limit: int, lease: float, timeout: float
+    ) -> list[PendingRow]:
+        """Takes over rows whose lease is over: the `limit` oldest, and with each every
+        other free row of its path."""
+        rows = await self._lanes.fetch(_CLAIM, claim, lease, limit, timeout=timeout)
+        return [
+            PendingRow(row[0], row[1], unescape_path(row[2]), row[3], row[4], row[5])
+            for row in sorted(rows, key=lambda row: row[0])
+        ]
+
+    async def release(self, claim: str, *, failure: str, attempts: int, timeout: float) -> None:
+        """Gives the claimed rows back after a failure, to be tried again after a pause; after
+        `attempts` failures they are dead letters."""
+        await self._lanes.execute(_RELEASE, claim, failure, attempts, timeout=timeout)
+
+    async def bury(self, claim: str, path: str, *, failure: str, timeout: float) -> None:
+        """Makes the claimed rows of a path dead letters: kept, shown, repaired by hand."""
+        await self._lanes.execute(_BURY, claim, escape_path(path), failure, timeout=timeout)
+
+    async def summary(self, *, timeout: float) -> Summary:
+        row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
+        assert row is not None  # noqa: S101 - an aggregate has one row
+        return Summary(row["pending"], row["oldest"], row["dead"], row["wildcards"])
+
+    # --- puts (Firestore is the authority) -------------------------------------------------------
+
+    async def put(
+        self,
+        images: Sequence[Image],
+        *,
+        epoch: int,
+        intent: str | None = None,
+        claim: str | None = None,
+        allow_equal: bool,
+        timeout: float,
+    ) -> set[str]:
+        """Puts images under the version guard, tied to the rows of an intent or a claim.
+
+        Returns the paths that were put. A path without such a row is skipped; a path
+        whose version was refused loses its row all the same: it is settled. With
+        neither an intent nor a claim nothing ties the images.
+        """
+        owner = "intent" if intent is not None else "claim" if claim is not None else None
+        row = intent if intent is not None else claim
+        if len(images) == 1 and images[0].fields is not None:
+            return await self._put_one(images[0], epoch, owner, row, allow_equal, timeout)
+        async with self._lanes.transaction(timeout) as connection:
+            await self._check(connection, epoch, StoreName.POSTGRESQL)
+            ordered = sorted(images, key=lambda image: image.path)
+            if owner is not None:
+                paths = [escape_path(image.path) for image in ordered]
+                mine = {r[0] for r in await connection.fetch(_OWN.format(owner=owner), row, paths)}
+                ordered = [image for image in ordered if escape_path(image.path) in mine]
+            return await self._put_all(connection, ordered, epoch, allow_equal=allow_equal)
+
+    async def put_page(
+        self, images: Sequence[Image], *, epoch: int, token: int, timeout: float
+    ) -> set[str]:
+        """A page of the first copy: untied, equal versions too. Its paths are marked as
+        seen by the copy `token`, whether they were put or not."""
+        async with self._lanes.transaction(timeout) as connection:
+            await self._check(connection, epoch, StoreName.POSTGRESQL)
+            ordered = sorted(images, key=lambda image: image.path)
+            put = await self._put_all(connection, ordered, epoch, allow_equal=True)
+            await connection.execute(_SEEN, token, [escape_path(image.path) for image in ordered])
+            return put
+
+    async def finish_copy(self, token: int, *, epoch: int, generation: int, timeout: float) -> int:
+        """Ends a copy: documents it did not meet become pending, the wildcard goes.
+
+        Returns how many those are. Raises EpochChanged when the epoch or the mirror's
+        generation is another than the copy began under.
+        """
+        async with self._lanes.transaction(timeout) as connection:
+            if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
+                raise _over(epoch)
+            tag = await connection.execute(_SWEEP, f"sweep-{token}", epoch, token)
+            await connection.execute(_COPIED)
+        return int(tag.rpartition(" ")[2])
+
+    async def _put_one(
+        self,
+        image: Image,
+        epoch: int,
+        owner: str | None,
+        row: str | None,
+        allow_equal: bool,
+        timeout: float,
+    ) -> set[str]:
+        table = self._tables.of(image.path)
+        answer = await self._lanes.fetchrow(
+            table.put_one(owner),
+            *table.values(image.path, image.fields or {}),
+            image.create_time,
+            image.time,
+            epoch,
+            escape_path(image.path),
+            self._group,
+            allow_equal,
+            *([] if row is None else [row]),
+            timeout=timeout,
+        )
+        if answer is None or not answer[0]:
+            raise _over(epoch)
+        return {image.path} if answer[1] else set()
+
+    async def _put_all(
+        self, connection: Connection, images: Sequence[Image], epoch: int, *, allow_equal: bool
+    ) -> set[str]:
+        """The guard first, then the data, in statements of their own: a delete in the
+        guard's statement would not see what was committed while it waited for the lock."""
+        accepted = {
+            unescape_path(row[0])
+            for row in await connection.fetch(
+                _GUARD,
+                epoch,
+                [escape_path(image.path) for image in images],
+                [image.time for image in images],
+                [image.fields is not None for image in images],
+                allow_equal,
+            )
+        }
+        upserts: dict[DocumentTable, list[list[Any]]] = {}
+        deletes: dict[DocumentTable, list[str]] = {}
+        for image in images:
+            if image.path not in accepted:
+                continue
+            table = self._tables.of(image.path)
+            if image.fields is None:
+                deletes.setdefault(table, []).append(table.key_of(image.path))
+            else:
+                values = table.values(image.path, image.fields)
+                upserts.setdefault(table, []).append(
+                    [*values, image.create_time, image.time, epoch]
+                )
+        for table, rows in upserts.items():
+            await connection.executemany(table.upsert, rows)
+        for table, keys in deletes.items():
+            await connection.execute(table.delete, keys)
+        return accepted
+
+    async def _check(self, connection: Connection, epoch: int, refused: StoreName) -> None:
+        """The first statement of a transaction: the epoch stands, and goes on standing."""
+        if await connection.fetchrow(_CURRENT, self._group, epoch, refused.value) is None:
+            raise _over(epoch)
+
+    # --- the way back (PostgreSQL is the authority) ----------------------------------------------
+
+    async def peers(self, paths: Sequence[str], *, timeout: float) -> list[Peer]:
+        """What PostgreSQL holds at the paths, at one moment, and what Firestore should hold."""
+        groups = self._tables.grouped(paths)
+        found: dict[str, Peer] = {}
+        async with self._lanes.transaction(timeout, "repeatable read, read only") as connection:
+            for table, positions in groups.items():
+                wanted = [paths[position] for position in positions]
+                rows = await connection.fetch(*table.many(wanted, self._group))
+                for path, row in zip(wanted, rows, strict=True):
+                    found[path] = _peer(table, path, row)
+        return [found[path] for path in paths]
+
+    async def settle(
+        self, claim: str, settled: Sequence[tuple[Peer, int]], *, epoch: int, timeout: float
+    ) -> None:
+        """After a reverse put: remembers what Firestore answered (0: holds nothing) for the
+        versions that were put, and deletes the claimed rows of their paths."""
+        pairs = [(peer, time) for peer, time in settled if peer.version is not None]
+        async with self._lanes.transaction(timeout) as connection:
+            await self._check(connection, epoch, StoreName.FIRESTORE)
+            paths = [escape_path(peer.path) for peer, _ in settled]
+            versions = [peer.version or (0, 0) for peer, _ in pairs]
+            await connection.execute(
+                _REMEMBER,
+                [escape_path(peer.path) for peer, _ in pairs],
+                [time for _, time in pairs],
+                [version[0] for version in versions],
+                [version[1] for version in versions],
+            )
+            await connection.execute(_SETTLED, claim, paths)
+
+
+def _peer(table: DocumentTable, path: str, row: Any) -> Peer:
+    stored = table.stored(row, path)
+    return Peer(path, stored.data, stored.version, row[table.extras.peer_time])
+
+
+def _over(epoch: int) -> EpochChanged:
+    return EpochChanged(f"epoch {epoch} is over, or the authority another")

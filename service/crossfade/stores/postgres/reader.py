@@ -1,0 +1,197 @@
+"""Reads: documents by path and by query, each with the state that shows how fresh they are."""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from time import monotonic
+from typing import Any
+
+import asyncpg
+from crossfade_api.v1 import crossfade_pb2
+
+from crossfade import query as queries
+from crossfade.document import Document, collection_id, id_key
+from crossfade.errors import InvalidArgument
+from crossfade.mapping import escape_path
+from crossfade.query import Order, Query
+from crossfade.store import PAGE_BYTES, PAGE_DOCUMENTS, MirrorState, Page, Reading, Stored
+from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.rows import DocumentTable, DocumentTables
+from crossfade.stores.postgres.statement import Statement, compile_query
+from crossfade.wire import document_bytes, encode_time, field_bytes
+
+SNAPSHOT = "repeatable read, read only"
+
+
+class Reader:
+    """The reading half of the PostgreSQL store."""
+
+    def __init__(self, lanes: Lanes, tables: DocumentTables, group: str) -> None:
+        self._lanes = lanes
+        self._tables = tables
+        self._group = group
+
+    # --- by path ------------------------------------------------------------------------------
+
+    async def get(self, paths: Sequence[str], timeout: float) -> Reading:
+        """One statement for documents of one table; of several, one snapshot."""
+        if len(paths) == 1:
+            path = paths[0]
+            table = self._tables.of(path)
+            row = await self._lanes.fetchrow(
+                table.get_one,
+                table.key_of(path),
+                escape_path(path),
+                escape_path(collection_id(path)),
+                self._group,
+                timeout=timeout,
+            )
+            return _reading([(table.stored(row, path), row, table)])
+        if not paths:
+            raise InvalidArgument("names: at least one document must be named")
+        groups = self._tables.grouped(paths)
+        found: list[tuple[Stored, Any, DocumentTable]] = [None] * len(paths)  # type: ignore[list-item]
+        if len(groups) == 1:
+            ((table, positions),) = groups.items()
+            rows = await self._lanes.fetch(*table.many(paths, self._group), timeout=timeout)
+            _place(found, table, positions, paths, rows)
+        else:
+            async with self._lanes.transaction(timeout, SNAPSHOT) as connection:
+                for table, positions in groups.items():
+                    wanted = [paths[position] for position in positions]
+                    rows = await connection.fetch(*table.many(wanted, self._group))
+                    _place(found, table, positions, wanted, rows)
+        return _reading(found)
+
+    async def load(
+        self, connection: Connection, paths: Sequence[str]
+    ) -> list[tuple[DocumentTable, asyncpg.Record]]:
+        """The rows of the paths, in their order, on a connection of the caller's."""
+        found: list[tuple[DocumentTable, asyncpg.Record]] = [None] * len(paths)  # type: ignore[list-item]
+        for table, positions in self._tables.grouped(paths).items():
+            wanted = [paths[position] for position in positions]
+            rows = await connection.fetch(*table.many(wanted, self._group))
+            for position, row in zip(positions, rows, strict=True):
+                found[position] = (table, row)
+        return found
+
+    # --- by query -----------------------------------------------------------------------------
+
+    async def query(self, query: Query, timeout: float) -> AsyncIterator[Page]:
+        """The result, complete before its first page: one statement, one snapshot."""
+        orders = queries.check(query)
+        ends = monotonic() + timeout
+        tables = self._reached(query)
+        statements = [compile_query(query, orders, table, self._group) for table in tables]
+        if len(tables) == 1:
+            rows = await self._lanes.fetch(
+                statements[0].sql, *statements[0].values, timeout=timeout
+            )
+            results = [rows]
+        else:
+            results = []
+            async with self._lanes.transaction(ends - monotonic(), SNAPSHOT) as connection:
+                for statement in statements:
+                    results.append(await connection.fetch(statement.sql, *statement.values))
+        state, now = _state(results[0][0], tables[0])
+        found = self._evaluate(query, orders, tables, statements, results)
+        for page in _pages(found, now, state):
+            yield page
+
+    def _reached(self, query: Query) -> list[DocumentTable]:
+        """The tables in which the query's documents may lie."""
+        path = query.collection_path
+        if path is not None:
+            return [self._tables.of_collection(path)]
+        if query.parent:
+            return [self._tables.generic]
+        if query.collection is None:
+            return list(self._tables.all)
+        mapped = self._tables.mapped(query.collection)
+        return [self._tables.generic] if mapped is None else [mapped, self._tables.generic]
+
+    def _evaluate(
+        self,
+        query: Query,
+        orders: tuple[Order, ...],
+        tables: Sequence[DocumentTable],
+        statements: Sequence[Statement],
+        results: Sequence[Sequence[Any]],
+    ) -> Iterable[bytes]:
+        """The result's documents as bytes, in order."""
+        table, rows = tables[0], results[0]
+        odd = table.epoch_index + 1
+        plain = all(not row[odd] for row in rows)
+        if len(tables) == 1 and statements[0].exact and plain and query.select is None:
+            kept = [row for row in rows if row[0] is not None]
+            kept.sort(key=lambda row: id_key(_last(row[0])), reverse=orders[0].descending)
+            stop = None if query.limit is None else query.offset + query.limit
+            return [
+                table.document_bytes(row, table.path_of(row)) for row in kept[query.offset : stop]
+            ]
+        matches = queries.matcher(query, orders)
+        sources: dict[str, tuple[DocumentTable, Any]] = {}
+        documents: list[Document] = []
+        for table, rows in zip(tables, results, strict=True):
+            for row in rows:
+                if row[0] is not None and matches(document := table.document(row)):
+                    documents.append(document)
+                    sources[document.path] = (table, row)
+        finished = queries.finish(query, orders, documents)
+        if query.select is not None:
+            return [document_bytes(document, self._tables.database) for document in finished]
+        return [
+            table.document_bytes(row, document.path)
+            for document in finished
+            for table, row in [sources[document.path]]
+        ]
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _place(
+    found: list[tuple[Stored, Any, DocumentTable]],
+    table: DocumentTable,
+    positions: Sequence[int],
+    paths: Sequence[str],
+    rows: Sequence[Any],
+) -> None:
+    for position, path, row in zip(positions, paths, rows, strict=True):
+        found[position] = (table.stored(row, path), row, table)
+
+
+def _reading(found: Sequence[tuple[Stored, Any, DocumentTable]]) -> Reading:
+    """The state is that of all: pending if one is."""
+    _, row, table = found[0]
+    at = table.extras
+    pending = any(row[table.extras.pending] for _, row, table in found)
+    read_time = row[at.now]
+    for stored, _, _ in found:
+        # A version may be ahead of this clock; an answer is never older than what it holds.
+        if stored.version is not None and stored.version[1] > read_time:
+            read_time = stored.version[1]
+    state = MirrorState(row[at.epoch] or 0, row[at.generation] or 0, pending)
+    return Reading(tuple(stored for stored, _, _ in found), read_time, state)
+
+
+def _state(row: Any, table: DocumentTable) -> tuple[MirrorState, int]:
+    first = table.epoch_index + 2
+    epoch, generation, pending, now = row[first : first + 4]
+    return MirrorState(epoch or 0, generation or 0, pending), now
+
+
+def _pages(documents: Iterable[bytes], now: int, state: MirrorState) -> Iterable[Page]:
+    message = crossfade_pb2.QueryReply()
+    encode_time(now, message.read_time)
+    tail = message.SerializeToString()
+    frames: list[bytes] = []
+    size = 0
+    first: MirrorState | None = state
+    for data in documents:
+        frames.append(field_bytes(1, data))
+        size += len(data)
+        if size >= PAGE_BYTES or len(frames) >= PAGE_DOCUMENTS:
+            yield Page(b"".join([*frames, tail]), first)
+            frames, size, first = [], 0, None
+    if frames or first is not None:
+        yield Page(b"".join([*frames, tail]), first)

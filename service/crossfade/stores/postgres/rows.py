@@ -1,0 +1,243 @@
+"""How the documents of one table are read and written: its statements and conversions.
+
+Every table of documents is read in one layout: key, the mapping's columns, the rest
+as tagged JSON (`remainder`, or all `fields` in the generic table), create_time,
+update_time, epoch. Texts of statements are composed once; the driver keeps them prepared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossfade_api.v1 import document_pb2 as pb
+from sqlalchemy import Table
+from sqlalchemy.dialects.postgresql import dialect
+
+from crossfade.document import Database, Document, Fields, collection_id, collection_path
+from crossfade.mapping import (
+    CollectionMapping,
+    Mappings,
+    escape_path,
+    from_json,
+    to_json,
+    unescape_path,
+)
+from crossfade.store import Stored
+from crossfade.stores.postgres import tables
+from crossfade.stores.postgres.decoder import make_decoder
+
+_preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
+
+NOW = "(extract(epoch from statement_timestamp()) * 1000000)::int8"
+"""Microseconds since 1970."""
+
+# A direct put needs a newer version, a recopy an equal one too (else a wrong document
+# could never be healed). A document beats a tombstone of its version, never the
+# other way round.
+GUARD = """on conflict (path) do update set epoch = excluded.epoch, time = excluded.time,
+    live = excluded.live, peer_time = excluded.peer_time, peer_epoch = excluded.peer_epoch,
+    peer_version = excluded.peer_version
+where (v.epoch, v.time) < (excluded.epoch, excluded.time)
+   or (v.epoch, v.time) = (excluded.epoch, excluded.time)
+      and (excluded.live and not v.live or {equal} and excluded.live = v.live)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Where the columns stand that a read by path adds to a table's own."""
+
+    version_epoch: int
+    version_time: int
+    peer_time: int
+    peer_epoch: int
+    peer_version: int
+    epoch: int
+    generation: int
+    pending: int
+    now: int
+
+
+_EXTRAS = f"""v.epoch, v.time, v.peer_time, v.peer_epoch, v.peer_version, c.epoch, c.generation,
+    exists (select from crossfade.pending p
+        where p.path = any(array[k.path, k.collection_id, ''])), {NOW}"""
+
+
+class DocumentTable:
+    """One table of documents: of a mapping, or (None) the generic one."""
+
+    def __init__(self, mapping: CollectionMapping | None, database: Database) -> None:
+        self.mapping = mapping
+        table: Table = tables.documents if mapping is None else mapping.table
+        self.name = _preparer.format_table(table)
+        self.key = "path" if mapping is None else "id"
+        self.collection = None if mapping is None else mapping.collection_id
+        self.rest = "fields" if mapping is None else "remainder"
+        columns = [] if mapping is None else [quoted(entry.column) for entry in mapping.columns]
+        read = [self.key, *columns, self.rest, "create_time", "update_time", "epoch"]
+        self.select = ", ".join(f"t.{name}" for name in read)
+        self.rest_index = len(columns) + 1
+        self.update_index = self.rest_index + 2
+        self.epoch_index = self.rest_index + 3
+        self.extras = Extras(*range(len(read), len(read) + 9))
+        self.decode = make_decoder(mapping)
+        self._prefix = f"{database.root}/"
+
+        kinds = ["text", *(entry.codec.sql for entry in mapping.columns)] if mapping else ["text"]
+        own = ["collection_path", "collection_id"] if mapping is None else ["misfits"]
+        kinds += ["jsonb", *(["text", "text"] if mapping is None else ["text[]"])]
+        written = [self.key, *columns, self.rest, *own]
+        self.width = len(written)
+        self._values = ", ".join(f"${n}::{kind}" for n, kind in enumerate(kinds, start=1))
+        self._written = ", ".join([*written, "create_time", "update_time", "epoch"])
+        create, update, epoch = (f"${self.width + n}::int8" for n in (1, 2, 3))
+        self._times = f"coalesce({create}, {update}), {update}, {epoch}"
+        self._update = ", ".join(
+            [f"{name} = excluded.{name}" for name in (*written[1:], "update_time", "epoch")]
+            + [f"create_time = coalesce({create}, t.create_time)"]
+        )
+        self.get_one = f"""select {self.select}, {_EXTRAS}
+            from (select $1::text as key, $2::text as path, $3::text as collection_id) k
+            left join {self.name} t on t.{self.key} = k.key
+            left join crossfade.versions v on v.path = k.path
+            left join crossfade.control c on c.grp = $4"""
+        self.get_many = f"""select {self.select}, {_EXTRAS}
+            from unnest($1::text[], $2::text[], $3::text[]) with ordinality
+                k (key, path, collection_id, n)
+            left join {self.name} t on t.{self.key} = k.key
+            left join crossfade.versions v on v.path = k.path
+            left join crossfade.control c on c.grp = $4
+            order by k.n"""
+        self.upsert = f"""insert into {self.name} as t ({self._written})
+            values ({self._values}, {self._times})
+            on conflict ({self.key}) do update set {self._update}"""
+        self.delete = f"delete from {self.name} where {self.key} = any($1::text[])"
+
+    def put_one(self, owner: str | None) -> str:
+        """Puts one full image in one statement; `owner` is the column of `pending` that
+        ties it to a row, if any. Two booleans: the epoch still stands; it was put.
+
+        The upsert of the versions row is the lock that makes the guard true. A
+        delete could not be done so: it would see the statement's old snapshot.
+        """
+        path, group, allow, row = (f"${self.width + n}" for n in (4, 5, 6, 7))
+        time, epoch = f"${self.width + 2}::int8", f"${self.width + 3}::int8"
+        own = where = ""
+        if owner is not None:
+            own = f"""own as (delete from crossfade.pending where {owner} = {row}::text
+                and path = {path}::text and exists (select from c) returning 1),"""
+            where = "where exists (select from own)"
+        return f"""with c as materialized (select 1 from crossfade.control where grp = {group}::text
+                and epoch = {epoch} and authority <> 'postgresql' for share),
+            {own}
+            guard as (insert into crossfade.versions as v
+                (path, epoch, time, live, peer_time, peer_epoch, peer_version)
+                select {path}::text, {epoch}, {time}, true, {time}, {epoch}, {time} from c {where}
+                {GUARD.format(equal=f"{allow}::bool")} returning 1),
+            put as (insert into {self.name} as t ({self._written})
+                select {self._values}, {self._times} from guard
+                on conflict ({self.key}) do update set {self._update})
+            select exists (select from c), exists (select from guard)"""
+
+    # --- conversions --------------------------------------------------------------------------
+
+    def key_of(self, path: str) -> str:
+        """The key of a document's row."""
+        text = escape_path(path)
+        return text if self.mapping is None else text.partition("/")[2]
+
+    def path_of(self, row: Any) -> str:
+        """The path of the document in a row."""
+        text = unescape_path(row[0])
+        return text if self.collection is None else f"{self.collection}/{text}"
+
+    def values(self, path: str, fields: Fields) -> list[Any]:
+        """The first parameters of a write; create_time (or None), update_time, epoch follow."""
+        key = self.key_of(path)
+        if self.mapping is None:
+            parent = collection_path(key)
+            return [key, to_json(fields), parent, parent.rpartition("/")[2]]
+        row = self.mapping.to_row(fields)
+        return [key, *row.values, row.remainder, row.misfits]
+
+    def fields(self, row: Any) -> Fields:
+        rest = row[self.rest_index]
+        if self.mapping is None:
+            return from_rest(rest)
+        return self.mapping.to_fields(row[1 : self.rest_index], rest)
+
+    def document(self, row: Any) -> Document:
+        index = self.update_index
+        return Document(self.path_of(row), self.fields(row), row[index - 1], row[index])
+
+    def document_bytes(self, row: Any, path: str) -> bytes:
+        """A serialised Document message."""
+        message = pb.Document()
+        message.name = self._prefix + path
+        self.decode(row, message)
+        return message.SerializeToString()
+
+    def stored(self, row: Any, path: str) -> Stored:
+        """What a row of `get_one` or `get_many` says of its path."""
+        at = self.extras
+        live = row[0] is not None
+        epoch, time = row[at.version_epoch], row[at.version_time]
+        peer_time = row[at.peer_time]
+        if peer_time is not None and (row[at.peer_epoch], row[at.peer_version]) != (epoch, time):
+            peer_time = None
+        if live:
+            epoch, time = row[self.epoch_index], row[self.update_index]
+        return Stored(
+            path,
+            self.document_bytes(row, path) if live else None,
+            None if time is None else (epoch, time),
+            peer_time,
+        )
+
+    def many(self, paths: Sequence[str], group: str) -> tuple[Any, ...]:
+        """`get_many` with its arguments."""
+        return (
+            self.get_many,
+            [self.key_of(path) for path in paths],
+            [escape_path(path) for path in paths],
+            [escape_path(collection_id(path)) for path in paths],
+            group,
+        )
+
+
+def from_rest(rest: Any) -> Fields:
+    """The fields of tagged JSON."""
+    return from_json(rest)  # type: ignore[return-value]
+
+
+def quoted(name: str) -> str:
+    return _preparer.quote(name)
+
+
+class DocumentTables:
+    """Which table a document lives in."""
+
+    def __init__(self, mappings: Mappings, database: Database) -> None:
+        self.database = database
+        self.generic = DocumentTable(None, database)
+        self._mapped = {
+            mapping.collection_id: DocumentTable(mapping, database) for mapping in mappings
+        }
+        self.all = (*self._mapped.values(), self.generic)
+
+    def of_collection(self, path: str) -> DocumentTable:
+        """The table of a collection path."""
+        return self._mapped.get(path, self.generic)
+
+    def of(self, path: str) -> DocumentTable:
+        """The table of a document path."""
+        return self._mapped.get(collection_path(path), self.generic)
+
+    def mapped(self, collection_id: str) -> DocumentTable | None:
+        return self._mapped.get(collection_id)
+
+    def grouped(self, paths: Sequence[str]) -> dict[DocumentTable, list[int]]:
+        """The positions of the paths by table."""
+        groups: dict[DocumentTable, list[int]] = {}
+        for position, path in enumerate(paths):
+            groups.setdefault(self.of(path), []).append(position)
+        return groups

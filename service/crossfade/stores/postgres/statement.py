@@ -1,0 +1,204 @@
+"""One query over one table as SQL: a superset of its documents, cut off where that is safe.
+
+The statement is a union of two parts. *Plain* rows pass the filter's condition and,
+where the condition is exact and PostgreSQL sorts as Firestore does, are ordered and
+limited. *Odd* rows are all those the condition cannot be trusted for (a field that
+was asked lies in the remainder) or the order cannot (numeric ids come first, by
+number). They are few, and the pure evaluator decides about them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crossfade.document import Reference, collection_path
+from crossfade.mapping import ODD, escape_path
+from crossfade.query import Cursor, Order, Query
+from crossfade.stores.postgres.predicates import Arguments, Compiler, all_of
+from crossfade.stores.postgres.rows import NOW, DocumentTable
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Rows are a table's own columns, `odd`, then the state: epoch, generation, pending, now.
+
+    One row comes even without documents; its key is null. `exact`: rows that are not
+    odd match, and in name order, offset and limit are all that is left to do.
+    """
+
+    sql: str
+    values: Sequence[Any]
+    exact: bool
+
+
+def compile_query(
+    query: Query, orders: tuple[Order, ...], table: DocumentTable, group: str
+) -> Statement:
+    """The statement that finds the query's documents in one table."""
+    arguments = Arguments()
+    state = _state(query, group, arguments)
+    scope = _scope(query, table, arguments)
+    spread = query.collection_path is None
+    compiler = Compiler(table, arguments)
+    condition = all_of([compiler.filter(query.where), compiler.present(orders)])
+    name_order = _name_order(table, spread=spread)
+    by_name = len(orders) == 1
+    within = _within(query, orders, table, arguments, spread=spread) if by_name else None
+    bounded = within is not None or not (query.start or query.end)
+    sorting = compiler.sortable(orders, name_order)
+    limited = query.limit is not None and condition.exact and bounded and sorting is not None
+    odd = _odd(table, compiler.used, arguments)
+    if limited or within:
+        odd += _numeric(query, table, arguments, spread=spread)
+    plain = [*scope, condition.sql, *(within or [])]
+    if odd:
+        plain.append(f"({' or '.join(odd)}) is not true")
+    body = f"(select {table.select}, false as odd from {table.name} t where {_and(plain)}"
+    if limited and query.limit is not None:
+        body += f" order by {sorting} limit {arguments.add(query.offset + query.limit, 'int8')}"
+    body += ")"
+    if odd:
+        body += f""" union all (select {table.select}, true from {table.name} t
+            where {_and([*scope, f"({' or '.join(odd)})"])})"""
+    sql = f"with s as materialized ({state}) select d.*, s.* from s left join ({body}) d on true"
+    exact = condition.exact and bounded and by_name and not spread
+    return Statement(sql, arguments.values, exact)
+
+
+def _and(terms: Sequence[str]) -> str:
+    return " and ".join(term for term in terms if term != "true") or "true"
+
+
+def _state(query: Query, group: str, arguments: Arguments) -> str:
+    """The control row, and whether anything of the query's collections is pending.
+
+    In the same statement as the documents: checked before or after, it would miss
+    what is committed in between.
+    """
+    control = arguments.add(group, "text")
+    if query.collection is None:
+        pending = "exists (select from crossfade.pending)"
+    else:
+        name = escape_path(query.collection)
+        path = query.collection_path
+        wildcards = arguments.add([name, ""], "text[]")
+        where = (
+            f"collection_id = {arguments.add(name, 'text')}"
+            if path is None
+            else f"collection_path = {arguments.add(escape_path(path), 'text')}"
+        )
+        pending = f"""exists (select from crossfade.pending where {where})
+            or exists (select from crossfade.pending where path = any({wildcards}))"""
+    return f"""select c.epoch as state_epoch, c.generation, {pending} as pending, {NOW} as now
+        from (select) one left join crossfade.control c on c.grp = {control}"""
+
+
+def _scope(query: Query, table: DocumentTable, arguments: Arguments) -> list[str]:
+    """Which rows of the table the query may reach. A mapped table is one root collection."""
+    if table.mapping is not None:
+        return []
+    path = query.collection_path
+    if path is not None:
+        return [f"t.collection_path = {arguments.add(escape_path(path), 'text')}"]
+    if query.collection is not None:
+        return [f"t.collection_id = {arguments.add(escape_path(query.collection), 'text')}"]
+    if query.parent:
+        below = escape_path(query.parent) + "/"
+        return [_between("t.path", below, below[:-1] + "0", arguments)]
+    return [] if query.all_descendants else ["t.collection_path = t.collection_id"]
+
+
+def _odd(table: DocumentTable, used: set[str], arguments: Arguments) -> list[str]:
+    if not used:
+        return []
+    if table.mapping is None:
+        return [f"t.fields ? '{ODD}'"]
+    return [f"t.misfits && {arguments.add(sorted(used), 'text[]')}"]
+
+
+def _numeric(
+    query: Query, table: DocumentTable, arguments: Arguments, *, spread: bool
+) -> list[str]:
+    """Rows with a numeric id, which PostgreSQL would sort among the others."""
+    if table.mapping is not None:
+        return [_between("t.id", "__id", "__ie", arguments)]
+    if spread:
+        return ["position('/__id' in t.path) > 0"]
+    below = escape_path(query.collection_path or "")
+    return [_between("t.path", f"{below}/__id", f"{below}/__ie", arguments)]
+
+
+def _between(column: str, low: str, high: str, arguments: Arguments) -> str:
+    low, high = arguments.add(low, "text"), arguments.add(high, "text")
+    return f"({column} >= {low} and {column} < {high})"
+
+
+def _name_order(table: DocumentTable, *, spread: bool) -> str:
+    """Names sort by segment: over several collections a path's bytes do not ("/" sorts
+    behind "-")."""
+    if table.mapping is None and spread:
+        return "string_to_array(t.path, '/')"
+    return f"t.{table.key}"
+
+
+# --- cursors -----------------------------------------------------------------------------------
+
+
+def _within(
+    query: Query,
+    orders: tuple[Order, ...],
+    table: DocumentTable,
+    arguments: Arguments,
+    *,
+    spread: bool,
+) -> list[str] | None:
+    """The cursors of a query ordered by name as conditions; None where they are none."""
+    conditions = []
+    for cursor, starts in ((query.start, True), (query.end, False)):
+        if cursor is None or not cursor.values:
+            continue
+        after = starts is not orders[0].descending
+        condition = _side(
+            query, cursor, table, arguments, after=after, starts=starts, spread=spread
+        )
+        if condition is None:
+            return None
+        conditions.append(condition)
+    return conditions
+
+
+def _side(
+    query: Query,
+    cursor: Cursor,
+    table: DocumentTable,
+    arguments: Arguments,
+    *,
+    after: bool,
+    starts: bool,
+    spread: bool,
+) -> str | None:
+    """That a document lies `after` (else before) the cursor's, or is it where that is allowed."""
+    name = cursor.values[0]
+    if not isinstance(name, Reference) or "/__id" in name.name or "/" not in name.name:
+        return None
+    path = escape_path(name.name)
+    # Included: start_at and end_at, that is before = starts.
+    equal = cursor.before is starts
+    if table.collection is None:
+        if spread:
+            left, right = "string_to_array(t.path, '/')", "string_to_array({}, '/')"
+        elif collection_path(name.name) == query.collection_path:
+            left, right = "t.path", "{}"
+        else:
+            return None
+        return f"{left} {_symbol(after, equal)} {right.format(arguments.add(path, 'text'))}"
+    collection, key, *deeper = path.split("/")
+    if collection != escape_path(table.collection):
+        return "true" if (escape_path(table.collection) > collection) is after else "false"
+    # A document below this one comes after it, so the one itself lies before.
+    equal = not after if deeper else equal
+    return f"t.id {_symbol(after, equal)} {arguments.add(key, 'text')}"
+
+
+def _symbol(after: bool, equal: bool) -> str:
+    return (">" if after else "<") + ("=" if equal else "")
