@@ -66,6 +66,8 @@ class CannotStart(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
+    # gRPC remarks on a taken port in words of its own; ours name the option.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     with suppress(ValueError):

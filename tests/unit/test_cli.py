@@ -8,6 +8,7 @@ import sys
 import threading
 import tomllib
 from types import ModuleType
+from typing import Any
 
 import pytest
 from crossfade import cli, display
@@ -35,10 +36,14 @@ def bare_environment(monkeypatch, tmp_path):
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+        return int(listener.getsockname()[1])
 
 
-def sentence(capsys) -> str:
+def postgresql(url: str) -> PostgresqlSettings:
+    return PostgresqlSettings.model_validate({"url": url})
+
+
+def sentence(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line of an error."""
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
@@ -169,7 +174,7 @@ class FakeSidecar:
 @pytest.fixture
 def composition(monkeypatch):
     """A module in the place of crossfade.app, that sends a signal once it has started."""
-    module = ModuleType("crossfade.app")
+    module: Any = ModuleType("crossfade.app")
     module.sidecar = FakeSidecar()
     module.signal = signal.SIGTERM
 
@@ -251,9 +256,7 @@ def test_a_server_that_says_nothing_is_given_up(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(cli.CannotStart, match="no answer within"):
-            asyncio.run(
-                cli.probe_postgresql(PostgresqlSettings(url=f"postgresql://u@127.0.0.1:{port}/d"))
-            )
+            asyncio.run(cli.probe_postgresql(postgresql(f"postgresql://u@127.0.0.1:{port}/d")))
 
 
 def test_an_unreachable_emulator_is_named(capsys):
@@ -266,23 +269,21 @@ def test_an_unreachable_emulator_is_named(capsys):
 async def test_the_embedded_postgresql_and_the_words_for_its_refusals(tmp_path):
     directory = tmp_path / "postgresql"
     async with EmbeddedPostgres(directory) as postgres:
-        await cli.probe_postgresql(PostgresqlSettings(url=postgres.url))
+        await cli.probe_postgresql(postgresql(postgres.url))
         with pytest.raises(cli.CannotStart, match="/nowhere: there is no such database"):
-            await cli.probe_postgresql(
-                PostgresqlSettings(url=postgres.url.replace("/crossfade?", "/nowhere?"))
-            )
+            await cli.probe_postgresql(postgresql(postgres.url.replace("/crossfade?", "/nowhere?")))
         with pytest.raises(cli.CannotStart, match="refuses the user"):
             await cli.probe_postgresql(
-                PostgresqlSettings(url=postgres.url.replace("//postgres:", "//nobody:s3cret"))
+                postgresql(postgres.url.replace("//postgres:", "//nobody:s3cret"))
             )
         with pytest.raises(EmbeddedError, match="in use by another crossfade"):
             await EmbeddedPostgres(directory).start()
         # The refused start has not stopped the server of the first.
-        await cli.probe_postgresql(PostgresqlSettings(url=postgres.url))
+        await cli.probe_postgresql(postgresql(postgres.url))
     async with EmbeddedPostgres(directory) as postgres:
-        await cli.probe_postgresql(PostgresqlSettings(url=postgres.url))
+        await cli.probe_postgresql(postgresql(postgres.url))
     with pytest.raises(cli.CannotStart):
-        await cli.probe_postgresql(PostgresqlSettings(url=postgres.url or "postgresql://h/d"))
+        await cli.probe_postgresql(postgresql(postgres.url or "postgresql://h/d"))
 
 
 async def test_a_missing_package_is_said_with_its_remedy(tmp_path, monkeypatch):
@@ -353,13 +354,14 @@ def test_the_line_shows_what_needs_attention():
 
 
 def test_off_a_terminal_a_plain_line_comes_now_and_then():
-    screen = Console(file=io.StringIO(), width=40)
+    output = io.StringIO()
+    screen = Console(file=output, width=40)
     with StatusLine(screen, plain_seconds=5.0) as line:
         line.say("starting [bold]")
         for second in range(11):
             line.update(status(commits=second * 3), now=100.0 + second)
 
-    lines = screen.file.getvalue().splitlines()
+    lines = output.getvalue().splitlines()
     assert lines[0] == "starting [bold]"
     assert len(lines) == 4
     assert "- writes/s" in lines[1]
@@ -368,28 +370,31 @@ def test_off_a_terminal_a_plain_line_comes_now_and_then():
 
 
 def test_on_a_terminal_the_line_is_rewritten():
-    screen = Console(file=io.StringIO(), width=400, force_terminal=True)
+    output = io.StringIO()
+    screen = Console(file=output, width=400, force_terminal=True)
     with StatusLine(screen) as line:
         for second in range(3):
             line.update(status(commits=second * 7), now=float(second))
 
-    text = screen.file.getvalue()
+    text = output.getvalue()
     assert text.count("7 writes/s") >= 2
     assert "\x1b[2K" in text
 
 
 def test_tables_are_plain_off_a_terminal():
-    screen = Console(file=io.StringIO(), width=20)
+    output = io.StringIO()
+    screen = Console(file=output, width=20)
     print_table(("stage", "reads"), [("dual_write", "5"), ("off [x]", "12345")], screen)
 
-    assert screen.file.getvalue() == "stage       reads\ndual_write      5\noff [x]     12345\n"
+    assert output.getvalue() == "stage       reads\ndual_write      5\noff [x]     12345\n"
 
 
 def test_tables_on_a_terminal_hold_the_same():
-    screen = Console(file=io.StringIO(), width=80, force_terminal=True)
+    output = io.StringIO()
+    screen = Console(file=output, width=80, force_terminal=True)
     print_table(("stage", "reads"), [("off [x]", "12345")], screen)
 
-    assert "off [x]" in screen.file.getvalue()
+    assert "off [x]" in output.getvalue()
 
 
 def test_the_console_is_stderr():

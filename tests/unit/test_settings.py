@@ -48,7 +48,7 @@ DUAL = {"DATABASE_TYPE": "dual", "DATABASE_URL": URL}
 NO_SHADOW = {"CROSSFADE_MIGRATION__SHADOW_RATE": "0"}
 
 # Each row of the design's stage table, and the seed variables that ask for it.
-TABLE = [
+TABLE: list[tuple[dict[str, str], Stage]] = [
     ({"DATABASE_TYPE": "firestore"}, Stage.OFF),
     (
         {
@@ -75,7 +75,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("variables", "stage"), TABLE, ids=[row[1].value for row in TABLE])
-def test_the_seed_variables_ask_for_a_row_of_the_stage_table(environment, variables, stage):
+def test_the_seed_variables_ask_for_a_row_of_the_stage_table(
+    environment, variables: dict[str, str], stage: Stage
+):
     environment(**variables)
 
     settings = load()
@@ -378,7 +380,7 @@ def test_where_the_file_is_found(environment):
 def test_arguments_alone_make_settings_without_the_environment(environment):
     environment(**DUAL, CROSSFADE_SERVER__PORT="1", FIRESTORE_EMULATOR_HOST="prod:1")
 
-    assert Settings() == Settings(server={"port": 7600})
+    assert Settings() == Settings.model_validate({"server": {"port": 7600}})
     assert Settings().postgresql.url is None
     assert Settings().firestore.emulator is None
 
@@ -397,7 +399,7 @@ def test_arguments_alone_make_settings_without_the_environment(environment):
     ],
 )
 def test_urls_as_the_driver_and_as_messages_have_them(url, dsn, target):
-    postgresql = PostgresqlSettings(url=url)
+    postgresql = PostgresqlSettings.model_validate({"url": url})
 
     assert (postgresql.dsn, postgresql.target) == (dsn, target)
 
@@ -416,8 +418,11 @@ def test_a_url_that_is_not_there_is_asked_for():
     ],
 )
 def test_no_password_is_ever_shown(url, shown):
-    settings = Settings(
-        postgresql={"url": url}, telemetry={"otlp_endpoint": "http://me:s3cret@collector:4317"}
+    settings = Settings.model_validate(
+        {
+            "postgresql": {"url": url},
+            "telemetry": {"otlp_endpoint": "http://me:s3cret@collector:4317"},
+        }
     )
 
     redacted = settings.redacted()
@@ -429,7 +434,7 @@ def test_no_password_is_ever_shown(url, shown):
 
 def test_validation_errors_hold_no_values():
     with pytest.raises(ValidationError) as refused:
-        Settings(postgresql={"url": URL, "lanes": "s3cret"})
+        Settings.model_validate({"postgresql": {"url": URL, "lanes": "s3cret"}})
 
     assert "s3cret" not in str(refused.value)
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
 from crossfade import logs, otlp, telemetry
 from crossfade.plan import StoreName
 from crossfade.settings import LogSettings, TelemetrySettings
-from crossfade.telemetry import Counter, Gauge, Instrument, Latency, Telemetry
+from crossfade.telemetry import Counter, Gauge, Instrument, Latency, Telemetry, Trace
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -174,7 +175,7 @@ class Collected(MetricExporter):
         super().__init__()
         self.fails = fails
         self.calls = 0
-        self.metrics = {}
+        self.metrics: dict[str, Any] = {}
 
     def export(self, metrics_data, timeout_millis=10_000, **kwargs):
         self.calls += 1
@@ -193,7 +194,7 @@ class Collected(MetricExporter):
         pass
 
 
-def points(metric) -> dict[tuple, float]:
+def points(metric) -> dict[Any, float]:
     return {tuple(sorted(p.attributes.items())): p.value for p in metric.data.data_points}
 
 
@@ -308,6 +309,16 @@ def traced(ratio: float = 1.0) -> tuple[Telemetry, InMemorySpanExporter]:
     return Telemetry(TelemetrySettings(sample_ratio=ratio), span_processors=processors), exporter
 
 
+def begin(recorder: Telemetry, name: str = "m", traceparent: str | None = None) -> Trace:
+    trace = recorder.start(name, traceparent)
+    assert trace is not None
+    return trace
+
+
+def spans(exporter: InMemorySpanExporter) -> list[Any]:
+    return list(exporter.get_finished_spans())
+
+
 def test_nothing_is_traced_where_spans_go_nowhere():
     assert Telemetry(TelemetrySettings(sample_ratio=1)).start("m", PARENT) is None
 
@@ -342,7 +353,7 @@ def test_a_ratio_in_between_traces_its_share():
 
 def test_a_call_and_its_stores_are_one_trace():
     recorder, exporter = traced()
-    trace = recorder.start("crossfade.v1.Crossfade/GetDocument", PARENT)
+    trace = begin(recorder, "crossfade.v1.Crossfade/GetDocument", PARENT)
     now = time.time_ns()
     trace.store_call("get", StoreName.POSTGRESQL, "answered", "tasks", "shadow", now, now + 1_000)
     trace.store_call(
@@ -350,7 +361,7 @@ def test_a_call_and_its_stores_are_one_trace():
     )
     trace.end("NOT_FOUND")
 
-    first, second, call = exporter.get_finished_spans()
+    first, second, call = spans(exporter)
 
     assert trace.id == "0af7651916cd43dd8448eb211c80319c"
     assert format(call.parent.span_id, "x") == "b7ad6b7169203331"
@@ -376,16 +387,16 @@ def test_a_call_and_its_stores_are_one_trace():
 
 def test_the_servers_fault_is_an_error_of_the_call():
     recorder, exporter = traced()
-    recorder.start("m").end("UNAVAILABLE")
+    begin(recorder).end("UNAVAILABLE")
 
-    (call,) = exporter.get_finished_spans()
+    (call,) = spans(exporter)
 
     assert (call.status.status_code, call.status.description) == (StatusCode.ERROR, "UNAVAILABLE")
 
 
 def test_a_shadow_read_is_a_trace_of_its_own_that_points_back():
     recorder, exporter = traced()
-    trace = recorder.start("m")
+    trace = begin(recorder)
     link = trace.link()
     trace.end("OK")
     recorder.shadow_span(
@@ -399,7 +410,7 @@ def test_a_shadow_read_is_a_trace_of_its_own_that_points_back():
         end_ns=9,
     )
 
-    call, shadow = exporter.get_finished_spans()
+    call, shadow = spans(exporter)
 
     assert shadow.parent is None
     assert shadow.context.trace_id != call.context.trace_id
@@ -421,7 +432,7 @@ def test_spans_that_cannot_be_sent_are_not_felt():
         TelemetrySettings(sample_ratio=1), span_processors=[SimpleSpanProcessor(Broken())]
     )
 
-    recorder.start("m").end("OK")
+    begin(recorder).end("OK")
     recorder.close()
 
     assert Broken.calls == 1
