@@ -1,4 +1,4 @@
-"""What telemetry.py recorded, in OpenTelemetry's shapes, on its way out of the process.
+"""Recorded numbers and spans in OpenTelemetry's shapes, on their way out of the process.
 
 Counters and gauges are observable instruments of the SDK. The SDK has no observable
 histogram: counters with an attribute `le` in its place would be understood by nothing
@@ -6,13 +6,13 @@ but hand-made queries, so the exporter is wrapped, and adds ordinary histograms 
 what the SDK collected.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from time import time_ns
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -36,27 +36,31 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from crossfade.settings import TelemetrySettings
-from crossfade.telemetry import (
-    INSTRUMENTS,
-    LOWEST,
-    PER_OCTAVE,
-    STORE,
-    SYSTEMS,
-    Counter,
-    Durations,
-    Gauge,
-    Instrument,
-    Labels,
-    Telemetry,
-    bound,
-)
 
 SCOPE = "crossfade"
 EXPORT_SECONDS = 5
-# 61 µs to 32 s, a bucket to an octave: a series costs a backend 20 numbers, not 116.
-_OCTAVES = range(-14, 6)
-BOUNDS = tuple(2.0**octave for octave in _OCTAVES)
-_CUTS = [(octave - LOWEST) * PER_OCTAVE + 1 for octave in _OCTAVES]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram: counts by upper bound (one more than bounds), and what is known of the rest."""
+
+    bounds: Sequence[float]
+    counts: Sequence[int]
+    sum: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """An instrument, and where its numbers (or distributions) are read, by attributes."""
+
+    name: str
+    unit: str
+    description: str
+    kind: Literal["counter", "gauge", "histogram"]
+    read: Callable[[], Sequence[tuple[dict[str, str], Any]]]
 
 
 class Exporters:
@@ -64,7 +68,7 @@ class Exporters:
 
     def __init__(
         self,
-        telemetry: Telemetry,
+        series: Sequence[Series],
         settings: TelemetrySettings,
         span_processors: Sequence[SpanProcessor],
         metric_exporter: MetricExporter | None,
@@ -88,7 +92,8 @@ class Exporters:
                 "service.instance.id": str(uuid4()),
             }
         )
-        self._telemetry = telemetry
+        self._series = series
+        self._started_ns = time_ns()
         self._providers: list[TracerProvider | MeterProvider] = []
         self.tracer: Any = None
         if span_processors:
@@ -109,21 +114,17 @@ class Exporters:
             self._observe(meters.get_meter(SCOPE))
 
     def _observe(self, meter: Any) -> None:
-        read: Callable[[], Mapping[Labels, float]]
-        for item in INSTRUMENTS:
-            if isinstance(item, Counter):
-                make, read = meter.create_observable_counter, partial(self._telemetry.counts, item)
-            elif isinstance(item, Gauge):
-                make, read = (
-                    meter.create_observable_gauge,
-                    partial(self._telemetry.read_gauge, item),
-                )
-            else:
-                continue
-            make(item.name, [partial(_observations, item, read)], item.unit, item.description)
+        make = {
+            "counter": meter.create_observable_counter,
+            "gauge": meter.create_observable_gauge,
+        }
+        for item in self._series:
+            if item.kind in make:
+                observe = partial(_observations, item)
+                make[item.kind](item.name, [observe], item.unit, item.description)
 
     def _histograms(self) -> list[Metric]:
-        start, now = self._telemetry.started_ns, time_ns()
+        now = time_ns()
         return [
             Metric(
                 item.name,
@@ -131,14 +132,24 @@ class Exporters:
                 item.unit,
                 Histogram(
                     [
-                        _point(_attributes(item, labels), durations, start, now)
-                        for labels, durations in held.items()
+                        HistogramDataPoint(
+                            attributes=attributes,
+                            start_time_unix_nano=self._started_ns,
+                            time_unix_nano=now,
+                            count=sum(found.counts),
+                            sum=found.sum,
+                            bucket_counts=found.counts,
+                            explicit_bounds=found.bounds,
+                            min=found.low,
+                            max=found.high,
+                        )
+                        for attributes, found in points
                     ],
                     AggregationTemporality.CUMULATIVE,
                 ),
             )
-            for item, held in self._telemetry.latency_series()
-            if held
+            for item in self._series
+            if item.kind == "histogram" and (points := item.read())
         ]
 
     def flush(self) -> None:
@@ -152,36 +163,8 @@ class Exporters:
                 provider.shutdown()
 
 
-def _attributes(item: Instrument, labels: Labels) -> dict[str, str]:
-    return {
-        name: SYSTEMS.get(value, value) if name == STORE else str(value)
-        for name, value in zip(item.labels, labels, strict=True)
-    }
-
-
-def _observations(
-    item: Instrument, read: Callable[[], Mapping[Labels, float]], _: CallbackOptions
-) -> Iterable[Observation]:
-    return [Observation(value, _attributes(item, labels)) for labels, value in read().items()]
-
-
-def _point(
-    attributes: dict[str, str], durations: Durations, start_ns: int, now_ns: int
-) -> HistogramDataPoint:
-    """The series with a bucket to an octave; the fine ones fit into them exactly."""
-    fine = list(durations.buckets)
-    held = [index for index, count in enumerate(fine) if count]
-    return HistogramDataPoint(
-        attributes=attributes,
-        start_time_unix_nano=start_ns,
-        time_unix_nano=now_ns,
-        count=sum(fine),
-        sum=durations.sum,
-        bucket_counts=[sum(fine[a:b]) for a, b in pairwise((0, *_CUTS, len(fine)))],
-        explicit_bounds=BOUNDS,
-        min=bound(held[0] - 1) if held and held[0] else 0.0,
-        max=bound(held[-1]) if held else 0.0,
-    )
+def _observations(item: Series, _: CallbackOptions) -> list[Observation]:
+    return [Observation(value, attributes) for attributes, value in item.read()]
 
 
 class _WithHistograms(MetricExporter):

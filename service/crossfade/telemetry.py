@@ -9,13 +9,14 @@ document: labels are collection ids, names of operations and codes.
 
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, pairwise
 from math import log2
 from random import random
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import structlog
 from opentelemetry.trace import (
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace import SpanProcessor
 
-    from crossfade.otlp import Exporters
+    from crossfade.otlp import Distribution, Exporters, Series
 
 log = structlog.get_logger(__name__)
 
@@ -55,18 +56,25 @@ class Instrument:
     unit: str
     description: str
     labels: Labels = ()
+    kind: ClassVar[Literal["counter", "gauge", "histogram"]]
 
 
 class Counter(Instrument):
     """Rises only, and counts from the start of the process."""
 
+    kind = "counter"
+
 
 class Gauge(Instrument):
     """Read from a callback when somebody looks."""
 
+    kind = "gauge"
+
 
 class Latency(Instrument):
     """Durations in seconds."""
+
+    kind = "histogram"
 
 
 COLLECTION, STORE, ROLE = "db.collection.name", "db.system.name", "crossfade.role"
@@ -157,15 +165,21 @@ SERVER_ERRORS = frozenset(
 
 # Four buckets to an octave: each bound is 2^(1/4) times the last, so a quantile is known
 # to about ±9 % even where interpolation tells nothing. 2^-20 s (1 µs) to 2^9 s.
-PER_OCTAVE, LOWEST, HIGHEST = 4, -20, 9
-_BUCKETS = (HIGHEST - LOWEST) * PER_OCTAVE
-_OFFSET = 1 - LOWEST * PER_OCTAVE
-_TINY = 2.0**LOWEST
+_PER_OCTAVE, _LOWEST, _HIGHEST = 4, -20, 9
+_BUCKETS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
+_OFFSET = 1 - _LOWEST * _PER_OCTAVE
+_TINY = 2.0**_LOWEST
 
 
 def bound(index: int) -> float:
     """The upper bound of a bucket, in seconds. Bucket 0 holds all that is below 2^-20 s."""
-    return float(2.0 ** (LOWEST + index / PER_OCTAVE))
+    return float(2.0 ** (_LOWEST + index / _PER_OCTAVE))
+
+
+# 61 µs to 32 s: a series costs a backend 20 numbers, not 116.
+_EXPORTED = range(-14, 6)
+EXPORTED_BOUNDS = tuple(2.0**octave for octave in _EXPORTED)
+_CUTS = [(octave - _LOWEST) * _PER_OCTAVE + 1 for octave in _EXPORTED]
 
 
 class Durations:
@@ -179,9 +193,23 @@ class Durations:
         self.errors = 0
 
     def add(self, seconds: float) -> None:
-        index = int(log2(seconds) * PER_OCTAVE + _OFFSET) if seconds > _TINY else 0
+        index = int(log2(seconds) * _PER_OCTAVE + _OFFSET) if seconds > _TINY else 0
         self.buckets[index if index < _BUCKETS else _BUCKETS] += 1  # noqa: FURB136 - faster
         self.sum += seconds
+
+    def distribution(self) -> "Distribution":
+        """The counts with a bucket to an octave; the fine ones fit into them exactly."""
+        from crossfade.otlp import Distribution
+
+        fine = list(self.buckets)
+        held = [index for index, count in enumerate(fine) if count]
+        return Distribution(
+            bounds=EXPORTED_BOUNDS,
+            counts=[sum(fine[a:b]) for a, b in pairwise((0, *_CUTS, len(fine)))],
+            sum=self.sum,
+            low=bound(held[0] - 1) if held and held[0] else 0.0,
+            high=bound(held[-1]) if held else 0.0,
+        )
 
 
 def quantile(buckets: Sequence[int], q: float) -> float | None:
@@ -316,14 +344,14 @@ class Telemetry:
     ) -> None:
         self._settings = settings or TelemetrySettings()
         self._ratio = self._settings.sample_ratio
-        self.started_ns = time.time_ns()
+        self._started_ns = time.time_ns()
         self._stores: dict[tuple[str, str, str, str], Durations] = {}
         self._rpcs: dict[tuple[str, str], Durations] = {}
         self._counts: dict[Counter, dict[Labels, int]] = {
             item: {} for item in INSTRUMENTS if isinstance(item, Counter)
         }
         self._gauges: dict[Gauge, GaugeSource] = {}
-        self.gauge(UPTIME, lambda: (time.time_ns() - self.started_ns) / 1e9)
+        self.gauge(UPTIME, lambda: (time.time_ns() - self._started_ns) / 1e9)
         self._tracer: Any = None
         self._exporters: Exporters | None = None
         if self._settings.otlp_endpoint or span_processors or metric_exporter:
@@ -331,7 +359,7 @@ class Telemetry:
             from crossfade import otlp
 
             self._exporters = otlp.Exporters(
-                self, self._settings, span_processors, metric_exporter, metric_interval
+                self._series(), self._settings, span_processors, metric_exporter, metric_interval
             )
             self._tracer = self._exporters.tracer
 
@@ -479,10 +507,28 @@ class Telemetry:
 
     # --- export
 
-    def latency_series(self) -> Iterator[tuple[Instrument, dict[Labels, Durations]]]:
-        """The histograms by labels, for an exporter."""
-        yield STORE_DURATION, dict(self._stores.items())
-        yield RPC_DURATION, dict(self._rpcs.items())
+    def _series(self) -> list["Series"]:
+        """The whole table, each line with where its numbers are read."""
+        from crossfade.otlp import Series
+
+        return [
+            Series(
+                item.name,
+                item.unit,
+                item.description,
+                item.kind,
+                partial(_attributed, item, partial(self._numbers, item)),
+            )
+            for item in INSTRUMENTS
+        ]
+
+    def _numbers(self, item: Instrument) -> Mapping[Labels, "float | Distribution"]:
+        if isinstance(item, Counter):
+            return self.counts(item)
+        if isinstance(item, Gauge):
+            return self.read_gauge(item)
+        held = self._stores if item is STORE_DURATION else self._rpcs
+        return {labels: series.distribution() for labels, series in list(held.items())}
 
     def read_gauge(self, gauge: Gauge) -> dict[Labels, float]:
         """A gauge's numbers now; none where nobody feeds it, or where reading fails."""
@@ -509,3 +555,19 @@ class Telemetry:
             thread = Thread(target=exporters.close, name="telemetry-close", daemon=True)
             thread.start()
             thread.join(timeout)
+
+
+def _attributed(
+    item: Instrument, read: Callable[[], Mapping[Labels, Any]]
+) -> list[tuple[dict[str, str], Any]]:
+    """Numbers by labels, as numbers by attributes."""
+    return [
+        (
+            {
+                name: SYSTEMS.get(value, value) if name == STORE else str(value)
+                for name, value in zip(item.labels, labels, strict=True)
+            },
+            number,
+        )
+        for labels, number in read().items()
+    ]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import structlog
-from crossfade import logs, otlp, telemetry
+from crossfade import logs, telemetry
 from crossfade.plan import StoreName
 from crossfade.settings import LogSettings, TelemetrySettings
-from crossfade.telemetry import Counter, Gauge, Instrument, Latency, Telemetry, Trace
+from crossfade.telemetry import Counter, Durations, Gauge, Instrument, Latency, Telemetry, Trace
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -246,19 +246,20 @@ def test_everything_recorded_is_exported():
 
 
 def test_the_buckets_of_an_export_hold_every_duration_where_it_belongs():
-    recorder = Telemetry()
+    durations = Durations()
     rng = random.Random(2)
     values = [10 ** rng.uniform(-7, 3) for _ in range(2_000)]
     for value in values:
-        recorder.record_rpc("m", "OK", value)
-    durations = dict(recorder.latency_series())[telemetry.RPC_DURATION]["m", "OK"]
+        durations.add(value)
 
-    point = otlp._point({}, durations, 0, 1)
+    found = durations.distribution()
 
-    expected = [0] * (len(otlp.BOUNDS) + 1)
+    expected = [0] * (len(found.bounds) + 1)
     for value in values:
-        expected[sum(value > bound for bound in otlp.BOUNDS)] += 1
-    assert list(point.bucket_counts) == expected
+        expected[sum(value > bound for bound in found.bounds)] += 1
+    assert found.counts == expected
+    assert found.low <= min(values)
+    assert found.sum == pytest.approx(sum(values))
 
 
 def test_an_exporter_that_fails_is_not_felt():
