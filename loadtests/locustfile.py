@@ -4,9 +4,11 @@ Synchronous stubs on gevent, which grpc has to be told of before its first chann
 `grpc.aio` would block the whole process. No retries: a load test shows every error.
 """
 
+import csv
 import os
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +16,9 @@ import grpc.experimental.gevent
 from crossfade_api.v1 import crossfade_pb2_grpc as rpc
 from crossfade_client import CrossfadeError, Query, RequestId, _requests, query
 from crossfade_client.errors import NotFoundError, from_status
-from locust import User, between, task
+from locust import User, between, events, task
+from locust.env import Environment
+from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 from violet.mix import Operation, Operations
 from violet.sample import keys
 from violet.traffic import Commit, Find, perform
@@ -23,7 +27,24 @@ grpc.experimental.gevent.init_gevent()
 
 TASKS_VARIABLE = "CROSSFADE_LOAD_TASKS"
 """How many tasks the sample in the target was made with (seed 1)."""
+OUTPUT_VARIABLE = "CROSSFADE_LOAD_OUTPUT"
+"""Where statistics.csv and failures.csv go."""
 TIMEOUT = 5.0
+
+
+def write_csv(environment: Environment, **_: Any) -> None:
+    """At the very end: Locust's own --csv writes every few seconds and misses the last."""
+    tables = StatsCSV(environment, PERCENTILES_TO_REPORT)
+    directory = Path(os.environ[OUTPUT_VARIABLE])
+    for name, write in (
+        ("statistics.csv", tables.requests_csv),
+        ("failures.csv", tables.failures_csv),
+    ):
+        with (directory / name).open("w", newline="") as file:
+            write(csv.writer(file))
+
+
+events.quitting.add_listener(write_csv)  # type: ignore[no-untyped-call]
 
 
 class WrongAnswer(Exception):

@@ -74,7 +74,8 @@ def _wait(process: subprocess.Popen[str], command: list[str], errors: Path, read
         chunk = os.read(pipe, 65_536) if readable else b""
         if readable and not chunk:
             process.wait()
-            said = errors.read_text().strip().splitlines()[-5:]
+            lines = errors.read_text().strip().splitlines()
+            said = [line for line in lines if line.startswith("crossfade: ")] or lines[-5:]
             raise StackError(f"{name} ended with {process.returncode}: {' / '.join(said)}")
         text += chunk
         for line in text.decode(errors="replace").splitlines(keepends=True):

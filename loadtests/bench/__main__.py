@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-OPS = {"get": 1_500, "query": 60, "commit": 400}
+OPS = {"get": 1_500, "query": 30, "commit": 400}
 
 
 def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:

@@ -1,6 +1,7 @@
 """The load test ends with 0 on right answers, with 1 on wrong ones, with 2 on no target."""
 
 import asyncio
+import re
 import sys
 
 import pytest
@@ -37,8 +38,10 @@ async def test_right_answers_end_with_0_and_a_report(sidecar, tmp_path):
     code, output = await load("--target", sidecar.target, "--output", str(tmp_path))
     assert code == 0, output
     assert sidecar.calls["GetDocument"] > 10
+    operations = int(re.findall(r"^(\d+) operations, 0 failed", output, re.MULTILINE)[0])
+    assert 10 < operations <= sidecar.calls.total()
     assert "PollTasks" in (tmp_path / "report.html").read_text()
-    assert "GetTask" in (tmp_path / "load_stats.csv").read_text()
+    assert "GetTask" in (tmp_path / "statistics.csv").read_text()
 
 
 async def test_wrong_answers_end_with_1(sidecar, tmp_path):
@@ -47,7 +50,7 @@ async def test_wrong_answers_end_with_1(sidecar, tmp_path):
             del sidecar.documents[path]
     code, output = await load("--target", sidecar.target, "--output", str(tmp_path))
     assert code == 1, output
-    assert "the user of an index is missing" in (tmp_path / "load_failures.csv").read_text()
+    assert "the user of an index is missing" in (tmp_path / "failures.csv").read_text()
 
 
 async def test_a_target_without_the_sample_is_refused_or_filled(tmp_path):

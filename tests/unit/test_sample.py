@@ -4,7 +4,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -17,7 +17,7 @@ from crossfade.document import (
     identical,
     walk,
 )
-from crossfade_client import AsyncCrossfade
+from crossfade_client import AsyncCrossfade, CommitResult, Snapshot, WriteResult
 from violet import mix, sample, traffic
 from violet.sample_tasks import STATUSES, new_task
 
@@ -310,6 +310,30 @@ async def test_the_checks_find_what_is_wrong(sidecar):
 
 
 @pytest.mark.parametrize(
+    ("results", "problem"),
+    [
+        ((3, 0, 0), None),
+        ((3, 1, 1), None),
+        ((0, 0, 0), "did not rise"),
+        ((3.0, 0, 0), "did not rise"),
+        ((3, 0, 1), "one request"),
+        ((3, 90, 90), "one request"),
+        ((3, 0), "one request"),
+    ],
+)
+def test_the_answer_to_a_report_is_judged(results, problem):
+    moment = datetime.fromisoformat("2025-12-09T00:00:00+00:00")
+    count, *seconds = results
+    times = [moment - timedelta(seconds=each) for each in seconds]
+    performance = traffic.perform(mix.ReportMiner(48, {"uid": 48}))
+    next(performance)
+    written = WriteResult(moment, (count, *times))
+    with pytest.raises(StopIteration) as end:
+        performance.send(CommitResult(moment, (written,)))
+    assert problem in str(end.value.value) if problem else end.value.value == []
+
+
+@pytest.mark.parametrize(
     ("operation", "answer", "problem"),
     [
         (mix.PollTasks(48), {"assigned_miners": [2], "status": "assigned"}, "not assigned to it"),
@@ -319,8 +343,6 @@ async def test_the_checks_find_what_is_wrong(sidecar):
     ],
 )
 def test_answers_to_queries_are_judged(operation, answer, problem):
-    from crossfade_client import Snapshot
-
     moment = datetime.fromisoformat("2025-12-09T00:00:00+00:00")
 
     def answered(*names: str) -> list[str]:

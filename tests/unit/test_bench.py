@@ -1,0 +1,72 @@
+"""The bench's arithmetic: paired ratios, and silence where two identical cases differ."""
+
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from loadtests.bench.measure import (
+    Case,
+    Comparison,
+    Group,
+    Sample,
+    cpu_seconds,
+    paired,
+    with_children,
+)
+
+
+def sample(server: float, rate: float = 1.0) -> Sample:
+    return Sample(rate=rate, p50=1.0, p99=1.0, caller=10.0, server=server, store=1.0)
+
+
+def test_ratios_are_of_the_same_round():
+    drifting = [sample(10), sample(20), sample(400)]
+    half = [sample(5), sample(10), sample(200)]
+    assert paired(half, drifting, "server") == 0.5
+    assert paired(half, drifting, "path") == pytest.approx(20 / 30)
+    nothing = paired(half, [sample(0)] * 3, "server")
+    assert nothing != nothing
+
+
+def group(again: float) -> Group:
+    caller: Any = None
+    cases = [
+        Case("a", caller, 1, [sample(100, rate=50)]),
+        Case("a again", caller, 1, [sample(again, rate=50)]),
+        Case("b", caller, 1, [sample(110, rate=40)]),
+    ]
+    comparisons = [Comparison("b", "a", ("server", "rate")), Comparison("c", "a", ("server",))]
+    return Group("g", cases, comparisons, 10, list)
+
+
+def test_a_ratio_is_said_only_where_the_control_agrees():
+    server, rate = group(again=101).ratios()
+    assert (server.case, server.base, server.metric) == ("b", "a", "server")
+    assert server.text == "x1.10 (A/A x1.01)"
+    assert rate.text == "x0.80 (A/A x1.00)"
+    server, rate = group(again=120).ratios()
+    assert server.text == "not resolved (A/A x1.20)"
+    assert rate.resolved
+    assert [r["resolved"] for r in group(again=120).to_json()["ratios"]] == [False, True]
+
+
+def test_cpu_of_a_process_and_its_children_is_seen():
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-c", busy],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        assert child.pid in with_children(os.getpid())
+        spent = cpu_seconds([child.pid])
+        assert 0.3 <= spent < 30
+        time.sleep(0.2)
+        assert cpu_seconds([child.pid]) - spent < 0.15  # it waits: nothing is spent
+        child.kill()
+    assert cpu_seconds([child.pid]) == 0.0
