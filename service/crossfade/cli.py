@@ -97,6 +97,8 @@ def _ending(error: Exception) -> tuple[str, int]:
     from crossfade.embedded import EmbeddedError
     from crossfade.errors import CrossfadeError
 
+    while isinstance(error, ExceptionGroup):  # of parts that ran side by side, the first to fail
+        error = error.exceptions[0]
     if isinstance(error, ValidationError):
         return explain(error), BAD_START
     if isinstance(error, CannotStart | SettingsError | EmbeddedError):

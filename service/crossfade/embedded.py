@@ -116,6 +116,7 @@ class EmbeddedPostgres(_Child):
             ) from error
         try:
             server = get_server(self._directory / "data", start=False)
+            server.cleanup_mode = "stop"  # should we end without our own stop
             # Not get_server's own start: it is skipped for a directory that this process
             # has started and stopped before.
             server.start()
@@ -141,6 +142,8 @@ class EmbeddedPostgres(_Child):
         server, self._server = self._server, None
         if server is not None:
             await asyncio.to_thread(server.stop)
+            # Or the package would stop it again at exit, and complain that it is not there.
+            server.cleanup_mode = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import tomllib
@@ -136,6 +137,7 @@ def test_contradictions_end_with_2(monkeypatch, capsys):
         (OSError("port 7600 of 127.0.0.1 is taken; choose another with --port"), 2, "--port"),
         (PermissionError(13, "Permission denied", "x"), 2, "Permission denied"),
         (Internal("a row could not be read"), 1, "a row could not be read (INTERNAL)"),
+        (ExceptionGroup("parts", [Internal("first"), KeyError()]), 1, "first (INTERNAL)"),
         (KeyError("s3cret"), 1, "a defect of Crossfade (KeyError); --debug shows where"),
         (ModuleNotFoundError("x", name="crossfade_client"), 2, "crossfade[embedded]"),
     ],
@@ -284,6 +286,22 @@ async def test_the_embedded_postgresql_and_the_words_for_its_refusals(tmp_path):
         await cli.probe_postgresql(postgresql(postgres.url))
     with pytest.raises(cli.CannotStart):
         await cli.probe_postgresql(postgresql(postgres.url or "postgresql://h/d"))
+
+
+def test_nothing_is_left_to_do_for_a_postgresql_that_was_stopped(tmp_path):
+    """The package stops its servers at exit; it is not to complain about one that is gone."""
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from crossfade.embedded import EmbeddedPostgres\n"
+        "async def run():\n"
+        "    async with EmbeddedPostgres(pathlib.Path(sys.argv[1])): pass\n"
+        "asyncio.run(run())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+
+    assert ended.stderr == ""
 
 
 async def test_a_missing_package_is_said_with_its_remedy(tmp_path, monkeypatch):
