@@ -31,6 +31,7 @@ from loadtests.stack import StackError
 
 GROUPS = ("get", "query", "commit")
 CONNECTIONS = 8
+MIN_ROUNDS = 3
 LABELS = {
     "rate": "operations/s",
     "p50": "p50",
@@ -43,14 +44,14 @@ LABELS = {
 class Bench:
     """Starts what the groups share, and builds them."""
 
-    def __init__(self, directory: Path, resources: ExitStack) -> None:
+    def __init__(self, directory: Path, resources: ExitStack, *, embedded: bool) -> None:
         self._directory = directory
         self._resources = resources
         self._postmaster, self._dsn = resources.enter_context(
             servers.postgresql(directory, ("bare", "live", "dual", "adapter"))
         )
         self.firestore, self._firestore_pid, self._emulator = resources.enter_context(
-            servers.firestore(directory)
+            servers.firestore(directory, embedded=embedded)
         )
         self._dual: tuple[int, str] | None = None
 
@@ -186,7 +187,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"A ratio is shown only where two identical cases differ by at most {MARGIN:.0%}. "
         "Exit codes: 0 measured; 1 a part of the bench failed.",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="bursts of each case (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="bursts of each case at most (%(default)s)"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=54.0,
+        help=f"for all rounds; {MIN_ROUNDS} of each group are run in any case (%(default)s)",
+    )
+    parser.add_argument(
+        "--embedded",
+        action="store_true",
+        help="the embedded Firestore even where the official emulator is installed",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="times the operations in a burst")
     parser.add_argument("--only", choices=GROUPS, action="append", help="a group; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all medians and ratios")
@@ -199,24 +213,23 @@ OPS = {"get": 1_500, "query": 30, "commit": 400}
 def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
     groups: list[Group] = []
     with ExitStack() as resources:
-        bench = Bench(directory, resources)
-        for name in options.only or GROUPS:
+        bench = Bench(directory, resources, embedded=options.embedded)
+        names = options.only or GROUPS
+        for name in names:
             group: Group = getattr(bench, name)(max(1, round(OPS[name] * options.scale)))
             group.warm_up()
-            for number in range(options.rounds):
-                group.round(number)
+            _rounds(group, options.rounds, options.seconds / len(names))
             _show(group)
             groups.append(group)
         firestore = bench.firestore
     seconds = time.monotonic() - begun
-    print(f"\nFirestore: {firestore}; {options.rounds} rounds; {seconds:.0f} s")
+    print(f"\nFirestore: {firestore}; {seconds:.0f} s")
     if options.json is not None:
         report = {
             "python": platform.python_version(),
             "cpus": os.cpu_count(),
             "versions": {name: version(name) for name in ("grpcio", "protobuf", "asyncpg")},
             "firestore": firestore,
-            "rounds": options.rounds,
             "margin": MARGIN,
             "seconds": round(seconds, 1),
             "groups": [group.to_json() for group in groups],
@@ -225,8 +238,18 @@ def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
     return 0
 
 
+def _rounds(group: Group, most: int, seconds: float) -> None:
+    """As many rounds as there is time for: a busy machine measures less, not longer."""
+    ends = time.monotonic() + seconds
+    for number in range(most):
+        if number >= MIN_ROUNDS and time.monotonic() > ends:
+            return
+        group.round(number)
+
+
 def _show(group: Group) -> None:
-    print(f"\n{group.name} ({group.ops} operations a burst; medians)")
+    rounds = len(group.cases[0].samples)
+    print(f"\n{group.name} ({group.ops} operations a burst; medians of {rounds})")
     print(
         f"  {'':18}{'op/s':>9}{'p50 ms':>9}{'p99 ms':>9}   "
         f"CPU µs per operation: {'caller':>8}{'server':>8}{'store':>8}"

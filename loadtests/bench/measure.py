@@ -214,6 +214,7 @@ class Group:
         return {
             "name": self.name,
             "ops": self.ops,
+            "rounds": len(self.cases[0].samples),
             "cases": {
                 case.name: {name: case.median(name) for name in Sample.__slots__}
                 for case in self.cases

@@ -54,10 +54,10 @@ async def _create(dsn: str, databases: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def firestore(directory: Path) -> Iterator[tuple[str, int, str]]:
+def firestore(directory: Path, *, embedded: bool = False) -> Iterator[tuple[str, int, str]]:
     """Which one, its process id and HOST:PORT: the official emulator where it is installed,
-    else the embedded one."""
-    jar = _official_jar()
+    else (or when asked for) the embedded one."""
+    jar = None if embedded else _official_jar()
     if jar is None:
         command = [*_crossfade(), "firestore", "--port", "0"]
         with started(command, directory / "firestore.txt", "firestore ", clean_environment()) as (
