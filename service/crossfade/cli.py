@@ -321,7 +321,12 @@ def rehearse(
             ],
             screen,
         )
-        for note in report.notes:
+        failures = [
+            f"{step.name}: {count} calls ended with {code}"
+            for step in report.steps
+            for code, count in step.errors.items()
+        ]
+        for note in (*failures, *report.notes):
             screen.print(note, markup=False)
         found = ("lost", "wrong", "missing", "extra", "stale", "errors")
         counts = ", ".join(f"{getattr(report, name)} {name}" for name in found)

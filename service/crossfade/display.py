@@ -67,7 +67,7 @@ class StatusLine:
         line = status_text(status, before, now - then)
         self._before = (now, status)
         if self._live is not None:
-            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self._live.update(Text(line, overflow="fold"), refresh=True)
         elif self._printed is None or now - self._printed >= self._plain_seconds:
             self._printed = now
             self._console.print(line, markup=False, soft_wrap=True)

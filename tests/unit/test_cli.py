@@ -425,7 +425,12 @@ def test_rehearse_reports_and_ends_with_its_verdict(monkeypatch, capsys, tmp_pat
     from crossfade import rehearse
 
     step = rehearse.StepReport(
-        "shadow", {"firestore": 5, "postgresql": 7}, 3, {"match": 4, "behind": 1}, {}, {}
+        "shadow",
+        {"firestore": 5, "postgresql": 7},
+        3,
+        {"match": 4, "behind": 1},
+        {"INTERNAL": 2},
+        {},
     )
     good = rehearse.Report(steps=[step], documents=12, seconds=1.5)
     answers = [good, replace(good, lost=1, notes=["tasks/1 was lost"])]
@@ -449,4 +454,5 @@ def test_rehearse_reports_and_ends_with_its_verdict(monkeypatch, capsys, tmp_pat
     shown = capsys.readouterr()
     assert "NOT in order: 12 documents compared, 1 lost" in shown.out
     assert "tasks/1 was lost" in shown.err
+    assert "shadow: 2 calls ended with INTERNAL" in shown.err
     assert threads == [threading.main_thread()] * 2
