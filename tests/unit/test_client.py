@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from datetime import UTC, datetime, timedelta, timezone
 from enum import Enum
+from typing import Any
 
 import grpc
 import pytest
@@ -41,6 +42,7 @@ from crossfade_client import (
     query,
 )
 from crossfade_client.errors import from_status
+from crossfade_client.values import FieldPath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -241,19 +243,15 @@ def test_a_merge_of_nothing_still_masks():
 
 
 def test_update_names_field_paths():
-    write = core_write(
-        Write.update(
-            "a/b",
-            {
-                "file.done": True,
-                ("odd.name", "x"): 1,
-                "map": {"a": 1, "at": SERVER_TIMESTAMP},
-                "stamp": {"at": SERVER_TIMESTAMP},
-                "gone.deep": DELETE_FIELD,
-                "n": Increment(1),
-            },
-        )
-    )
+    changes: dict[FieldPath, Any] = {
+        "file.done": True,
+        ("odd.name", "x"): 1,
+        "map": {"a": 1, "at": SERVER_TIMESTAMP},
+        "stamp": {"at": SERVER_TIMESTAMP},
+        "gone.deep": DELETE_FIELD,
+        "n": Increment(1),
+    }
+    write = core_write(Write.update("a/b", changes))
     assert write.fields == {
         "file": {"done": True},
         "odd.name": {"x": 1},
