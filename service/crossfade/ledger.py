@@ -101,7 +101,8 @@ class Ledger:
             try:
                 await action(worker, random)
             except CrossfadeError as error:
-                self.errors[type(error).__name__] += 1
+                self.errors[error.code.name] += 1
+                self.findings.note(f"{error.code.name}: {error.details}")
 
     # --- writes -----------------------------------------------------------------------------
 

@@ -356,9 +356,10 @@ def columns_of(table: Table) -> list[FieldColumn]:
         for column in index.columns
     }
     return [
+        # Exactly str: SQLAlchemy's names are a subclass, which a JSON writer refuses as a key.
         FieldColumn(
-            column.info.get("field", column.name),
-            column.name,
+            str(column.info.get("field", column.name)),
+            str(column.name),
             _codec(column, indexed=column.name in indexed),
         )
         for column in table.columns

@@ -44,7 +44,7 @@ PROJECT = "rehearsal"
 COMPARE_TIMEOUT = 30.0
 WRITES_PER_COMMIT = 100
 CALLERS = 3
-CALLER_PAUSE_SECONDS = 0.02
+CALLER_PERIOD = 0.05
 
 Start = Callable[[Settings, Telemetry], Awaitable[app.Sidecar]]
 
@@ -322,7 +322,7 @@ def _callers(stack: _Stack, options: RehearsalOptions) -> list[Coroutine[Any, An
             operations(caller),
             stack.tally,
             until=lambda: stack.ended,
-            pause=CALLER_PAUSE_SECONDS,
+            period=CALLER_PERIOD,
         )
         for caller in range(CALLERS)
     ]

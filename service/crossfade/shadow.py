@@ -29,7 +29,8 @@ from crossfade.wire import parse_document
 log = structlog.get_logger(__name__)
 
 ROUNDS = 3
-"""How often a comparison is read again before a moving document counts as `behind`."""
+"""How often a comparison is read again before a moving document counts as `behind`. What
+is pending, or differs within the bound, is `behind` at once."""
 PAUSE_SECONDS = 0.05
 MAX_COMPARED_BYTES = 4 * 1_048_576
 """A query's result beyond this is not kept for comparison."""
@@ -181,8 +182,9 @@ class Shadow:
             mirror = await self._read(offer.authority.other, offer)
             after = await self._read(offer.authority, offer)
             state = mirror.state or before.state
-            moved = _versions(before) != _versions(after)
-            if not moved and not (state is not None and state.pending):
+            if state is not None and state.pending:
+                break
+            if _versions(before) == _versions(after):
                 found = self._differences(offer, after.documents, mirror.documents)
                 worst = next((entry for entry in found if entry[0] in BAD), None)
                 if worst is not None:
@@ -190,7 +192,8 @@ class Shadow:
                     return worst[0], paths, worst[2]
                 if not found:
                     return Verdict.MATCH, (), ()
-            await asyncio.sleep(PAUSE_SECONDS * (attempt + 1))
+                break
+            await asyncio.sleep(PAUSE_SECONDS * attempt)
         return Verdict.BEHIND, (), ()
 
     async def _read(self, store: StoreName, offer: Offer) -> Reading:

@@ -145,6 +145,6 @@ async def _traffic(client: AsyncCrossfade, options: UpOptions) -> None:
                     operations(caller),
                     tally,
                     until=lambda: False,
-                    pause=CALLERS / options.rate,
+                    period=CALLERS / options.rate,
                 )
             )

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection
 from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
-from crossfade.errors import CrossfadeError, InvalidArgument, NotFound
+from crossfade.errors import CrossfadeError, Internal, InvalidArgument, NotFound
 from crossfade.migrator import Migrator
 from crossfade.rpc.status import code_of
 from crossfade.telemetry import Telemetry
@@ -165,9 +165,7 @@ class Wrapper:
             try:
                 return await method(data, call)
             except CrossfadeError as error:
-                status = error.code
-                context.set_code(code_of(error))
-                context.set_details(str(error))
+                status = _refuse(name, error, context)
                 return b""
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = _defect(name, error, context)
@@ -185,9 +183,7 @@ class Wrapper:
                 async for frame in method(data, call):
                     yield frame
             except CrossfadeError as error:
-                status = error.code
-                context.set_code(code_of(error))
-                context.set_details(str(error))
+                status = _refuse(name, error, context)
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = _defect(name, error, context)
             finally:
@@ -209,6 +205,14 @@ class Wrapper:
         self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
         if call.trace is not None:
             call.trace.end(status)
+
+
+def _refuse(name: str, error: CrossfadeError, context: Any) -> str:
+    if isinstance(error, Internal):
+        log.error("a request failed by a defect", rpc=name, error=str(error))
+    context.set_code(code_of(error))
+    context.set_details(str(error))
+    return error.code
 
 
 def _defect(name: str, error: Exception, context: Any) -> str:

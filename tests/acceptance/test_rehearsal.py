@@ -1,0 +1,86 @@
+"""The rehearsal finds nothing in the code as it is, and finds each law that is broken."""
+
+import pytest
+from crossfade import migrator
+from crossfade.control import Snapshot
+from crossfade.errors import CrossfadeError
+from crossfade.plan import StoreName
+from crossfade.rehearse import RehearsalOptions, Report, rehearse
+from crossfade.stores.postgres.mirror import Mirror
+
+pytestmark = pytest.mark.timeout(180)
+SHORT = RehearsalOptions(seconds=0.7, workers=8, tasks=40)
+
+
+async def rehearsed(seed: int = 1) -> Report:
+    return await rehearse(RehearsalOptions(SHORT.seconds, SHORT.workers, SHORT.tasks, seed))
+
+
+async def test_the_rehearsal_finds_nothing():
+    report = await rehearsed()
+    assert report.ok, report.notes
+    assert (report.lost, report.wrong, report.missing, report.extra, report.stale) == (0,) * 5
+    assert report.documents > 200
+    names = [step.name for step in report.steps]
+    assert names[0] == "off"
+    assert names[-1] == "complete"
+    by_name = {step.name: step for step in report.steps}
+    # Both stores really answered, and comparisons really were made.
+    assert by_name["shadow"].reads.keys() == {"firestore"}
+    assert by_name["shadow 50 %"].reads.keys() == {"firestore", "postgresql"}
+    assert by_name["live"].reads.keys() == {"postgresql"}
+    assert all(step.writes for step in report.steps)
+    assert by_name["shadow 100 %"].verdicts["match"] > 50
+
+
+async def test_without_the_version_guard_it_fails(monkeypatch):
+    """A put that is late overwrites a newer one."""
+
+    async def put(self, images, *, epoch, intent=None, claim=None, allow_equal, timeout):
+        epoch_of = await self._lanes.fetchval(
+            "update crossfade.versions set time = 0 where path = any($1::text[]) returning epoch",
+            [image.path for image in images],
+            timeout=timeout,
+        )
+        assert epoch_of is None or epoch_of <= epoch
+        return await real(
+            self,
+            images,
+            epoch=epoch,
+            intent=intent,
+            claim=claim,
+            allow_equal=allow_equal,
+            timeout=timeout,
+        )
+
+    real = Mirror.put
+    monkeypatch.setattr(Mirror, "put", put)
+    assert not (await rehearsed()).ok
+
+
+async def test_without_the_pending_rule_it_fails(monkeypatch):
+    """The mirror answers whatever is pending."""
+    monkeypatch.setattr(Snapshot, "vouches", Snapshot.current)
+    report = await rehearsed()
+    assert not report.ok
+    assert report.stale + report.extra + report.lost > 0
+
+
+async def test_with_a_fallback_on_not_found_it_fails(monkeypatch):
+    """What the answering store does not have is looked up in the other: deletes come back."""
+    real = migrator.Migrator._get
+
+    async def get(self, store, role, paths, snapshot, call):
+        reading = await real(self, store, role, paths, snapshot, call)
+        if role != "answered" or all(stored.data for stored in reading.documents):
+            return reading
+        other = StoreName(store).other
+        try:
+            return await real(self, other, role, paths, snapshot, call)
+        except CrossfadeError:
+            return reading
+
+    monkeypatch.setattr(migrator.Migrator, "_get", get)
+    report = await rehearsed()
+    assert not report.ok
+    assert report.extra > 0
