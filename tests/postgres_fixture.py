@@ -69,6 +69,10 @@ async def postgres_database(postgres_url: str) -> AsyncIterator[MakeDatabase]:
         made.append(name)
         return name
 
+    if "CROSSFADE_TEST_POSTGRES" not in os.environ:
+        # Nothing of it outlives the session, so it need not reach the disk.
+        await admin.execute("alter system set fsync = off")
+        await admin.execute("select pg_reload_conf()")
     template = await create("template0")
     lanes = await Lanes.open(with_database(postgres_url, template), size=1)
     await create_schema(lanes, MAPPINGS)

@@ -2,10 +2,10 @@
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
-
 from crossfade.errors import (
     CrossfadeError,
     DeadlineExceeded,
@@ -14,6 +14,7 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.stores.postgres.lanes import Lanes
+
 from tests.postgres_fixture import MakeDatabase, MakeLanes
 
 
@@ -21,10 +22,12 @@ async def pid(lanes: Lanes) -> int:
     return int(await lanes.fetchval("select pg_backend_pid()", timeout=5))
 
 
-async def until(condition, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.01)
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(500):
+        if await condition():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not happen within five seconds")
 
 
 async def test_the_lane_used_last_is_used_next(postgres_lanes: MakeLanes):
@@ -167,12 +170,16 @@ async def test_a_block_has_its_time_and_no_more(postgres_lanes: MakeLanes):
 async def test_a_failed_transaction_leaves_nothing_and_keeps_the_lane(postgres_lanes: MakeLanes):
     lanes = await postgres_lanes(size=1)
     first = await pid(lanes)
-    with pytest.raises(Internal):
+
+    async def fail() -> None:
         async with lanes.transaction(5) as connection:
             await connection.execute(
                 "insert into crossfade.requests values ('x', 1, array[1]::int8[])"
             )
             await connection.execute("select 1/0")
+
+    with pytest.raises(Internal):
+        await fail()
     assert await lanes.fetchval("select count(*) from crossfade.requests", timeout=5) == 0
     assert await pid(lanes) == first
 

@@ -3,12 +3,11 @@
 import asyncio
 
 import asyncpg
-import pytest
-
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.schema import create_schema, statements
-from tests.postgres_fixture import MakeDatabase, with_database
 from violet.mapping import MAPPINGS
+
+from tests.postgres_fixture import MakeDatabase, with_database
 
 
 async def test_concurrent_creation_of_everything(

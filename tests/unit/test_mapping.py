@@ -6,14 +6,8 @@ from typing import Any
 
 import orjson
 import pytest
-from crossfade_api.v1 import document_pb2 as pb
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
-from sqlalchemy.dialects.postgresql import JSONB
-
 from crossfade import wire
-from crossfade.document import GeoPoint, Reference, identical
+from crossfade.document import Fields, GeoPoint, Reference, identical
 from crossfade.mapping import (
     INDEXED_TEXT_BYTES,
     CollectionMapping,
@@ -26,8 +20,14 @@ from crossfade.mapping import (
     unescape_path,
 )
 from crossfade.stores.postgres.decoder import make_decoder
-from tests import strategies
+from crossfade_api.v1 import document_pb2 as pb
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
+from sqlalchemy.dialects.postgresql import JSONB
 from violet.mapping import MAPPINGS
+
+from tests import strategies
 
 TABLE = Table(
     "everything",
@@ -85,7 +85,7 @@ def test_tagged_json_keeps_every_key(value: dict[str, Any]):
 
 
 def test_tagged_json_can_be_read():
-    value = {
+    value: Fields = {
         "n": 1,
         "d": 1.5,
         "nan": math.nan,

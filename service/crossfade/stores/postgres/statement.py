@@ -154,6 +154,7 @@ def _within(
 ) -> list[str] | None:
     """The cursors of a query ordered by name as conditions; None where they are none."""
     conditions = []
+    mark = len(arguments.values)
     for cursor, starts in ((query.start, True), (query.end, False)):
         if cursor is None or not cursor.values:
             continue
@@ -162,6 +163,7 @@ def _within(
             query, cursor, table, arguments, after=after, starts=starts, spread=spread
         )
         if condition is None:
+            del arguments.values[mark:]
             return None
         conditions.append(condition)
     return conditions
