@@ -104,7 +104,11 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
 
     firestore = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
-        firestore = connect(database, settings.firestore.emulator)
+        firestore = connect(
+            database,
+            settings.firestore.emulator,
+            request_window=settings.migration.request_window,
+        )
         resources.push_async_callback(firestore.close)
     postgres = PostgresStore(lanes["answer"], mappings, database) if lanes else None
     mirror = Mirror(lanes["mirror"], mappings, database) if lanes else None
@@ -148,7 +152,13 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         tasks.append(_supervise("control", control.follow))
     if pending is not None and firestore is not None:
         recopy = Recopy(
-            control, pending, firestore, telemetry, database, **settings.recopy.model_dump()
+            control,
+            pending,
+            firestore,
+            telemetry,
+            database,
+            request_window=settings.migration.request_window,
+            **settings.recopy.model_dump(),
         )
         control.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))

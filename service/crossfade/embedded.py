@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 
 from crossfade import wire
 from crossfade.document import Database
+from crossfade.stores.firestore import EXPIRY, INTENTS
 from crossfade.stores.memory import MemoryStores
 
 log = structlog.get_logger(__name__)
@@ -32,6 +33,7 @@ log = structlog.get_logger(__name__)
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 SAVE_SECONDS = 2.0
+EXPIRE_SECONDS = 10.0
 READY = "firestore "
 """What the child prints, before host:port, when it answers."""
 
@@ -357,10 +359,12 @@ async def serve_firestore(
         server = await firestore_v1.serve(stores, host, port)
         saver = Saver(stores, data_file) if data_file is not None else None
         saving = asyncio.create_task(saver.run()) if saver is not None else None
+        expiring = asyncio.create_task(_expire(stores))
         try:
             ready(server.address)
             await stop.wait()
         finally:
+            expiring.cancel()
             await server.stop(1.0)
             if saver is not None and saving is not None:
                 saving.cancel()
@@ -370,3 +374,11 @@ async def serve_firestore(
     finally:
         if held is not None:
             held.close()
+
+
+async def _expire(stores: MemoryStores) -> None:
+    """The TTL policy that a production database has for Crossfade's own documents."""
+    while True:
+        await asyncio.sleep(EXPIRE_SECONDS)
+        for store in stores:
+            store.expire(INTENTS, EXPIRY)

@@ -84,9 +84,7 @@ class Forward:
         shared: bool,
     ) -> CommitOutcome | None:
         """None: the intent had been revoked; try another."""
-        pending = self._mirroring
         folded = fold(writes)
-        await pending.open(intent, [entry.path for entry in folded], snapshot.epoch, call.left)
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_retrieved)
         carry = self._carry(writes, folded, intent, snapshot, call, answer, shared=shared)
@@ -104,8 +102,16 @@ class Forward:
         *,
         shared: bool,
     ) -> None:
-        """From the commit to the put, cancelled by nobody."""
+        """From the pending rows to the put, cancelled by nobody."""
+        paths = [entry.path for entry in folded]
         with self._control.writing():
+            try:
+                await self._mirroring.open(intent, paths, snapshot.epoch, call.left)
+            except BaseException as error:
+                _fail(answer, error)
+                if isinstance(error, CrossfadeError):
+                    return
+                raise
             try:
                 outcome = await self._with_proof(writes, intent, snapshot, call)
             except CrossfadeError as error:

@@ -8,6 +8,7 @@ overwritten: it becomes a dead letter.
 """
 
 import asyncio
+import time
 from collections.abc import Sequence
 
 import structlog
@@ -34,6 +35,7 @@ from crossfade.write import Write
 log = structlog.get_logger(__name__)
 
 CONCURRENT_REVOKES = 16
+PRUNE_SECONDS = 60.0
 
 
 class Recopy:
@@ -52,6 +54,7 @@ class Recopy:
         lease: float = 10.0,
         attempts: int = 10,
         timeout: float = 5.0,
+        request_window: float = 86_400.0,
     ) -> None:
         self._control = control
         self._pending = pending
@@ -64,6 +67,8 @@ class Recopy:
         self._lease = lease
         self._attempts = attempts
         self._timeout = timeout
+        self._request_window = request_window
+        self._pruned = 0.0
 
     async def run(self) -> None:
         """Runs for ever: at once when woken, else every `interval` seconds."""
@@ -76,7 +81,8 @@ class Recopy:
             self._pending.woken.clear()
             try:
                 while await self.step():
-                    pass
+                    await asyncio.sleep(0)
+                await self._prune()
             except InfrastructureError as error:
                 log.warning("recopying waits for a store", error=error.code)
                 await asyncio.sleep(1.0)
@@ -106,6 +112,12 @@ class Recopy:
             raise
         self._telemetry.count(RECOPIES, "settled", by=len(rows))
         return len(rows)
+
+    async def _prune(self) -> None:
+        """Request rows that no repeated request asks for any more."""
+        if time.monotonic() - self._pruned > PRUNE_SECONDS:
+            self._pruned = time.monotonic()
+            await self._mirror.prune_requests(self._request_window, timeout=self._timeout)
 
     # --- forward ----------------------------------------------------------------------------
 

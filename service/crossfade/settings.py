@@ -130,6 +130,8 @@ class PostgresqlSettings(Section):
 class MigrationSettings(Section):
     """The stage asked for (none: the control state stays as it is) and the defaults of reads.
 
+    `request_window`: seconds for which a commit that is repeated with its request_id is done
+    once; the intent documents in Firestore and the rows in PostgreSQL are kept as long.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
     """
@@ -139,6 +141,7 @@ class MigrationSettings(Section):
     mappings: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] = "violet"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 
 class CollectionSettings(Section):

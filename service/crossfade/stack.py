@@ -31,6 +31,8 @@ from crossfade.write import Write
 
 STATUS_SECONDS = 1.0
 SEED = 1
+REQUEST_WINDOW = 600.0
+"""Seconds: short, so that a stack that runs for days does not fill its memory with intents."""
 CALLERS = 5
 MARKER = "_crossfade_sample/loaded"
 """Says that this Firestore holds the sample documents."""
@@ -81,7 +83,11 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
             firestore=FirestoreSettings(project=options.project, emulator=firestore_address),
             postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
             migration=MigrationSettings(
-                stage=Stage.SHADOW, mappings=options.sample, read_percent=50, shadow_rate=1.0
+                stage=Stage.SHADOW,
+                mappings=options.sample,
+                read_percent=50,
+                shadow_rate=1.0,
+                request_window=REQUEST_WINDOW,
             ),
         )
         sidecar = await app.start(settings, Telemetry(settings.telemetry))

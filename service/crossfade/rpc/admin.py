@@ -139,7 +139,7 @@ class Admin:
 
 
 def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
-    methods: "dict[str, grpc.RpcMethodHandler[Any, Any]]" = {
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetStatus": wrap.unary("GetStatus", admin.get_status),
         "SetStage": wrap.unary("SetStage", admin.set_stage),
         "SetTraffic": wrap.unary("SetTraffic", admin.set_traffic),

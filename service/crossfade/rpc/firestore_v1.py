@@ -78,10 +78,15 @@ class Front:
         found = store.run(query)
         now = wire.field_bytes(3, wire.time_bytes(store.now()))
         done = b"\x30\x01" if query.limit is not None else b""
-        for index, document in enumerate(found):
-            ready = store.read_bytes(document.path) if query.select is None else None
-            data = ready or wire.document_bytes(document, store.database)
-            last = done if index == len(found) - 1 else b""
+        # All bytes are taken before the first frame goes: a commit in between is not in this result.
+        whole = query.select is None
+        frames = [
+            (store.read_bytes(document.path) if whole else None)
+            or wire.document_bytes(document, store.database)
+            for document in found
+        ]
+        for index, data in enumerate(frames):
+            last = done if index == len(frames) - 1 else b""
             yield wire.field_bytes(1, data) + now + last
         if not found:
             yield now + done
@@ -125,7 +130,9 @@ def _database(name: str, field: str = "database") -> Database:
 
 def _no_transaction(request: Any) -> None:
     if request.WhichOneof("consistency_selector") is not None:
-        raise Unimplemented("transactions and read_time are not served by the embedded Firestore yet")
+        raise Unimplemented(
+            "transactions and read_time are not served by the embedded Firestore yet"
+        )
 
 
 def _parse(kind: Any, data: bytes) -> Any:
@@ -203,6 +210,8 @@ async def serve(stores: MemoryStores, host: str, port: int) -> Server:
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
-        raise OSError(f"port {port} of {host} is taken or not allowed; choose another with --port") from error
+        raise OSError(
+            f"port {port} of {host} is taken or not allowed; choose another with --port"
+        ) from error
     await server.start()
     return Server(f"{host}:{bound}", server)

@@ -18,6 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote_plus
 
@@ -60,6 +61,10 @@ from crossfade.write import Write
 
 INTENTS = "_crossfade_intents"
 MAX_MESSAGE_BYTES = 16 * 1_048_576
+EXPIRY = "expire_at"
+"""Field of an intent document for a TTL policy: it is needed no longer than a request may
+be repeated, and than a commit may be under way."""
+REVOKED_SECONDS = 7 * 86_400.0
 FIRST_PAGE_DOCUMENTS = 30
 """The first page goes out early, so that a reader starts while the rest arrives."""
 
@@ -99,16 +104,22 @@ class IntentExists(CrossfadeError):
 
 
 def connect(
-    database: Database, emulator: str | None = None, credentials: Any = None
+    database: Database,
+    emulator: str | None = None,
+    credentials: Any = None,
+    request_window: float = 86_400.0,
 ) -> "FirestoreStore":
     """A store on a new channel. `emulator`: "host:port"; else Google's service.
+
+    `request_window`: seconds that intent documents are kept at least.
 
     `credentials` are those of google.auth; None finds the environment's. Raises
     Unauthenticated when there are none. To be called with a running event loop.
     """
     if emulator is not None:
         channel = grpc.aio.insecure_channel(emulator, options=_OPTIONS)
-        return FirestoreStore(database, channel, (("authorization", "Bearer owner"),))
+        owner = (("authorization", "Bearer owner"),)
+        return FirestoreStore(database, channel, owner, request_window)
     from google.api_core import grpc_helpers_async  # late: an emulator needs none of it
     from google.auth.exceptions import GoogleAuthError
 
@@ -122,7 +133,7 @@ def connect(
         )
     except GoogleAuthError as error:
         raise Unauthenticated(f"Firestore: {error}"[:_MESSAGE_CHARACTERS]) from error
-    return FirestoreStore(database, channel)
+    return FirestoreStore(database, channel, request_window=request_window)
 
 
 class FirestoreStore:
@@ -131,9 +142,14 @@ class FirestoreStore:
     name = StoreName.FIRESTORE
 
     def __init__(
-        self, database: Database, channel: grpc.aio.Channel, metadata: Metadata = ()
+        self,
+        database: Database,
+        channel: grpc.aio.Channel,
+        metadata: Metadata = (),
+        request_window: float = 86_400.0,
     ) -> None:
         self._database = database
+        self._request_window = request_window
         self._channel = channel
         # Without serialisers: bytes out, bytes in.
         self._get: Unary = channel.unary_unary(_SERVICE + "GetDocument")
@@ -271,6 +287,7 @@ class FirestoreStore:
             "paths": list(dict.fromkeys(write.path for write in writes)),
             "outbox": False,
             "state": "applied",
+            EXPIRY: _after(self._request_window),
         }
         fence = Write(f"{INTENTS}/{intent.id}", fields, exists=False)
         try:
@@ -287,7 +304,13 @@ class FirestoreStore:
         Can be asked again when it fails with an InfrastructureError.
         """
         deadline = time.monotonic() + timeout
-        fields: Fields = {"epoch": 0, "paths": [], "outbox": False, "state": "revoked"}
+        fields: Fields = {
+            "epoch": 0,
+            "paths": [],
+            "outbox": False,
+            "state": "revoked",
+            EXPIRY: _after(max(REVOKED_SECONDS, self._request_window)),
+        }
         fence = Write(f"{INTENTS}/{intent_id}", fields, exists=False)
         try:
             await self._send([self._write_bytes(fence)], deadline)
@@ -400,6 +423,10 @@ async def _twice(read: Callable[[], Awaitable[T]]) -> T:
         return await read()
     except Unavailable:
         return await read()
+
+
+def _after(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def _left(deadline: float) -> float:

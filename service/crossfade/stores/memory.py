@@ -8,6 +8,8 @@ methods of the store contract stand on top of it.
 import time
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 
 from crossfade import query as queries
@@ -17,8 +19,11 @@ from crossfade.document import (
     NAME,
     Database,
     Document,
+    Fields,
+    Value,
     collection_id,
     collection_path,
+    from_micros,
     identical,
     path_key,
 )
@@ -118,22 +123,30 @@ class MemoryStore:
 
     def apply_commit(self, writes: Sequence[Write]) -> CommitOutcome:
         """All writes, evaluated in order, or none. Raises the first error met."""
-        now = max(self._clock(), self._time + 1)
-        staged: dict[str, Document | None] = {}
-        outcomes: list[WriteOutcome] = []
         for write in writes:
             writing.check(write)
-            current = staged.get(write.path, self._documents.get(write.path))
-            outcome = writing.apply(write, current, now)
-            document = _stored(write.path, current, outcome, now)
-            staged[write.path] = document
-            outcomes.append(
-                WriteOutcome(None if document is None else document.update_time, outcome.results)
-            )
+        now = max(self._clock(), self._time + 1)
+        staged: dict[str, _Staged] = {}
+        results: list[tuple[Value, ...]] = []
+        for write in writes:
+            before = staged.get(write.path) or _staged(self._documents.get(write.path))
+            outcome = writing.apply(write, before.document(write.path, now), now)
+            base = None if outcome.fields is None else before.base
+            staged[write.path] = _Staged(base, outcome.fields)
+            results.append(outcome.results)
         self._time = self.last_commit = now
-        for path, document in staged.items():
+        times: dict[str, int | None] = {}
+        for path, after in staged.items():
+            document = after.document(path, now)
+            times[path] = None if document is None else document.update_time
             self._set(path, document)
-        return CommitOutcome(tuple(outcomes), now)
+        return CommitOutcome(
+            tuple(
+                WriteOutcome(times[write.path], values)
+                for write, values in zip(writes, results, strict=True)
+            ),
+            now,
+        )
 
     def dump(self) -> Iterator[Document]:
         """Every document, by path."""
@@ -144,6 +157,19 @@ class MemoryStore:
         for document in documents:
             self._time = max(self._time, document.update_time)
             self._set(document.path, document)
+
+    def expire(self, collection: str, field: str) -> int:
+        """What a TTL policy does: deletes the documents of a collection group whose timestamp
+        in `field` is past. Returns how many."""
+        now = from_micros(self.now())
+        past = [
+            path
+            for path in self._by_id.get(collection, ())
+            if isinstance(when := self._documents[path].fields.get(field), datetime) and when <= now
+        ]
+        for path in past:
+            self._set(path, None)
+        return len(past)
 
     def _set(self, path: str, document: Document | None) -> None:
         before = self._documents.get(path)
@@ -238,14 +264,24 @@ class MemoryStores:
         return iter(self._stores.values())
 
 
-def _stored(
-    path: str, current: Document | None, outcome: writing.Outcome, now: int
-) -> Document | None:
-    """The document that a write leaves. One that changes nothing keeps its update_time."""
-    if outcome.fields is None:
-        return None
-    if current is None:
-        return Document(path, outcome.fields, now, now)
-    if identical(current.fields, outcome.fields):
-        return current
-    return Document(path, outcome.fields, current.create_time, now)
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A document inside a commit: what was stored when it began, unless deleted since,
+    and the fields as they are now."""
+
+    base: Document | None
+    fields: Fields | None
+
+    def document(self, path: str, now: int) -> Document | None:
+        """What the commit would leave. Fields as before the commit keep the update_time."""
+        if self.fields is None:
+            return None
+        if self.base is None:
+            return Document(path, self.fields, now, now)
+        if identical(self.base.fields, self.fields):
+            return self.base
+        return Document(path, self.fields, self.base.create_time, now)
+
+
+def _staged(document: Document | None) -> _Staged:
+    return _Staged(document, None if document is None else document.fields)

@@ -92,6 +92,8 @@ select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
     clock_timestamp(), 'sweep'
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
     where live and (seen is null or seen < $3::int8)) as unseen"""
+_PRUNE = """delete from crossfade.requests
+where inserted_at < now() - $1::float8 * interval '1 second'"""
 _COPIED = "delete from crossfade.pending where path = ''"
 
 
@@ -236,6 +238,10 @@ class Mirror:
         """Makes the claimed rows of a path dead letters: kept, shown, repaired by hand."""
         await self._lanes.execute(_BURY, claim, escape_path(path), failure, timeout=timeout)
 
+    async def prune_requests(self, seconds: float, *, timeout: float) -> None:
+        """Deletes request rows that are older."""
+        await self._lanes.execute(_PRUNE, seconds, timeout=timeout)
+
     async def summary(self, *, timeout: float) -> Summary:
         row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
         assert row is not None  # noqa: S101 - an aggregate has one row
@@ -260,7 +266,7 @@ class Mirror:
         neither an intent nor a claim nothing ties the images.
         """
         owner = "intent" if intent is not None else "claim" if claim is not None else None
-        row = intent if intent is not None else claim
+        row = claim if intent is None else intent
         if len(images) == 1 and images[0].fields is not None:
             return await self._put_one(images[0], epoch, owner, row, allow_equal, timeout)
         async with self._lanes.transaction(timeout) as connection:
@@ -308,7 +314,7 @@ class Mirror:
     ) -> set[str]:
         table = self._tables.of(image.path)
         answer = await self._lanes.fetchrow(
-            table.put_one(owner),
+            table.put_one[owner],
             *table.values(image.path, image.fields or {}),
             image.create_time,
             image.time,
