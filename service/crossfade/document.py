@@ -14,6 +14,7 @@ Firestore's order, in which 1 and 1.0 are equal and NaN equals itself.
 A vector is, on the wire and here, a map with the two keys of `VECTOR_KEYS`.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ MAX_DOCUMENT_BYTES = 1_048_576
 MAX_VALUE_BYTES = 1_048_487
 MAX_NAME_BYTES = 1_500
 MAX_DEPTH = 20
+MAX_VECTOR = 2_048
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 VECTOR_KEYS = {"__type__", "value"}
 # Collections of Crossfade's own in the user's Firestore: invisible through every front.
@@ -69,7 +71,7 @@ class Document:
 # --- paths -------------------------------------------------------------------------------------
 
 _RESERVED = re.compile(r"__.*__", re.DOTALL)
-_NUMERIC_ID = re.compile(r"__id(-?\d+)__")
+_NUMERIC_ID = re.compile(r"__id(-?[1-9][0-9]*)__")
 _DATABASE = re.compile(r"projects/([^/]+)/databases/([^/]+)/documents(?:/(.*))?", re.DOTALL)
 
 
@@ -112,8 +114,9 @@ class Database:
         return match[3] or ""
 
 
-def check_id(segment: str, field: str) -> None:
-    """Raises InvalidArgument unless `segment` is a legal collection or document id."""
+def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
+    """Raises InvalidArgument unless `segment` is a legal id. `numeric`: __id7__ is one too,
+    as it is for documents and not for collections."""
     if not segment:
         raise InvalidArgument(f"{field}: a path segment is empty")
     if segment in {".", ".."}:
@@ -123,7 +126,10 @@ def check_id(segment: str, field: str) -> None:
         raise InvalidArgument(
             f"{field}: an id of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
         )
-    if _RESERVED.fullmatch(segment) and not _NUMERIC_ID.fullmatch(segment):
+    if not _RESERVED.fullmatch(segment):
+        return
+    match = _NUMERIC_ID.fullmatch(segment) if numeric else None
+    if match is None or not INT64_MIN <= int(match[1]) <= INT64_MAX:
         raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
 
 
@@ -135,8 +141,8 @@ def check_document_path(path: str, field: str = "name") -> str:
             f'{field}: "{path[:120]}" names a collection, not a document: '
             f"a document path has an even number of segments"
         )
-    for segment in segments:
-        check_id(segment, field)
+    for index, segment in enumerate(segments):
+        check_id(segment, field, numeric=bool(index % 2))
     return path
 
 
@@ -210,6 +216,12 @@ def format_field_path(path: FieldPath) -> str:
         else "`" + part.replace("\\", "\\\\").replace("`", "\\`") + "`"
         for part in path
     )
+
+
+def check_field_path(path: FieldPath, field: str) -> None:
+    """Raises InvalidArgument for a path of reserved names; `__name__` itself is none."""
+    if path != NAME and any(_RESERVED.fullmatch(part) for part in path):
+        raise InvalidArgument(f'{field}: names of the form "__.*__" are reserved')
 
 
 ABSENT = object()
@@ -307,8 +319,13 @@ def order_key(value: Any) -> tuple[Any, ...]:
     if which is Kind.REFERENCE:
         return (which, tuple(id_key(part) for part in value.name.split("/")))
     if which is Kind.GEO_POINT:
-        return (which, value.latitude, value.longitude)
+        return (which, *_signed(value.latitude), *_signed(value.longitude))
     return (which, value)
+
+
+def _signed(degrees: float) -> tuple[float, float]:
+    """In a geo point, unlike among numbers, -0.0 comes before 0.0 (so does the emulator)."""
+    return degrees, math.copysign(1.0, degrees)
 
 
 def compare(left: Any, right: Any) -> int:
@@ -400,53 +417,112 @@ def _check_name(name: str, parent: FieldPath) -> None:
         raise InvalidArgument(
             f"field {where}: a name of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
         )
-    if _RESERVED.fullmatch(name) and name != "__type__":
+    if _RESERVED.fullmatch(name):
         raise InvalidArgument(f'field {where}: names of the form "__.*__" are reserved')
 
 
 def _check_value(value: Any, where: FieldPath, depth: int) -> int:
-    """The size of a legal value in bytes, by Firestore's published rules."""
-    here = format_field_path(where)[:120]
+    """The size of a legal value in bytes, by Firestore's published rules.
+
+    `depth`: how many maps and arrays the value lies in.
+    """
     size = 8
     if value is None or isinstance(value, bool):
         return 1
     if isinstance(value, int):
         if not INT64_MIN <= value <= INT64_MAX:
-            raise InvalidArgument(f"field {here}: the integer does not fit 64 bits")
+            raise InvalidArgument(f"field {_shown(where)}: the integer does not fit 64 bits")
     elif isinstance(value, str):
-        size = len(utf8(value, f"field {here}")) + 1
+        size = len(utf8(value, f"field {_shown(where)}"))
+        _check_size(size, where)
+        return size + 1
     elif isinstance(value, bytes):
         size = len(value)
     elif isinstance(value, Reference):
-        size = sum(len(part.encode()) + 1 for part in value.name.split("/")[5:]) + 16
+        size = _check_reference(value, where)
     elif isinstance(value, GeoPoint):
         if not (-90 <= value.latitude <= 90 and -180 <= value.longitude <= 180):
             raise InvalidArgument(
-                f"field {here}: a geo point's latitude lies in -90..90, its longitude in -180..180"
+                f"field {_shown(where)}: a geo point's latitude lies in -90..90, "
+                f"its longitude in -180..180"
             )
         size = 16
     elif isinstance(value, list):
-        size = 0
-        for index, item in enumerate(value):
-            if isinstance(item, list):
-                raise InvalidArgument(
-                    f"field {here}[{index}]: an array may not hold an array directly"
-                )
-            size += _check_value(item, (*where[:-1], f"{where[-1]}[{index}]"), depth)
+        size = _check_array(value, where, depth)
     elif isinstance(value, dict):
-        if depth >= MAX_DEPTH:
-            raise InvalidArgument(
-                f"field {here}: maps are nested deeper than the limit of {MAX_DEPTH}"
-            )
-        size = 32 if depth else 0
-        for name, item in value.items():
-            _check_name(name, where)
-            size += len(name.encode()) + 1 + _check_value(item, (*where, name), depth + 1)
+        size = _check_map(value, where, depth)
+    _check_size(size, where)
+    return size
+
+
+def _shown(where: FieldPath) -> str:
+    return format_field_path(where)[:120]
+
+
+def _check_size(size: int, where: FieldPath) -> None:
     if size > MAX_VALUE_BYTES:
         raise InvalidArgument(
-            f"field {here}: a value of {size} bytes is over the limit of {MAX_VALUE_BYTES} bytes"
+            f"field {_shown(where)}: a value of {size} bytes is over the limit of "
+            f"{MAX_VALUE_BYTES} bytes"
         )
+
+
+def _check_depth(where: FieldPath, depth: int) -> None:
+    if depth >= MAX_DEPTH:
+        raise InvalidArgument(
+            f"field {_shown(where)}: maps and arrays are nested deeper than the limit of "
+            f"{MAX_DEPTH}"
+        )
+
+
+def _check_array(value: list[Any], where: FieldPath, depth: int) -> int:
+    _check_depth(where, depth)
+    size = 0
+    for index, item in enumerate(value):
+        if isinstance(item, list):
+            raise InvalidArgument(
+                f"field {_shown(where)}[{index}]: an array may not hold an array directly"
+            )
+        if isinstance(item, dict) and is_vector(item):
+            raise InvalidArgument(f"field {_shown(where)}[{index}]: an array may not hold a vector")
+        size += _check_value(item, (*where[:-1], f"{where[-1]}[{index}]"), depth + 1)
     return size
+
+
+def _check_map(value: dict[str, Any], where: FieldPath, depth: int) -> int:
+    if "__type__" in value:
+        return _check_vector(value, where)
+    _check_depth(where, depth)
+    size = 32 if depth else 0
+    for name, item in value.items():
+        _check_name(name, where)
+        size += len(name.encode()) + 1 + _check_value(item, (*where, name), depth + 1)
+    return size
+
+
+def _check_vector(value: dict[str, Any], where: FieldPath) -> int:
+    """A map with the key `__type__` is a vector or illegal."""
+    items = value.get("value")
+    if not is_vector(value) or not isinstance(items, list):
+        raise InvalidArgument(f"field {_shown(where)}: a map may not hold the name __type__")
+    if not 1 <= len(items) <= MAX_VECTOR:
+        raise InvalidArgument(
+            f"field {_shown(where)}: a vector has 1 to {MAX_VECTOR} dimensions, not {len(items)}"
+        )
+    if not all(isinstance(item, float) and item == item for item in items):
+        raise InvalidArgument(f"field {_shown(where)}: a vector holds doubles, and no NaN")
+    return 32 + sum(len(key) + 1 for key in VECTOR_KEYS) + len("__vector__") + 1 + 8 * len(items)
+
+
+def _check_reference(value: Reference, where: FieldPath) -> int:
+    match = _DATABASE.fullmatch(value.name)
+    if match is None or not match[3]:
+        raise InvalidArgument(
+            f"field {_shown(where)}: a reference is the full name of a document, "
+            f"projects/PROJECT/databases/DATABASE/documents/COLLECTION/ID"
+        )
+    check_document_path(match[3], f"field {_shown(where)}")
+    return sum(len(part.encode()) + 1 for part in match[3].split("/")) + 16
 
 
 def walk(fields: Fields, prefix: FieldPath = ()) -> Iterator[tuple[FieldPath, Any]]:

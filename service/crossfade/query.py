@@ -18,6 +18,7 @@ from crossfade.document import (
     Kind,
     Reference,
     Value,
+    check_field_path,
     collection_id,
     collection_path,
     equal,
@@ -59,7 +60,9 @@ RANGES = {
     Op.GREATER_THAN,
     Op.GREATER_THAN_OR_EQUAL,
 }
-INEQUALITIES = RANGES | {Op.NOT_EQUAL, Op.NOT_IN, Op.IS_NOT_NAN, Op.IS_NOT_NULL}
+NEGATIONS = {Op.NOT_EQUAL, Op.NOT_IN, Op.IS_NOT_NAN, Op.IS_NOT_NULL}
+INEQUALITIES = RANGES | NEGATIONS
+ARRAYS = {Op.ARRAY_CONTAINS, Op.ARRAY_CONTAINS_ANY}
 LISTS = {Op.IN, Op.NOT_IN, Op.ARRAY_CONTAINS_ANY}
 
 
@@ -209,9 +212,13 @@ def passes(where: Filter, document: Document) -> bool:
 
 
 def holds(op: Op, value: Any, operand: Any) -> bool:
-    """Whether a present value passes an operator."""
+    """Whether a present value passes an operator.
+
+    null and NaN as operands equal nothing and come before and after nothing (only
+    the unary operators find them); inside a map or an array they are values like others.
+    """
     if op in RANGES:
-        if kind(value) is not kind(operand):
+        if _nothing(value) or _nothing(operand) or kind(value) is not kind(operand):
             return False
         a, b = order_key(value), order_key(operand)
         if op is Op.LESS_THAN:
@@ -226,19 +233,29 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and value != value
 
 
+def _nothing(operand: Any) -> bool:
+    return operand is None or _is_nan(operand)
+
+
+def _is(value: Any, operand: Any) -> bool:
+    return not _nothing(operand) and equal(value, operand)
+
+
 def _among(value: Any, operands: Any) -> bool:
-    return any(operand is not None and equal(value, operand) for operand in operands)
+    return any(_is(value, operand) for operand in operands)
 
 
 _TESTS: dict[Op, Callable[[Any, Any], bool]] = {
-    Op.EQUAL: equal,
-    Op.NOT_EQUAL: lambda value, operand: value is not None and not equal(value, operand),
+    Op.EQUAL: _is,
+    Op.NOT_EQUAL: lambda value, operand: (
+        value is not None and operand is not None and not _is(value, operand)
+    ),
     Op.IN: _among,
     Op.NOT_IN: lambda value, operands: (
         value is not None and None not in operands and not _among(value, operands)
     ),
     Op.ARRAY_CONTAINS: lambda value, operand: (
-        isinstance(value, list) and any(equal(item, operand) for item in value)
+        isinstance(value, list) and any(_is(item, operand) for item in value)
     ),
     Op.ARRAY_CONTAINS_ANY: lambda value, operands: (
         isinstance(value, list) and any(_among(item, operands) for item in value)
@@ -290,34 +307,22 @@ def check(query: Query) -> tuple[Order, ...]:
     if query.limit is not None and query.limit < 0:
         raise InvalidArgument("query.limit: may not be negative")
     filters = leaves(query.where)
-    negations = [leaf for leaf in filters if leaf.op in {Op.NOT_EQUAL, Op.NOT_IN}]
-    if len(negations) > 1:
-        raise InvalidArgument("query.where: at most one '!=' or 'not-in' filter is allowed")
-    if len({leaf.path for leaf in filters if leaf.op in INEQUALITIES}) > MAX_INEQUALITY_FIELDS:
-        raise InvalidArgument(
-            f"query.where: inequalities on more than {MAX_INEQUALITY_FIELDS} fields"
-        )
     for leaf in filters:
         _check_filter(leaf)
-    if any(leaf.op is Op.NOT_IN for leaf in filters) and any(
-        leaf.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for leaf in filters
-    ):
-        raise InvalidArgument("query.where: 'not-in' may not stand beside 'in' or another list")
-    if query.where is not None and (size := _disjunctions(query.where)) > MAX_DISJUNCTIONS:
-        raise InvalidArgument(
-            f"query.where: {size} disjunctions after expansion, the limit is {MAX_DISJUNCTIONS}"
-        )
+    if query.where is not None:
+        _check_together(query.where, filters)
+    _check_orders(query, filters)
+    for path in query.select or ():
+        check_field_path(path, "query.select")
     orders = full_order(query)
     for name, cursor in (("start_at", query.start), ("end_at", query.end)):
-        most = len(query.order_by) or 1
-        if cursor is not None and len(cursor.values) > most:
-            raise InvalidArgument(
-                f"query.{name}: {len(cursor.values)} values for {most} order_by fields"
-            )
+        if cursor is not None:
+            _check_cursor(cursor, query.order_by, f"query.{name}")
     return orders
 
 
 def _check_filter(leaf: FieldFilter) -> None:
+    check_field_path(leaf.path, "query.where.field")
     if leaf.op in LISTS:
         most = MAX_NOT_IN if leaf.op is Op.NOT_IN else MAX_IN
         if not isinstance(leaf.value, list) or not leaf.value:
@@ -327,16 +332,90 @@ def _check_filter(leaf: FieldFilter) -> None:
                 f"query.where: {leaf.op} has {len(leaf.value)} values, the limit is {most}"
             )
     if leaf.path == NAME:
+        if leaf.op in ARRAYS:
+            raise InvalidArgument(f"query.where: __name__ is no array, {leaf.op} cannot hold")
         operands = leaf.value if isinstance(leaf.value, list) else [leaf.value]
         if not all(kind(operand) is Kind.REFERENCE for operand in operands):
             raise InvalidArgument("query.where: __name__ is compared with document references")
 
 
+def _check_together(where: Filter, filters: list[FieldFilter]) -> None:
+    """The rules for filters beside one another."""
+    if sum(leaf.op in NEGATIONS for leaf in filters) > 1:
+        raise InvalidArgument(
+            "query.where: at most one NOT_EQUAL, NOT_IN, IS_NOT_NULL or IS_NOT_NAN is allowed"
+        )
+    if len({leaf.path for leaf in filters if leaf.op in INEQUALITIES}) > MAX_INEQUALITY_FIELDS:
+        raise InvalidArgument(
+            f"query.where: inequalities on more than {MAX_INEQUALITY_FIELDS} fields"
+        )
+    if any(leaf.op is Op.NOT_IN for leaf in filters) and (
+        any(leaf.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for leaf in filters) or _has_or(where)
+    ):
+        raise InvalidArgument("query.where: NOT_IN may not stand beside IN, another list or OR")
+    if _arrays(where) > 1:
+        raise InvalidArgument(
+            "query.where: at most one ARRAY_CONTAINS or ARRAY_CONTAINS_ANY in each disjunction"
+        )
+    if (size := _disjunctions(where)) > MAX_DISJUNCTIONS:
+        raise InvalidArgument(
+            f"query.where: {size} disjunctions after expansion, the limit is {MAX_DISJUNCTIONS}"
+        )
+
+
+def _check_orders(query: Query, filters: list[FieldFilter]) -> None:
+    seen: set[FieldPath] = set()
+    for order in query.order_by:
+        check_field_path(order.path, "query.order_by")
+        if NAME in seen:
+            raise InvalidArgument("query.order_by: nothing may follow __name__")
+        if order.path in seen:
+            raise InvalidArgument("query.order_by: the same field twice")
+        seen.add(order.path)
+    if NAME in seen and any(leaf.op in INEQUALITIES and leaf.path not in seen for leaf in filters):
+        raise InvalidArgument(
+            "query.order_by: a field with an inequality comes before __name__, and it is not there"
+        )
+    by_field = any(leaf.path != NAME for leaf in filters) or bool(seen - {NAME})
+    if query.collection is None and (by_field or any(order.descending for order in query.order_by)):
+        raise InvalidArgument(
+            "query.from.collection_id: without one, only __name__ may be filtered and ordered by"
+        )
+    if query.collection is not None and query.all_descendants and query.parent and by_field:
+        raise InvalidArgument(
+            "parent: below a document, only __name__ of a collection group may be filtered "
+            "and ordered by"
+        )
+
+
+def _check_cursor(cursor: Cursor, orders: tuple[Order, ...], field: str) -> None:
+    if len(cursor.values) > len(orders):
+        raise InvalidArgument(
+            f"{field}: {len(cursor.values)} values for {len(orders)} order_by fields"
+        )
+    for order, value in zip(orders, cursor.values, strict=False):
+        if order.path == NAME and kind(value) is not Kind.REFERENCE:
+            raise InvalidArgument(f"{field}: the value for __name__ is a document reference")
+
+
+def _has_or(where: Filter) -> bool:
+    return isinstance(where, CompositeFilter) and (where.any_of or any(map(_has_or, where.filters)))
+
+
+def _arrays(where: Filter) -> int:
+    """The most array operators in one term of the disjunctive normal form."""
+    if isinstance(where, FieldFilter):
+        return int(where.op in ARRAYS)
+    counts = map(_arrays, where.filters)
+    return max(counts, default=0) if where.any_of else sum(counts)
+
+
 def _disjunctions(where: Filter) -> int:
     """Terms of the disjunctive normal form; a list operator is as many as it has values."""
     if isinstance(where, FieldFilter):
-        widens = where.op in {Op.IN, Op.ARRAY_CONTAINS_ANY}
-        return len(where.value) if widens and isinstance(where.value, list) else 1
+        if where.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} and isinstance(where.value, list):
+            return len({order_key(item) for item in where.value})
+        return 1
     sizes = [_disjunctions(inner) for inner in where.filters]
     if where.any_of:
         return sum(sizes)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from crossfade_api.v1 import document_pb2 as pb
-from crossfade_api.v1 import query_pb2 as query_pb
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -46,6 +44,8 @@ from crossfade.query import (
     leaves,
 )
 from crossfade.write import Transform, TransformKind, Write
+from crossfade_api.v1 import document_pb2 as pb
+from crossfade_api.v1 import query_pb2 as query_pb
 
 _MIN_SECONDS, _MAX_SECONDS = -62_135_596_800, 253_402_300_799
 
@@ -368,7 +368,7 @@ def decode_query(message: Any, parent: str, database: Database) -> Query:
         collection = selector.collection_id or None
         descendants = selector.all_descendants
         if collection is not None:
-            check_id(collection, "query.from.collection_id")
+            check_id(collection, "query.from.collection_id", numeric=False)
     orders = tuple(_decode_order(item) for item in message.order_by)
     query = Query(
         parent=parent,
@@ -402,8 +402,8 @@ def _names_documents(query: Query, paths: Sequence[FieldPath]) -> bool:
 
 
 def _selectors(message: Any) -> Any:
-    """The field `from`, a keyword in Python."""
-    return getattr(message, "from")
+    """The field `from`, a keyword in Python; Google's own classes call it `from_`."""
+    return message.from_ if hasattr(message, "from_") else getattr(message, "from")
 
 
 def _decode_order(message: Any) -> Order:

@@ -106,6 +106,11 @@ def check(write: Write) -> None:
             f"document {write.path}: {len(write.transforms)} transforms, "
             f"the limit is {MAX_TRANSFORMS}"
         )
+    paths = [transform.path for transform in write.transforms]
+    if any(one != other and one == other[: len(one)] for one in paths for other in paths):
+        raise InvalidArgument(
+            f"document {write.path}: a field and one inside it are transformed by one write"
+        )
     for transform in write.transforms:
         numeric = transform.kind in {
             TransformKind.INCREMENT,
@@ -129,6 +134,11 @@ def check_precondition(write: Write, current: Document | None) -> None:
     if write.update_time is not None:
         if current is None:
             raise FailedPrecondition(f"document {write.path}: it does not exist")
+        if current.update_time < write.update_time:
+            raise InvalidArgument(
+                f"document {write.path}: the update_time that the write expects is later "
+                f"than the document's"
+            )
         if current.update_time != write.update_time:
             raise FailedPrecondition(
                 f"document {write.path}: its update_time is not the one the write expects"
