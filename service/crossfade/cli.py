@@ -306,21 +306,22 @@ def rehearse(
         if json_file is not None:
             json_file.write_text(json.dumps(report.to_json(), indent=2) + "\n")
         print_table(
-            ("stage", "firestore", "postgresql", "writes", "match", "other", "errors"),
-            [
-                (
-                    step.name,
-                    str(step.reads.get("firestore", 0)),
-                    str(step.reads.get("postgresql", 0)),
-                    str(step.writes),
-                    str(step.verdicts.get("match", 0)),
-                    str(sum(step.verdicts.values()) - step.verdicts.get("match", 0)),
-                    str(sum(step.errors.values())),
-                )
-                for step in report.steps
-            ],
+            (
+                "stage",
+                "reads F",
+                "reads P",
+                "writes",
+                "match",
+                "behind",
+                "bad",
+                "errors",
+                "F p50/p95/p99 ms",
+                "P p50/p95/p99 ms",
+            ),
+            [_rehearsed(step) for step in report.steps],
             screen,
         )
+        screen.print("F: Firestore, P: PostgreSQL; all calls of a store, shadows too")
         failures = [
             f"{step.name}: {count} calls ended with {code}"
             for step in report.steps
@@ -337,6 +338,26 @@ def rehearse(
         return OK if report.ok else FAILED
 
     return _run(run)
+
+
+def _rehearsed(step: Any) -> tuple[str, ...]:
+    """A line of the rehearsal's table. `bad`: verdicts that must not be."""
+    verdicts = dict(step.verdicts)
+    match, behind = verdicts.pop("match", 0), verdicts.pop("behind", 0)
+    counts = (
+        step.reads.get("firestore", 0),
+        step.reads.get("postgresql", 0),
+        step.writes,
+        match,
+        behind,
+        sum(verdicts.values()),
+        sum(step.errors.values()),
+    )
+    times = [
+        " / ".join(f"{ms:.1f}" for ms in step.latencies.get(store, ())) or "-"
+        for store in ("firestore", "postgresql")
+    ]
+    return (step.name, *map(str, counts), *times)
 
 
 @app.command

@@ -114,6 +114,7 @@ WALK: tuple[tuple[str, str, float | None], ...] = (
     ("back to shadow", "shadow", None),
     ("live again", "live", None),
     ("ramp_down", "ramp_down", None),
+    ("compare", "ramp_down", None),
     ("complete", "complete", None),
 )
 
@@ -151,10 +152,6 @@ async def _step(
     percent: float | None,
 ) -> None:
     before = _Counts(stack)
-    if stage == "complete":
-        await _settle(stack)
-        await _compare(stack, report)
-        stack.ledger.resume()
     if percent is not None:
         await stack.admin.SetTraffic(
             admin_pb2.SetTrafficRequest(read_percent=percent, shadow_rate=1.0)
@@ -163,7 +160,12 @@ async def _step(
     if name == "copy":
         async for _ in stack.admin.Copy(admin_pb2.CopyRequest()):
             await asyncio.sleep(0)  # the traffic goes on meanwhile
-    await asyncio.sleep(options.seconds)
+    if name == "compare":
+        await _settle(stack)
+        await _compare(stack, report)
+        stack.ledger.resume()
+    else:
+        await asyncio.sleep(options.seconds)
     report.steps.append(before.until_now(name))
     if stage == "complete":
         await stack.ledger.pause()

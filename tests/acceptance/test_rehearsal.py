@@ -35,8 +35,8 @@ async def test_the_rehearsal_finds_nothing():
     assert by_name["live again"].reads["postgresql"] > by_name["live again"].reads.get(
         "firestore", 0
     )
-    assert all(step.writes for step in report.steps)
-    assert by_name["shadow 100 %"].verdicts["match"] > 50
+    assert all(step.writes for step in report.steps if step.name != "compare")
+    assert sum(step.verdicts.get("match", 0) for step in report.steps) > 100
 
 
 @pytest.mark.parametrize("guarded", [True, False])
