@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from crossfade.document import identical
 from crossfade.errors import (
     AlreadyExists,
@@ -17,9 +18,8 @@ from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.wire import parse_document
 from crossfade.write import Transform, TransformKind, Write
-from violet.mapping import MAPPINGS
-
 from tests.postgres_fixture import DATABASE, MakeLanes, MakeStore
+from violet.mapping import MAPPINGS
 
 PATHS = ("tasks/1", "files/1")
 
@@ -46,6 +46,19 @@ def intent(name: str = "i", epoch: int = 1, request_id: str | None = None) -> In
 
 def increment(path: str, by: int = 1) -> Write:
     return Write(path, {}, (), (Transform(("n",), TransformKind.INCREMENT, by),))
+
+
+async def waiting(lanes: Lanes, count: int) -> None:
+    """Returns when so many statements wait for a lock."""
+    for _ in range(1_000):
+        if count == await lanes.fetchval(
+            """select count(*) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock'""",
+            timeout=5,
+        ):
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"{count} statements should wait for a lock")
 
 
 async def pending(lanes: Lanes) -> list[tuple[Any, ...]]:
@@ -235,10 +248,9 @@ async def test_a_change_of_authority_waits_for_the_commit_and_is_seen_by_the_nex
         first = asyncio.create_task(
             store.commit([Write("tasks/1", {"a": 1})], timeout=10, intent=intent())
         )
-        await asyncio.sleep(0.1)
+        await waiting(lanes, 1)
         change = asyncio.create_task(seed_control(lanes, "none", 1))
-        await asyncio.sleep(0.1)
-        assert not change.done()
+        await waiting(lanes, 2)
         await blocker.execute("rollback")
     assert isinstance(await first, CommitOutcome)
     await change
@@ -250,8 +262,7 @@ async def test_a_change_of_authority_waits_for_the_commit_and_is_seen_by_the_nex
         late = asyncio.create_task(
             store.commit([Write("tasks/1", {"a": 2})], timeout=10, intent=intent())
         )
-        await asyncio.sleep(0.1)
-        assert not late.done()
+        await waiting(lanes, 1)
         await barrier.execute("commit")
     with pytest.raises(EpochChanged):
         await late

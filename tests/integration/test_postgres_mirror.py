@@ -6,10 +6,12 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
+
 from crossfade.document import document_id
 from crossfade.errors import EpochChanged
 from crossfade.plan import StoreName
@@ -19,9 +21,9 @@ from crossfade.stores.postgres.mirror import Image, Mirror, PendingRow
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.wire import parse_document
 from crossfade.write import Write
-from violet.mapping import MAPPINGS
-
+from tests.integration.test_postgres_commit import waiting
 from tests.postgres_fixture import DATABASE, MakeLanes
+from violet.mapping import MAPPINGS
 
 MAPPED, GENERIC = "tasks/1", "files/1"
 PATHS = (MAPPED, GENERIC)
@@ -70,6 +72,9 @@ class Bench:
         """The document's field `n`, or None for no document."""
         stored = await self.stored(path)
         return None if stored.data is None else parse_document(stored.data, DATABASE).fields["n"]
+
+    async def waiting(self, count: int) -> None:
+        await waiting(self.lanes, count)
 
     @asynccontextmanager
     async def held(self, statement: str) -> AsyncIterator[Connection]:
@@ -130,8 +135,7 @@ async def test_no_row_is_opened_under_another_epoch_or_a_barrier(
 async def test_opening_waits_for_a_change_of_authority_and_sees_it(bench: Bench):
     async with bench.held("update crossfade.control set epoch = 2") as change:
         opening = asyncio.create_task(bench.open("a", "tasks/1"))
-        await asyncio.sleep(0.1)
-        assert not opening.done()
+        await bench.waiting(1)
         await change.execute("commit")
     with pytest.raises(EpochChanged):
         await opening
@@ -242,11 +246,9 @@ async def test_an_open_delete_and_an_older_put(bench: Bench, path: str):
     async with bench.held(lock):
         # Past its guard, the delete waits for the row, its transaction open.
         deleting = asyncio.create_task(bench.put(gone(path, 3)))
-        await asyncio.sleep(0.1)
+        await bench.waiting(1)
         putting = asyncio.create_task(bench.put(live(path, 2)))
-        await asyncio.sleep(0.1)
-        assert not deleting.done()
-        assert not putting.done()
+        await bench.waiting(2)
     assert await deleting == {path}
     assert await putting == set()
     assert await bench.value(path) is None
@@ -265,11 +267,9 @@ async def test_an_open_put_and_a_newer_delete(bench: Bench, path: str):
     async with bench.held(insert):
         # Past its guard, the put waits for the other insert of its key.
         putting = asyncio.create_task(bench.put(live(path, 2)))
-        await asyncio.sleep(0.1)
+        await bench.waiting(1)
         deleting = asyncio.create_task(bench.put(gone(path, 3)))
-        await asyncio.sleep(0.1)
-        assert not putting.done()
-        assert not deleting.done()
+        await bench.waiting(2)
     assert await putting == {path}
     assert await deleting == {path}
     assert await bench.value(path) is None
@@ -407,8 +407,7 @@ async def test_nothing_is_put_when_the_epoch_is_over(
 async def test_a_put_waits_for_a_change_of_authority_and_sees_it(bench: Bench, images: list[Image]):
     async with bench.held("update crossfade.control set epoch = 2") as change:
         putting = asyncio.create_task(bench.put(*images))
-        await asyncio.sleep(0.1)
-        assert not putting.done()
+        await bench.waiting(1)
         await change.execute("commit")
     with pytest.raises(EpochChanged):
         await putting
@@ -476,8 +475,12 @@ async def test_a_released_row_pauses_and_dies_of_too_many_failures(bench: Bench)
         await bench.lanes.execute("update crossfade.pending set lease_until = now()", timeout=5)
         (row,) = await bench.claim(f"c{attempt}")
         assert row.attempts == attempt
+        before = await bench.lanes.fetchval("select clock_timestamp()", timeout=5)
         await bench.mirror.release(f"c{attempt}", failure="UNAVAILABLE", attempts=3, timeout=5)
-        assert await bench.claim("too-early") == []
+        pause = await bench.lanes.fetchval(
+            "select lease_until - $1 from crossfade.pending", before, timeout=5
+        )
+        assert pause >= timedelta(seconds=0.1 * 2**attempt)
     stored = await bench.lanes.fetchrow(
         "select claim, attempts, failure, dead from crossfade.pending", timeout=5
     )
@@ -485,6 +488,14 @@ async def test_a_released_row_pauses_and_dies_of_too_many_failures(bench: Bench)
     assert tuple(stored) == (None, 3, "UNAVAILABLE", True)
     await bench.lanes.execute("update crossfade.pending set lease_until = now()", timeout=5)
     assert await bench.claim("c") == []
+
+
+async def test_dead_letters_do_not_use_up_the_limit(bench: Bench):
+    await bench.open("a", "tasks/1", "tasks/2", "tasks/3", lease=0)
+    await bench.lanes.execute(
+        "update crossfade.pending set dead = true where path <> 'tasks/3'", timeout=5
+    )
+    assert [row.path for row in await bench.claim("c", limit=1)] == ["tasks/3"]
 
 
 async def test_bury_and_summary(bench: Bench):

@@ -5,7 +5,6 @@ from time import monotonic
 from typing import Any
 
 import asyncpg
-from crossfade_api.v1 import crossfade_pb2
 
 from crossfade import query as queries
 from crossfade.document import Document, collection_id, id_key
@@ -17,6 +16,7 @@ from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.rows import DocumentTable, DocumentTables
 from crossfade.stores.postgres.statement import Statement, compile_query
 from crossfade.wire import document_bytes, encode_time, field_bytes
+from crossfade_api.v1 import crossfade_pb2
 
 SNAPSHOT = "repeatable read, read only"
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crossfade_api.v1 import document_pb2 as pb
 from sqlalchemy import Table
 from sqlalchemy.dialects.postgresql import dialect
 
@@ -25,6 +24,7 @@ from crossfade.mapping import (
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
+from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
 
@@ -111,8 +111,9 @@ class DocumentTable:
             values ({self._values}, {self._times})
             on conflict ({self.key}) do update set {self._update}"""
         self.delete = f"delete from {self.name} where {self.key} = any($1::text[])"
+        self.put_one = {owner: self._put_one(owner) for owner in (None, "intent", "claim")}
 
-    def put_one(self, owner: str | None) -> str:
+    def _put_one(self, owner: str | None) -> str:
         """Puts one full image in one statement; `owner` is the column of `pending` that
         ties it to a row, if any. Two booleans: the epoch still stands; it was put.
 
