@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import grpc.aio
 import structlog
-from crossfade_api.v1 import admin_pb2
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 
+from crossfade.admin import http
 from crossfade.control import Control, Traffic
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError
@@ -37,6 +37,7 @@ from crossfade.telemetry import (
     STAGE,
     Telemetry,
 )
+from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
@@ -147,6 +148,11 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
     telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    if settings.admin.port is not None:
+        application = http.build(control, admin.status)
+        web = http.HttpServer(application, settings.admin.host, settings.admin.port)
+        resources.push_async_callback(web.stop)
+        await web.start()
     tasks = [_supervise("shadow", shadow.run)]
     if lanes:
         tasks.append(_supervise("control", control.follow))

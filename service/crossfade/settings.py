@@ -193,6 +193,13 @@ class TelemetrySettings(Section):
         return value
 
 
+class AdminSettings(Section):
+    """The admin API over HTTP; without a port it is not served."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+
+
 class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["console", "json"] = "console"
@@ -209,6 +216,7 @@ class Settings(Section):
     shadow: ShadowSettings = ShadowSettings()
     recopy: RecopySettings = RecopySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+    admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
 
     def requested_stage(self) -> Stage | None:

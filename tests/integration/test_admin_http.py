@@ -1,0 +1,64 @@
+"""The admin API over HTTP, with a real socket."""
+
+import asyncio
+import json
+
+import pytest
+
+from crossfade.admin.http import HttpServer, build
+from crossfade.errors import Unavailable
+from crossfade.plan import Stage
+from tests.sidecar import running
+
+
+async def fetch(address: str, path: str) -> tuple[int, dict]:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    return int(head.split()[1]), json.loads(body)
+
+
+@pytest.fixture
+async def served(postgres_database):
+    async with running(await postgres_database(), Stage.SHADOW) as stack:
+        web = HttpServer(build(stack.sidecar.control, stack.sidecar.status), "127.0.0.1", 0)
+        await web.start()
+        yield stack, web.address
+        await web.stop()
+
+
+async def test_alive_ready_and_status(served):
+    stack, address = served
+    assert await fetch(address, "/healthz") == (200, {"status": "alive"})
+    assert await fetch(address, "/readyz") == (200, {"status": "ready", "stage": "shadow"})
+    await stack.client.set("tasks/1", {"n": 1})
+    status, body = await fetch(address, "/status")
+    assert (status, body["stage"], body["authority"]) == (200, "shadow", "firestore")
+    assert (body["copied"], body["commits"]) == (False, "1")
+
+
+async def test_not_ready_when_the_control_row_cannot_be_read(served, monkeypatch):
+    stack, address = served
+
+    async def gone():
+        raise Unavailable("PostgreSQL is away")
+
+    monkeypatch.setattr(stack.sidecar.control, "refresh", gone)
+    assert await fetch(address, "/readyz") == (
+        503,
+        {"status": "not ready", "reason": "PostgreSQL is away"},
+    )
+    assert (await fetch(address, "/healthz"))[0] == 200
+
+
+async def test_a_taken_port_is_said():
+    async def handle(_reader, writer):
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(OSError, match=f"port {port} of 127.0.0.1 is taken"):
+        HttpServer(None, "127.0.0.1", port)
+    server.close()
