@@ -347,6 +347,11 @@ class Control:
         """Changes the authority (or leaves it alone, for live -> complete) with nothing pending."""
         rows = self._needs_rows()
         before = self.snapshot
+        if not before.rules.mirrored:
+            raise FailedPrecondition(
+                f"stage {before.stage} does not write the mirror, so it does not hold everything; "
+                f"set stage dual_write and run the copy, then change the stage"
+            )
         counts = await rows.fetchrow(_PENDING, timeout=self._timeout)
         if counts is not None and counts["wildcards"]:
             raise FailedPrecondition(
