@@ -1,3 +1,3 @@
 """Fixtures that every test may ask for."""
 
-pytest_plugins = ["tests.postgres_fixture"]
+pytest_plugins = ["tests.firestore_fixture", "tests.postgres_fixture"]

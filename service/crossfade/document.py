@@ -121,6 +121,8 @@ def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
         raise InvalidArgument(f"{field}: a path segment is empty")
     if segment in {".", ".."}:
         raise InvalidArgument(f'{field}: a path segment may not be "." or ".."')
+    if "/" in segment:
+        raise InvalidArgument(f'{field}: "{segment[:120]}" holds "/", so it is a path and no id')
     size = len(utf8(segment, field))
     if size > MAX_NAME_BYTES:
         raise InvalidArgument(
@@ -228,10 +230,10 @@ ABSENT = object()
 
 
 def get_field(fields: Mapping[str, Any], path: FieldPath) -> Any:
-    """The value at `path`, or ABSENT."""
+    """The value at `path`, or ABSENT. A vector has no fields."""
     value: Any = fields
     for part in path:
-        if not isinstance(value, dict) or part not in value:
+        if not isinstance(value, dict) or part not in value or is_vector(value):
             return ABSENT
         value = value[part]
     return value
@@ -246,7 +248,7 @@ def with_field(fields: Fields, path: FieldPath, value: Any) -> Fields:
     result = dict(fields)
     if rest:
         inner = result.get(head)
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and not is_vector(inner):
             result[head] = with_field(inner, rest, value)
         elif value is not ABSENT:
             result[head] = with_field({}, rest, value)
@@ -412,10 +414,11 @@ def _check_name(name: str, parent: FieldPath) -> None:
     if not name:
         inside = f" in {format_field_path(parent)}" if parent else ""
         raise InvalidArgument(f"fields: a field name{inside} is empty")
-    size = len(utf8(name, f"field name at {where}"))
+    size = len(utf8(name, f"field name at {where}")) + sum(len(p.encode()) + 1 for p in parent)
     if size > MAX_NAME_BYTES:
         raise InvalidArgument(
-            f"field {where}: a name of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
+            f"field {where}: a name of {size} bytes, with those of the maps around it, is over "
+            f"the limit of {MAX_NAME_BYTES} bytes"
         )
     if _RESERVED.fullmatch(name):
         raise InvalidArgument(f'field {where}: names of the form "__.*__" are reserved')
@@ -485,7 +488,7 @@ def _check_array(value: list[Any], where: FieldPath, depth: int) -> int:
             )
         if isinstance(item, dict) and is_vector(item):
             raise InvalidArgument(f"field {_shown(where)}[{index}]: an array may not hold a vector")
-        size += _check_value(item, (*where[:-1], f"{where[-1]}[{index}]"), depth + 1)
+        size += _check_value(item, where, depth + 1)
     return size
 
 

@@ -18,7 +18,9 @@ from crossfade.document import (
     Fields,
     Value,
     check_document,
+    check_field_path,
     equal,
+    format_field_path,
     from_micros,
     get_field,
     order_key,
@@ -107,6 +109,10 @@ def check(write: Write) -> None:
             f"the limit is {MAX_TRANSFORMS}"
         )
     paths = [transform.path for transform in write.transforms]
+    for where, names in (("update_mask", write.mask or ()), ("field_path", paths)):
+        for path in names:
+            shown = format_field_path(path)[:120]
+            check_field_path(path, f"document {write.path}: {where} {shown}")
     if any(one != other and one == other[: len(one)] for one in paths for other in paths):
         raise InvalidArgument(
             f"document {write.path}: a field and one inside it are transformed by one write"
@@ -182,7 +188,7 @@ def apply(write: Write, current: Document | None, now: int) -> Outcome:
 def _transformed(transform: Transform, old: Any, now: int) -> tuple[Any, Value]:
     operand: Any = transform.operand
     if transform.kind is TransformKind.REQUEST_TIME:
-        moment = from_micros(now)
+        moment = from_micros(now - now % 1_000)  # documented as of millisecond precision
         return moment, moment
     if transform.kind is TransformKind.UNION:
         merged = list(old) if isinstance(old, list) else []

@@ -1,180 +1,266 @@
-"""google.firestore.v1: Firestore's own protocol, served over the in-memory store.
+"""google.firestore.v1, Firestore's own protocol, over any document store.
 
 The front holds protocol only: which frames in which order. What a query matches and
-what a write makes of a document is the pure core's. Documents are spliced into the
+what a write makes of a document is the store's. Documents are spliced into the
 frames as bytes.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-import structlog
 from google.cloud.firestore_v1 import types
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
-from crossfade.document import Database, check_document_path
-from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, Unimplemented
-from crossfade.rpc.status import code_of
-from crossfade.stores.memory import MemoryStore, MemoryStores
+from crossfade.document import Database, FieldPath, check_document_path, parse_field_path
+from crossfade.errors import InvalidArgument, NotFound, Unimplemented
+from crossfade.query import project
+from crossfade.rpc.status import refuse
+from crossfade.store import CommitOutcome, DocumentStore
 from crossfade.write import MAX_COMMIT_BYTES
-
-log = structlog.get_logger(__name__)
 
 SERVICE = "google.firestore.v1.Firestore"
 MAX_MESSAGE_BYTES = 11 * 1_048_576
+DEFAULT_SECONDS = 60.0
+"""For calls that come without a deadline."""
+
 LATER = (
-    "CreateDocument",
-    "UpdateDocument",
-    "DeleteDocument",
-    "ListDocuments",
-    "ListCollectionIds",
     "BatchWrite",
     "BeginTransaction",
+    "CreateDocument",
+    "DeleteDocument",
+    "ListCollectionIds",
+    "ListDocuments",
+    "PartitionQuery",
     "Rollback",
+    "UpdateDocument",
 )
-LATER_STREAMS = ("RunAggregationQuery", "PartitionQuery")
+LATER_STREAMS = ("ExecutePipeline", "RunAggregationQuery")
+LATER_BOTH_WAYS = ("Listen", "Write")
+
+Stores: TypeAlias = Callable[[Database], DocumentStore]
+Unary: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
+Streaming: TypeAlias = Callable[[bytes, float], AsyncIterator[bytes]]
+
+_DONE = b"\x30\x01"
 
 
 class Front:
-    """Request bytes to frames, against the store of the database that a request names."""
+    """Request bytes to frames, against the store of the database that a request names.
 
-    def __init__(self, stores: MemoryStores) -> None:
+    Every method takes the seconds that are left, too.
+    """
+
+    def __init__(self, stores: Stores) -> None:
         self._stores = stores
 
-    def get_document(self, data: bytes) -> Iterator[bytes]:
+    async def get_document(self, data: bytes, left: float) -> bytes:
         request = _parse(types.GetDocumentRequest, data)
-        store, path = self._at(request.name, "name")
-        check_document_path(path)
-        found = store.read_bytes(path)
+        _no_transaction(request)
+        database, path = _document(request.name, "name")
+        reading = await self._stores(database).get((path,), timeout=left)
+        found = reading.documents[0].data
         if found is None:
             raise NotFound(f'Document "{request.name}" not found.')
-        yield found
+        return _masked(found, _mask(request), database)
 
-    def batch_get_documents(self, data: bytes) -> Iterator[bytes]:
+    async def batch_get_documents(self, data: bytes, left: float) -> AsyncIterator[bytes]:
+        """Found documents before missing ones, each once, all of one moment."""
         request = _parse(types.BatchGetDocumentsRequest, data)
         _no_transaction(request)
-        store = self._stores(_database(request.database))
-        now = wire.field_bytes(4, wire.time_bytes(store.now()))
-        missing = []
-        for name in dict.fromkeys(request.documents):
-            path = check_document_path(store.database.relative(name, "documents"), "documents")
-            found = store.read_bytes(path)
-            if found is None:
-                missing.append(name)
-            else:
-                yield wire.field_bytes(1, found) + now
-        for name in missing:
-            yield wire.field_bytes(2, name.encode()) + now
+        database = _database(request.database)
+        mask = _mask(request)
+        paths = tuple(
+            _path(name, database, "documents") for name in dict.fromkeys(request.documents)
+        )
+        reading = await self._stores(database).get(paths, timeout=left)
+        now = wire.field_bytes(4, wire.time_bytes(reading.read_time))
+        for stored in reading.documents:
+            if stored.data is not None:
+                yield wire.field_bytes(1, _masked(stored.data, mask, database)) + now
+        for stored in reading.documents:
+            if stored.data is None:
+                yield wire.field_bytes(2, database.full(stored.path).encode()) + now
 
-    def run_query(self, data: bytes) -> Iterator[bytes]:
+    async def run_query(self, data: bytes, left: float) -> AsyncIterator[bytes]:
+        """One frame per document; the last one says `done`, the first what was skipped."""
         request = _parse(types.RunQueryRequest, data)
         _no_transaction(request)
-        store, parent = self._at(request.parent, "parent")
-        query = wire.decode_query(request.structured_query, parent, store.database)
-        found = store.run(query)
-        now = wire.field_bytes(3, wire.time_bytes(store.now()))
-        done = b"\x30\x01" if query.limit is not None else b""
-        # All bytes are taken before the first frame goes: a commit in between is not in this result.
-        whole = query.select is None
-        frames = [
-            (store.read_bytes(document.path) if whole else None)
-            or wire.document_bytes(document, store.database)
-            for document in found
-        ]
-        for index, data in enumerate(frames):
-            last = done if index == len(frames) - 1 else b""
-            yield wire.field_bytes(1, data) + now + last
-        if not found:
-            yield now + done
+        message = request.structured_query
+        if not request.HasField("structured_query"):
+            raise InvalidArgument("structured_query: it must be set")
+        if request.HasField("explain_options") or message.HasField("find_nearest"):
+            raise Unimplemented("explain_options and find_nearest are not served here yet")
+        database, parent = _parent(request.parent)
+        query = wire.decode_query(message, parent, database)
+        frame, now = b"", b""
+        skipped = b"\x20" + wire.varint(query.offset) if query.offset > 0 else b""
+        async for page in self._stores(database).query(query, timeout=left):
+            fields = list(wire.scan(page.frames))
+            for number, value in fields:
+                if number == 3 and isinstance(value, bytes):
+                    now = wire.field_bytes(3, value)
+            for number, value in fields:
+                if number != 1 or not isinstance(value, bytes):
+                    continue
+                if frame:
+                    yield frame + now
+                frame, skipped = wire.field_bytes(1, value) + skipped, b""
+        yield frame + now + _DONE
 
-    def commit(self, data: bytes) -> Iterator[bytes]:
+    async def commit(self, data: bytes, left: float) -> bytes:
         if len(data) > MAX_COMMIT_BYTES:
-            raise InvalidArgument(f"commit: over the limit of {MAX_COMMIT_BYTES} bytes")
+            raise InvalidArgument(
+                f"commit: its size of {len(data)} bytes is over the limit of {MAX_COMMIT_BYTES}"
+            )
         request = _parse(types.CommitRequest, data)
         if request.transaction:
-            raise Unimplemented("transactions are not served by the embedded Firestore yet")
-        store = self._stores(_database(request.database))
-        writes = [
-            wire.decode_write(message, store.database, f"writes[{index}]")
-            for index, message in enumerate(request.writes)
-        ]
-        outcome = store.apply_commit(writes)
-        reply = types.CommitResponse.pb()()
-        for result in outcome.writes:
-            item = reply.write_results.add()
-            if result.update_time is not None:
-                wire.encode_time(result.update_time, item.update_time)
-            for value in result.results:
-                wire.encode_value(value, item.transform_results.add())
-        wire.encode_time(outcome.commit_time, reply.commit_time)
-        yield reply.SerializeToString()
+            raise Unimplemented("transaction: transactions are not served here yet")
+        database = _database(request.database)
+        writes = []
+        for index, message in enumerate(request.writes):
+            field = f"writes[{index}]"
+            name = message.update.name or message.delete or message.transform.document
+            _path(name, database, f"{field}.name")
+            writes.append(wire.decode_write(message, database, field))
+        outcome = await self._stores(database).commit(writes, timeout=left)
+        return _commit_response(outcome)
 
-    def later(self, _: bytes) -> Iterator[bytes]:
-        raise Unimplemented("this method is not served by the embedded Firestore yet")
 
-    def _at(self, name: str, field: str) -> tuple[MemoryStore, str]:
-        database = _database(name.partition("/documents")[0], field)
-        return self._stores(database), database.relative(name, field)
+async def _later(_: bytes, __: float) -> bytes:
+    raise Unimplemented("this method is not served here yet")
+
+
+async def _later_stream(_: bytes, __: float) -> AsyncIterator[bytes]:
+    raise Unimplemented("this method is not served here yet")
+    yield b""  # makes it a generator
+
+
+# --- requests and responses --------------------------------------------------------------------
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    """The request as protobuf message. Raises InvalidArgument for bytes that are none."""
+    try:
+        return kind.pb().FromString(data)
+    except DecodeError as error:
+        raise InvalidArgument(
+            f"the request is not a {kind.__name__} message, or nests deeper than protobuf reads"
+        ) from error
+
+
+def _no_transaction(request: Any) -> None:
+    selector = request.WhichOneof("consistency_selector")
+    if selector is not None:
+        raise Unimplemented(f"{selector}: transactions and read times are not served here yet")
 
 
 def _database(name: str, field: str = "database") -> Database:
     parts = name.split("/")
     if len(parts) != 4 or parts[0] != "projects" or parts[2] != "databases" or not all(parts):
-        raise InvalidArgument(f'{field}: "{name[:120]}" is not projects/P/databases/D')
+        raise InvalidArgument(f'{field}: "{name[:120]}" is not projects/PROJECT/databases/DATABASE')
     return Database(parts[1], parts[3])
 
 
-def _no_transaction(request: Any) -> None:
-    if request.WhichOneof("consistency_selector") is not None:
-        raise Unimplemented(
-            "transactions and read_time are not served by the embedded Firestore yet"
-        )
+def _parent(name: str) -> tuple[Database, str]:
+    """The database and the document, "" for the root, below which is queried."""
+    start, separator, path = name.partition("/documents")
+    if not separator or (path and not path.startswith("/")):
+        raise InvalidArgument(f'parent: "{name[:120]}" is not .../documents or a document name')
+    return _database(start, "parent"), path[1:]
 
 
-def _parse(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.pb().FromString(data)
-    except DecodeError as error:
-        raise InvalidArgument(f"the request is not a {kind.__name__} message") from error
+def _document(name: str, field: str) -> tuple[Database, str]:
+    database = _database("/".join(name.split("/", 4)[:4]), field)
+    return database, _path(name, database, field)
 
 
-Method = Callable[[bytes], Iterator[bytes]]
+def _path(name: str, database: Database, field: str) -> str:
+    """The relative path of a full name. The protocol knows no relative ones."""
+    if not name.startswith("projects/"):
+        raise InvalidArgument(f'{field}: "{name[:120]}" is not a full document name')
+    return check_document_path(database.relative(name, field), field)
 
 
-def _unary(name: str, method: Method) -> Any:
+def _mask(request: Any) -> tuple[FieldPath, ...] | None:
+    if not request.HasField("mask"):
+        return None
+    return tuple(parse_field_path(text, "mask") for text in request.mask.field_paths)
+
+
+def _masked(data: bytes, mask: tuple[FieldPath, ...] | None, database: Database) -> bytes:
+    if mask is None:
+        return data
+    return wire.document_bytes(project(wire.parse_document(data, database), mask), database)
+
+
+def _commit_response(outcome: CommitOutcome) -> bytes:
+    reply = types.CommitResponse.pb()()
+    for result in outcome.writes:
+        item = reply.write_results.add()
+        if result.update_time is not None:
+            wire.encode_time(result.update_time, item.update_time)
+        for value in result.results:
+            wire.encode_value(value, item.transform_results.add())
+    wire.encode_time(outcome.commit_time, reply.commit_time)
+    data: bytes = reply.SerializeToString()
+    return data
+
+
+# --- the server --------------------------------------------------------------------------------
+
+
+def _left(context: Any) -> float:
+    left: float | None = context.time_remaining()
+    return DEFAULT_SECONDS if left is None else left
+
+
+def _unary(name: str, method: Unary) -> Any:
     async def handle(data: bytes, context: Any) -> bytes:
         try:
-            return next(method(data))
+            return await method(data, _left(context))
         except Exception as error:  # noqa: BLE001 - every error is an answer
-            _fail(name, error, context)
+            refuse(context, name, error)
             return b""
 
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream(name: str, method: Method) -> Any:
+def _stream(name: str, method: Streaming) -> Any:
     async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
         try:
-            for frame in method(data):
+            async for frame in method(data, _left(context)):
                 yield frame
-        except Exception as error:  # noqa: BLE001
-            _fail(name, error, context)
+        except Exception as error:  # noqa: BLE001 - every error is an answer
+            refuse(context, name, error)
 
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _fail(name: str, error: Exception, context: Any) -> None:
-    if isinstance(error, CrossfadeError):
-        context.set_code(code_of(error))
-        context.set_details(str(error))
-    else:
-        log.error("a request failed by a defect", rpc=name, exc_info=error)
-        context.set_code(grpc.StatusCode.INTERNAL)
-        context.set_details(f"{type(error).__name__} in the embedded Firestore")
+def _both_ways(name: str) -> Any:
+    async def handle(_: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        refuse(context, name, Unimplemented("this method is not served here yet"))
+        return
+        yield b""  # makes it a generator
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def handlers(front: Front) -> grpc.GenericRpcHandler:
+    """Every method of the service, to be added to a server."""
+    methods = {
+        "GetDocument": _unary("GetDocument", front.get_document),
+        "Commit": _unary("Commit", front.commit),
+        "BatchGetDocuments": _stream("BatchGetDocuments", front.batch_get_documents),
+        "RunQuery": _stream("RunQuery", front.run_query),
+    }
+    methods |= {name: _unary(name, _later) for name in LATER}
+    methods |= {name: _stream(name, _later_stream) for name in LATER_STREAMS}
+    methods |= {name: _both_ways(name) for name in LATER_BOTH_WAYS}
+    return grpc.method_handlers_generic_handler(SERVICE, methods)
 
 
 @dataclass(slots=True)
@@ -185,28 +271,20 @@ class Server:
     _server: grpc.aio.Server
 
     async def stop(self, grace: float) -> None:
+        """No new calls; those under way have `grace` seconds."""
         await self._server.stop(grace)
 
 
-async def serve(stores: MemoryStores, host: str, port: int) -> Server:
+async def serve(stores: Stores, host: str, port: int) -> Server:
     """A running server. Port 0 takes a free one. Raises OSError for one that is taken."""
-    front = Front(stores)
-    handlers = {
-        "GetDocument": _unary("GetDocument", front.get_document),
-        "Commit": _unary("Commit", front.commit),
-        "BatchGetDocuments": _stream("BatchGetDocuments", front.batch_get_documents),
-        "RunQuery": _stream("RunQuery", front.run_query),
-    }
-    handlers |= {name: _unary(name, front.later) for name in LATER}
-    handlers |= {name: _stream(name, front.later) for name in LATER_STREAMS}
     server = grpc.aio.server(
         options=(
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_generic_rpc_handlers((handlers(Front(stores)),))
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

@@ -24,8 +24,6 @@ from urllib.parse import quote_plus
 
 import grpc
 import grpc.aio
-from crossfade_api.v1 import crossfade_pb2 as api
-from crossfade_api.v1 import document_pb2 as pb
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
@@ -58,6 +56,8 @@ from crossfade.store import (
     WriteOutcome,
 )
 from crossfade.write import Write
+from crossfade_api.v1 import crossfade_pb2 as api
+from crossfade_api.v1 import document_pb2 as pb
 
 INTENTS = "_crossfade_intents"
 MAX_MESSAGE_BYTES = 16 * 1_048_576
