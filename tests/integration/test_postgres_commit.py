@@ -293,6 +293,22 @@ async def test_a_request_is_committed_once(postgres_lanes: MakeLanes):
     assert len(await pending(lanes)) == 1
 
 
+async def test_one_request_id_for_different_writes_is_committed_once(postgres_lanes: MakeLanes):
+    lanes = await postgres_lanes(size=8)
+    await seed_control(lanes)
+    store = PostgresStore(lanes, MAPPINGS, DATABASE)
+    outcomes = await asyncio.gather(
+        *(
+            store.commit(
+                [Write(f"tasks/{n}", {})], timeout=20, intent=intent("same", request_id="r")
+            )
+            for n in range(12)
+        )
+    )
+    assert sorted(outcome.replayed for outcome in outcomes) == [False] + [True] * 11
+    assert len(await pending(lanes)) == 1
+
+
 async def test_a_refused_request_may_be_tried_again(postgres_lanes: MakeLanes):
     lanes = await postgres_lanes()
     await seed_control(lanes)

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import asyncpg
 import pytest
+
 from crossfade.errors import (
     CrossfadeError,
     DeadlineExceeded,
@@ -14,7 +15,6 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.stores.postgres.lanes import Lanes
-
 from tests.postgres_fixture import MakeDatabase, MakeLanes
 
 

@@ -3,11 +3,11 @@
 import asyncio
 
 import asyncpg
+
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.schema import create_schema, statements
-from violet.mapping import MAPPINGS
-
 from tests.postgres_fixture import MakeDatabase, with_database
+from violet.mapping import MAPPINGS
 
 
 async def test_concurrent_creation_of_everything(
