@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from random import random
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ import structlog
 
 from crossfade.document import collection_id
 from crossfade.errors import (
+    CrossfadeError,
     DeadlineExceeded,
     EpochChanged,
     FailedPrecondition,
@@ -37,6 +38,8 @@ GROUP = "default"
 EVERYTHING = ""
 """Path of the wildcard pending row that stands for every document."""
 POLL_SECONDS = 0.5
+OPEN_SECONDS = 30.0
+"""For the last step of a barrier, which may have to look at every document's version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,14 @@ from crossfade.control where grp = $1"""
 _PENDING = """select count(*) filter (where path <> '') as paths,
     count(*) filter (where path = '') as wildcards
 from crossfade.pending"""
+# What PostgreSQL wrote as the authority bears its times there and Firestore's own in
+# Firestore, and a client's precondition has to name those of the authority.
+_RESTAMP = """insert into crossfade.pending
+    (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
+    clock_timestamp(), 'rollback'
+from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
+    where live and peer_time is distinct from time) as foreign_times"""
 
 
 class Control:
@@ -157,6 +168,10 @@ class Control:
         self._in_flight: Counter[int] = Counter()
         self._serial = 0
         self._moving = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._readings = 0
+        self._unread: CrossfadeError | None = None
+        self._unfinished: Snapshot | None = None
         self.wake_recopy: Callable[[], None] = lambda: None
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
 
@@ -210,14 +225,33 @@ class Control:
                 await _doubt_everything(connection)
 
     async def refresh(self) -> Snapshot:
-        """Reads the row and publishes a new snapshot if it says something new."""
+        """Reads the row and publishes a new snapshot if it says something new.
+
+        One at a time, because of two readings under way the older might be published
+        last. Whoever waits shares the next one.
+        """
         if self._rows is None:
             return self.snapshot
-        row = await self._rows.fetchrow(_READ, GROUP, timeout=self._timeout)
-        if row is None:
-            raise Unavailable("the control row is gone; was the schema created anew?")
-        await self._publish(_snapshot(row, self._configured))
+        wanted = self._readings + 1
+        async with self._reading:
+            if self._readings < wanted:
+                await self._read(self._rows)
+            elif self._unread is not None:
+                raise Unavailable(f"the control row: {self._unread}") from self._unread
         return self.snapshot
+
+    async def _read(self, rows: Rows) -> None:
+        self._readings += 1
+        self._unread = None
+        try:
+            row = await rows.fetchrow(_READ, GROUP, timeout=self._timeout)
+            await self._publish(_snapshot(row, self._configured))
+        except CrossfadeError as error:
+            self._unread = error
+            raise
+        except BaseException:
+            self._readings -= 1  # cancelled: the next one reads
+            raise
 
     async def _publish(self, fresh: Snapshot) -> None:
         if fresh == self.snapshot:
@@ -229,10 +263,12 @@ class Control:
             self._changed.notify_all()
 
     async def follow(self) -> None:
-        """Runs for ever: keeps the snapshot current."""
+        """Runs for ever: keeps the snapshot current, and ends what a barrier left half done."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
+                if not self._moving.locked():
+                    await self._undo()
                 await self.refresh()
             except InfrastructureError as error:
                 log.warning("the control row cannot be read", error=str(error))
@@ -264,8 +300,9 @@ class Control:
         finally:
             self._in_flight[serial] -= 1
 
-    async def _older_writes_end(self, deadline: float) -> None:
-        """Waits until no commit is in flight that was begun under an older snapshot."""
+    async def older_writes_end(self, deadline: float) -> None:
+        """Waits until no commit is in flight that was begun under an older snapshot.
+        `deadline`: `time.monotonic()` seconds."""
         while any(count for serial, count in self._in_flight.items() if serial < self._serial):
             if time.monotonic() > deadline:
                 raise DeadlineExceeded("commits of the former stage are still in flight")
@@ -277,15 +314,15 @@ class Control:
     async def set_traffic(self, collection: str, traffic: Traffic) -> None:
         """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
         rows = self._needs_rows()
-        current = self.snapshot.traffic.get(collection, Traffic())
-        merged = traffic.over(current)
         await rows.execute(
             """update crossfade.control
-            set traffic = traffic || jsonb_build_object($2::text, $3::jsonb), updated_at = now()
+            set traffic = traffic || jsonb_build_object($2::text,
+                coalesce(traffic -> $2::text, '{}') || jsonb_strip_nulls($3::jsonb)),
+                updated_at = now()
             where grp = $1""",
             GROUP,
             collection,
-            {"read_percent": merged.read_percent, "shadow_rate": merged.shadow_rate},
+            {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
             timeout=self._timeout,
         )
         await self.refresh()
@@ -299,6 +336,7 @@ class Control:
         """
         rows = self._needs_rows()
         async with self._moving:
+            await self._undo()
             await self.refresh()
             before = self.snapshot
             if before.stage is target:
@@ -314,11 +352,11 @@ class Control:
                 await self._barrier(target, deadline)
             elif new.mirrored and not old.mirrored:
                 await self._move(target, doubt=True)
-                await self._older_writes_end(deadline)
+                await self.older_writes_end(deadline)
             elif old.mirrored and not new.mirrored:
                 await self._move(target, doubt=True)
             else:
-                await rows.execute(
+                changed = await rows.execute(
                     """update crossfade.control set stage = $2, updated_at = now()
                     where grp = $1 and epoch = $3 and barrier is null""",
                     GROUP,
@@ -327,10 +365,16 @@ class Control:
                     timeout=self._timeout,
                 )
                 await self.refresh()
+                if changed != "UPDATE 1":
+                    raise EpochChanged("another change of stage is under way")
             log.info("stage changed", before=before.stage.value, now=self.snapshot.stage.value)
 
     async def _move(self, target: Stage, *, doubt: bool) -> None:
-        """Off <-> dual_write: what the mirror holds is doubtful from here until a copy ends."""
+        """Off <-> dual_write: what the mirror holds is doubtful from here until a copy ends.
+
+        Pending rows are taken from whoever holds them, so that nothing read before is put
+        after; and kept, because a worker still has to revoke their intents.
+        """
         async with self._transaction() as connection:
             await connection.execute(
                 """update crossfade.control set stage = $2, generation = generation + 1,
@@ -339,7 +383,10 @@ class Control:
                 target.value,
             )
             if doubt:
-                await connection.execute("delete from crossfade.pending")
+                await connection.execute(
+                    """update crossfade.pending
+                    set claim = null, lease_until = clock_timestamp() where path <> ''"""
+                )
                 await _doubt_everything(connection)
         await self.refresh()
 
@@ -358,17 +405,28 @@ class Control:
                 "the first copy has not ended, so the mirror does not hold everything; "
                 "run the copy, then change the stage"
             )
-        await self._close(target, before)
         try:
-            await self._older_writes_end(deadline)
+            await self._close(target, before)
+            await self.older_writes_end(deadline)
             await self._drain(deadline)
+            await self._open_again(target, before)
         except BaseException:
-            # Abort: under the next epoch, so that nothing of the attempt counts any more.
-            await asyncio.shield(self._open_again(before.stage, before))
+            with suppress(CrossfadeError):
+                await asyncio.shield(self._undo())
             raise
-        await self._open_again(target, before)
+        self._unfinished = None
+
+    async def _undo(self) -> None:
+        """Opens the former stage again, under the next epoch, so that nothing of the attempt
+        counts any more. Where that fails too (PostgreSQL is away), follow() goes on with it."""
+        before = self._unfinished
+        if before is not None:
+            await self._open_again(before.stage, before)
+            if self._unfinished is before:
+                self._unfinished = None
 
     async def _close(self, target: Stage, before: Snapshot) -> None:
+        self._unfinished = before
         changed = await self._needs_rows().execute(
             """update crossfade.control
             set authority = 'none', barrier = $3::jsonb, updated_at = now()
@@ -379,21 +437,26 @@ class Control:
             timeout=self._timeout,
         )
         if changed != "UPDATE 1":
+            self._unfinished = None  # it is somebody else's
             await self.refresh()
             raise EpochChanged("another change of stage is under way")
         await self.refresh()
 
     async def _open_again(self, stage: Stage, before: Snapshot) -> None:
-        await self._needs_rows().execute(
-            """update crossfade.control
-            set stage = $2, authority = $3, epoch = epoch + 1, barrier = null, updated_at = now()
-            where grp = $1 and epoch = $4""",
-            GROUP,
-            stage.value,
-            STAGES[stage].authority.value,
-            before.epoch,
-            timeout=self._timeout,
-        )
+        authority = STAGES[stage].authority
+        async with self._transaction(OPEN_SECONDS) as connection:
+            opened = await connection.execute(
+                """update crossfade.control set stage = $2, authority = $3, epoch = epoch + 1,
+                    barrier = null, updated_at = now()
+                where grp = $1 and epoch = $4""",
+                GROUP,
+                stage.value,
+                authority.value,
+                before.epoch,
+            )
+            back = authority is StoreName.FIRESTORE and before.authority is StoreName.POSTGRESQL
+            if opened == "UPDATE 1" and back and STAGES[stage].mirrored:
+                await connection.execute(_RESTAMP, f"rollback-{before.epoch}", before.epoch + 1)
         await self.refresh()
 
     async def _drain(self, deadline: float) -> None:
@@ -424,9 +487,9 @@ class Control:
         return self._rows
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Any]:
-        rows = self._needs_rows()
-        async with rows.acquire(self._timeout) as connection, connection.transaction():
+    async def _transaction(self, timeout: float | None = None) -> AsyncIterator[Any]:
+        acquired = self._needs_rows().acquire(self._timeout if timeout is None else timeout)
+        async with acquired as connection, connection.transaction():
             yield connection
 
 
@@ -441,7 +504,9 @@ async def _doubt_everything(connection: Any) -> None:
     )
 
 
-def _snapshot(row: Mapping[str, Any], configured: Mapping[str, Traffic]) -> Snapshot:
+def _snapshot(row: Mapping[str, Any] | None, configured: Mapping[str, Traffic]) -> Snapshot:
+    if row is None:
+        raise Unavailable("the control row is gone; was the schema created anew?")
     traffic = dict(configured)
     for name, stored in row["traffic"].items():
         traffic[name] = Traffic(**stored).over(traffic.get(name, Traffic()))

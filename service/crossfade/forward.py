@@ -8,7 +8,7 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ from crossfade.write import Folded, Write, fold
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
 Answer = asyncio.Future[CommitOutcome | None]
 ATTEMPTS = 5
@@ -54,7 +55,7 @@ class Forward:
         self._pending = pending
         self._telemetry = telemetry
         self._mirror = mirror
-        self._detached: set[asyncio.Task[None]] = set()
+        self._detached: set[asyncio.Task[Any]] = set()
 
     async def commit(
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
@@ -62,14 +63,14 @@ class Forward:
         """All writes or none. Raises EpochChanged when the authority moved; nothing was done."""
         mirrored = snapshot.rules.mirrored
         if not mirrored and request_id is None:
-            return await self._plain(writes, snapshot, call)
+            return await self._kept(self._plain(writes, snapshot, call))
         for attempt in range(ATTEMPTS):
             intent = new_intent() if request_id is None else intent_of(request_id, attempt)
             if mirrored:
                 shared = request_id is not None
                 outcome = await self._with_mirror(writes, intent, snapshot, call, shared=shared)
             else:
-                outcome = await self._with_proof(writes, intent, snapshot, call)
+                outcome = await self._kept(self._with_proof(writes, intent, snapshot, call))
             if outcome is not None:
                 return outcome
         raise Aborted("the commit was revoked again and again; it was not applied")
@@ -218,10 +219,21 @@ class Forward:
             raise Unavailable("this sidecar runs without PostgreSQL")
         return self._pending
 
-    def _detach(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _kept(self, commit: Coroutine[Any, Any, T]) -> T:
+        """A commit that no row stands for: it counts as in flight until it has ended, though
+        its caller goes away, so that no copy begins before it."""
+
+        async def counted() -> T:
+            with self._control.writing():
+                return await commit
+
+        return await asyncio.shield(self._detach(counted()))
+
+    def _detach(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.ensure_future(work)
         self._detached.add(task)
         task.add_done_callback(self._detached.discard)
+        return task
 
     async def drain(self, timeout: float) -> None:
         """Waits for the commits that are between the authority and the put."""

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from crossfade.document import Database
 from crossfade.plan import StoreName
-from crossfade.store import CommitOutcome, DocumentStore, Stored
+from crossfade.store import CommitOutcome, Stored
+from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Image, Mirror
 from crossfade.wire import parse_document
 from crossfade.write import Folded
@@ -35,7 +36,7 @@ class Pending:
     """Opens, settles and recopies the pending rows of the forward direction."""
 
     def __init__(
-        self, mirror: Mirror, firestore: DocumentStore, database: Database, timeout: float
+        self, mirror: Mirror, firestore: FirestoreStore, database: Database, timeout: float
     ) -> None:
         self.mirror = mirror
         self._firestore = firestore
@@ -90,7 +91,8 @@ class Pending:
     ) -> set[str]:
         """Reads the paths from the authority, all at once, and puts them under the guard
         that admits equal versions (or a wrong document could never be healed)."""
-        reading = await self._firestore.get(paths, timeout=self._timeout)
+        # Firestore's own read_time: the version of a tombstone is compared with its commits'.
+        reading = await self._firestore.get(paths, timeout=self._timeout, exact_times=True)
         images = [self._image(stored, reading.read_time) for stored in reading.documents]
         return await self.mirror.put(
             images, epoch=epoch, intent=intent, claim=claim, allow_equal=True, timeout=self._timeout

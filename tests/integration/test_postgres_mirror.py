@@ -398,7 +398,7 @@ async def test_nothing_is_put_when_the_epoch_is_over(
     with pytest.raises(EpochChanged):
         await bench.put(*images)
     with pytest.raises(EpochChanged):
-        await bench.mirror.put_page(images, epoch=1, token=1, timeout=5)
+        await bench.mirror.put_page(images, epoch=1, generation=1, token=1, timeout=5)
     assert (await bench.stored(MAPPED)).version is None
     assert len(await bench.pending()) == 2
 
@@ -537,7 +537,7 @@ async def test_marking_queues_a_recopy_under_its_authority(bench: Bench):
 async def test_a_page_obeys_the_guard(bench: Bench):
     await bench.put(live("tasks/1", 9, n=1), live("tasks/2", 5, n=1), gone("files/1", 9))
     page = [live("tasks/1", 5), live("tasks/2", 5, n=2), live("files/1", 5), live("files/2", 5)]
-    put = await bench.mirror.put_page(page, epoch=1, token=1, timeout=10)
+    put = await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=10)
     assert put == {"tasks/2", "files/2"}
     values = [await bench.value(image.path) for image in page]
     assert values == [1, 2, None, 5]
@@ -545,7 +545,7 @@ async def test_a_page_obeys_the_guard(bench: Bench):
 
 async def test_a_page_of_hundreds(bench: Bench):
     page = [live(f"tasks/{n}", 5) for n in range(200)] + [live(f"f/{n}", 5) for n in range(200)]
-    assert len(await bench.mirror.put_page(page, epoch=1, token=1, timeout=30)) == 400
+    assert len(await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=30)) == 400
     assert await bench.value("tasks/199") == 5
 
 
@@ -556,10 +556,12 @@ async def test_the_end_of_a_copy_queues_what_it_did_not_meet(bench: Bench):
     await bench.lanes.execute(insert, timeout=5)
     await bench.put(live("tasks/old", 5), live("tasks/1/chunks/old", 5), gone("tasks/dead", 5))
     # Seen by a former copy, and by this one though its version is refused.
-    await bench.mirror.put_page([live("tasks/former", 5)], epoch=1, token=10, timeout=5)
+    await bench.mirror.put_page(
+        [live("tasks/former", 5)], epoch=1, generation=1, token=10, timeout=5
+    )
     await bench.put(live("tasks/newer", 9))
     page = [live("tasks/newer", 5), live("tasks/new", 5)]
-    await bench.mirror.put_page(page, epoch=1, token=20, timeout=5)
+    await bench.mirror.put_page(page, epoch=1, generation=1, token=20, timeout=5)
     with pytest.raises(EpochChanged):
         await bench.mirror.finish_copy(20, epoch=1, generation=2, timeout=5)
     with pytest.raises(EpochChanged):

@@ -45,6 +45,8 @@ async def backfill(
         raise FailedPrecondition(
             f"stage {snapshot.stage}: there is nothing to copy; set stage dual_write first"
         )
+    # What was begun in stage off writes no mirror: it has to be in Firestore before a page is read.
+    await control.older_writes_end(time.monotonic() + timeout)
     token = time.time_ns() // 1_000
     copied = 0
     async for page in scan(firestore, database, timeout=timeout):
@@ -53,7 +55,13 @@ async def backfill(
             for document in page
         ]
         if images:
-            await mirror.put_page(images, epoch=snapshot.epoch, token=token, timeout=timeout)
+            await mirror.put_page(
+                images,
+                epoch=snapshot.epoch,
+                generation=snapshot.generation,
+                token=token,
+                timeout=timeout,
+            )
         copied += len(images)
         yield Progress(copied, 0, done=False)
     removed = await mirror.finish_copy(

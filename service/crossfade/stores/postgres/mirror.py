@@ -63,12 +63,15 @@ update crossfade.pending p
 set claim = $1, lease_until = clock_timestamp() + $2::float8 * interval '1 second'
 from free where p.id = free.id
 returning p.id, p.intent, p.path, p.epoch, p.reason, p.attempts"""
-# The pause doubles with every failure, up to a minute.
+# The pause doubles with every failure, up to a minute. Without a limit of attempts the
+# failure is not the row's: a store's outage makes no dead letters, however long it is.
 _RELEASE = """update crossfade.pending
-set claim = null, failure = $2::text, attempts = attempts + 1, dead = attempts + 1 >= $3::int,
+set claim = null, failure = $2::text,
+    attempts = attempts + ($3::int is not null)::int,
+    dead = coalesce(attempts + 1 >= $3::int, dead),
     lease_until = clock_timestamp()
         + least(60, 0.1 * 2 ^ least(attempts, 20)) * interval '1 second'
-where claim = $1"""
+where claim = $1 and ($4::text is null or path = $4::text)"""
 _BURY = """update crossfade.pending
 set claim = null, failure = $3::text, attempts = attempts + 1, dead = true
 where claim = $1 and path = $2"""
@@ -78,10 +81,15 @@ _SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pendin
     coalesce(extract(epoch from clock_timestamp()
         - min(inserted_at) filter (where position('/' in path) > 0)), 0)::float8 as oldest
 from crossfade.pending"""
-_REMEMBER = """update crossfade.versions v
+# Locked in the order that commits lock them in.
+_WRITTEN = "select count(*) from crossfade.versions where epoch = $1"
+_REMEMBER = """with locked as materialized (
+    select v.path from unnest($1::text[]) with ordinality s (path, n)
+        join crossfade.versions v using (path) order by s.n for update of v)
+update crossfade.versions v
 set peer_time = s.peer_time, peer_epoch = s.epoch, peer_version = s.time
 from unnest($1::text[], $2::int8[], $3::int8[], $4::int8[]) as s (path, peer_time, epoch, time)
-where v.path = s.path"""
+where v.path = s.path and (select count(*) from locked) is not null"""
 _SETTLED = "delete from crossfade.pending where claim = $1 and path = any($2::text[])"
 _STANDS = """select generation from crossfade.control
 where grp = $1 and epoch = $2 and generation = $3 and authority = 'firestore' for share"""
@@ -229,10 +237,19 @@ class Mirror:
             for row in sorted(rows, key=lambda row: row[0])
         ]
 
-    async def release(self, claim: str, *, failure: str, attempts: int, timeout: float) -> None:
-        """Gives the claimed rows back after a failure, to be tried again after a pause; after
-        `attempts` failures they are dead letters."""
-        await self._lanes.execute(_RELEASE, claim, failure, attempts, timeout=timeout)
+    async def release(
+        self,
+        claim: str,
+        path: str | None = None,
+        *,
+        failure: str,
+        attempts: int | None,
+        timeout: float,
+    ) -> None:
+        """Gives the claimed rows (of one path) back after a failure, to be tried again after
+        a pause; after `attempts` failures they are dead letters. None: not counted."""
+        where = None if path is None else escape_path(path)
+        await self._lanes.execute(_RELEASE, claim, failure, attempts, where, timeout=timeout)
 
     async def bury(self, claim: str, path: str, *, failure: str, timeout: float) -> None:
         """Makes the claimed rows of a path dead letters: kept, shown, repaired by hand."""
@@ -246,6 +263,10 @@ class Mirror:
         row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
         assert row is not None  # noqa: S101 - an aggregate has one row
         return Summary(row["pending"], row["oldest"], row["dead"], row["wildcards"])
+
+    async def written_in(self, epoch: int, *, timeout: float) -> int:
+        """How many documents were last written, or deleted, in an epoch. Reads the whole table."""
+        return int(await self._lanes.fetchval(_WRITTEN, epoch, timeout=timeout))
 
     # --- puts (Firestore is the authority) -------------------------------------------------------
 
@@ -279,12 +300,14 @@ class Mirror:
             return await self._put_all(connection, ordered, epoch, allow_equal=allow_equal)
 
     async def put_page(
-        self, images: Sequence[Image], *, epoch: int, token: int, timeout: float
+        self, images: Sequence[Image], *, epoch: int, generation: int, token: int, timeout: float
     ) -> set[str]:
         """A page of the first copy: untied, equal versions too. Its paths are marked as
-        seen by the copy `token`, whether they were put or not."""
+        seen by the copy `token`, whether they were put or not. Raises EpochChanged as
+        `finish_copy` does: stage off leaves no tombstones that would keep an old page out."""
         async with self._lanes.transaction(timeout) as connection:
-            await self._check(connection, epoch, StoreName.POSTGRESQL)
+            if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
+                raise _over(epoch)
             ordered = sorted(images, key=lambda image: image.path)
             put = await self._put_all(connection, ordered, epoch, allow_equal=True)
             await connection.execute(_SEEN, token, [escape_path(image.path) for image in ordered])
@@ -388,7 +411,8 @@ class Mirror:
     ) -> None:
         """After a reverse put: remembers what Firestore answered (0: holds nothing) for the
         versions that were put, and deletes the claimed rows of their paths."""
-        pairs = [(peer, time) for peer, time in settled if peer.version is not None]
+        ordered = sorted(settled, key=lambda pair: pair[0].path)
+        pairs = [(peer, time) for peer, time in ordered if peer.version is not None]
         async with self._lanes.transaction(timeout) as connection:
             await self._check(connection, epoch, StoreName.FIRESTORE)
             paths = [escape_path(peer.path) for peer, _ in settled]

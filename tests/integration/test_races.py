@@ -1,0 +1,458 @@
+"""Interleavings that would lose, double or hide a write: each is brought about on purpose."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import grpc
+import pytest
+
+from crossfade import control as controls
+from crossfade import recopy
+from crossfade.control import Control
+from crossfade.document import Document
+from crossfade.errors import Internal, Unavailable
+from crossfade.plan import Stage, StoreName
+from crossfade.stores import firestore
+from crossfade.stores.firestore import FirestoreStore
+from crossfade.stores.postgres.mirror import Mirror
+from crossfade.telemetry import VERDICTS
+from crossfade.wire import parse_document
+from crossfade.write import Write
+from crossfade_api.v1 import admin_pb2
+from crossfade_client import NotFoundError
+from tests.sidecar import DATABASE, Running, eventually, running
+
+
+@pytest.fixture
+async def url(postgres_database) -> str:
+    return await postgres_database()
+
+
+@pytest.fixture
+async def shadowing(url):
+    """Stage shadow, copied, PostgreSQL answering everything it can show to be fresh."""
+    async with running(url, Stage.SHADOW, read_percent=100) as stack:
+        await stack.copy()
+        yield stack
+
+
+@pytest.fixture
+async def live(shadowing):
+    await shadowing.stage("live")
+    return shadowing
+
+
+async def in_postgres(stack: Running, path: str) -> Document | None:
+    reading = await stack.sidecar.stores[StoreName.POSTGRESQL].get([path], timeout=5)
+    data = reading.documents[0].data
+    return None if data is None else parse_document(data, DATABASE)
+
+
+async def dead_letters(stack: Running) -> int:
+    return (await stack.admin.GetStatus(admin_pb2.GetStatusRequest())).dead_letters
+
+
+class Gate:
+    """Holds whoever comes to `hold()` until it is opened."""
+
+    def __init__(self) -> None:
+        self._reached, self._open = asyncio.Event(), asyncio.Event()
+
+    async def hold(self) -> None:
+        self._reached.set()
+        await self._open.wait()
+
+    async def reached(self) -> None:
+        await asyncio.wait_for(self._reached.wait(), 5)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+# --- the control row ---------------------------------------------------------------------------
+
+
+async def test_a_late_answer_does_not_bring_back_an_older_state(url, monkeypatch):
+    async with running(url, Stage.OFF) as stack:
+        control = stack.sidecar.control
+        gate, real, late = Gate(), control._rows.fetchrow, iter([True])
+
+        async def fetchrow(query, *args, timeout):
+            row = await real(query, *args, timeout=timeout)
+            if query == controls._READ and next(late, False):
+                await gate.hold()
+            return row
+
+        monkeypatch.setattr(control._rows, "fetchrow", fetchrow)
+        reading = asyncio.create_task(control.refresh())
+        await gate.reached()
+        moving = asyncio.create_task(control.set_stage(Stage.DUAL_WRITE))
+        await asyncio.wait([moving], timeout=0.3)
+        gate.open()
+        await asyncio.gather(reading, moving)
+        # Stage off again, for half a second, would be half a second of unmirrored writes.
+        assert control.snapshot.stage is Stage.DUAL_WRITE
+
+
+@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
+async def test_a_barrier_whose_end_fails_too_does_not_stay_closed(shadowing, monkeypatch, step):
+    """PostgreSQL goes away after the row said `none`, and is still away for the way back."""
+    failures = 3
+    real = {name: getattr(Control, name) for name in ("_close", "_drain", "_open_again")}
+
+    def failing(name):
+        async def fail(self, *args):
+            nonlocal failures
+            if failures == 0:
+                return await real[name](self, *args)
+            failures -= 1
+            if name == "_close":
+                await real[name](self, *args)
+            raise Unavailable("PostgreSQL is away")
+
+        return fail
+
+    for name in {step, "_open_again"}:
+        monkeypatch.setattr(Control, name, failing(name))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await shadowing.stage("live")
+    await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
+    assert shadowing.memory.read("tasks/1").fields == {"n": 1}
+    await shadowing.settled()
+    await shadowing.stage("live")
+    assert (await shadowing.client.get("tasks/1")).fields == {"n": 1}
+
+
+@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
+async def test_a_barrier_whose_caller_goes_away_does_not_stay_closed(shadowing, monkeypatch, step):
+    gate, real = Gate(), getattr(Control, step)
+
+    async def held(self, *args):
+        result = await real(self, *args)
+        await gate.hold()
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, step, held)
+        call = shadowing.admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
+        await asyncio.ensure_future(gate.reached())
+        patch.setattr(Control, step, real)
+        call.cancel()
+        await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
+    row = await shadowing.sql.fetchrow("select authority, barrier from crossfade.control")
+    assert row["barrier"] is None
+    assert row["authority"] == ("postgresql" if step == "_open_again" else "firestore")
+
+
+async def test_two_settings_of_traffic_at_once_both_stand(shadowing):
+    set_traffic = shadowing.admin.SetTraffic
+    for percent in range(10):
+        await asyncio.gather(
+            set_traffic(admin_pb2.SetTrafficRequest(read_percent=percent)),
+            set_traffic(admin_pb2.SetTrafficRequest(shadow_rate=percent / 10)),
+        )
+        traffic = shadowing.sidecar.control.snapshot.traffic_of("tasks")
+        assert (traffic.read_percent, traffic.shadow_rate) == (percent, percent / 10)
+
+
+async def test_a_barrier_closes_while_many_writers_never_pause(live):
+    stop = False
+
+    async def writer(number: int) -> None:
+        while not stop:
+            await live.client.set(f"tasks/{number}", {"n": number}, timeout=15)
+
+    writers = [asyncio.create_task(writer(number)) for number in range(40)]
+    await asyncio.sleep(0.5)
+    try:
+        await live.stage("shadow")
+    finally:
+        stop = True
+        await asyncio.gather(*writers)
+    await live.settled()
+    assert live.memory.read("tasks/7").fields == {"n": 7}
+
+
+# --- off and dual_write ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("request_id", [None, "same"])
+@pytest.mark.parametrize("goes_away", [False, True])
+async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
+    url, monkeypatch, request_id, goes_away
+):
+    """Begun in stage off, applied only after the stage moved: the copy has to meet it."""
+    gate, real = Gate(), FirestoreStore._send
+
+    async def late(self, writes, deadline):
+        await gate.hold()
+        return await real(self, writes, deadline)
+
+    async with running(url, Stage.OFF, read_percent=100) as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr(FirestoreStore, "_send", late)
+            write = asyncio.create_task(
+                stack.client.set("tasks/1", {"n": 1}, request_id=request_id)
+            )
+            await gate.reached()
+        if goes_away:
+            write.cancel()
+            await asyncio.wait([write])
+            await asyncio.sleep(0.1)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stack.admin.SetStage(
+                admin_pb2.SetStageRequest(stage="shadow", timeout_seconds=0.2)
+            )
+        assert stack.sidecar.control.snapshot.stage is Stage.SHADOW
+        copy = asyncio.create_task(stack.copy())
+        await asyncio.wait([copy], timeout=0.3)
+        gate.open()
+        await copy
+        await asyncio.wait([write])
+        await stack.settled()
+        assert stack.memory.read("tasks/1").fields == {"n": 1}
+        assert (await stack.client.get("tasks/1")).fields == {"n": 1}
+
+
+async def test_a_page_of_a_former_copy_does_not_bring_a_document_back(shadowing, monkeypatch):
+    """Read before stage off, put after the next copy has ended: off left no tombstone."""
+    await shadowing.client.set("tasks/1", {"n": 1})
+    await shadowing.settled()
+    gate, real = Gate(), Mirror.put_page
+
+    async def late(self, images, **options):
+        await gate.hold()
+        return await real(self, images, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "put_page", late)
+        former = asyncio.create_task(shadowing.copy())
+        await gate.reached()
+    await shadowing.stage("off")
+    await shadowing.client.delete("tasks/1")
+    await shadowing.sql.execute("delete from crossfade.versions")
+    await shadowing.sql.execute("delete from violet.tasks")
+    await shadowing.stage("shadow")
+    await shadowing.copy()
+    gate.open()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await former
+    await shadowing.settled()
+    with pytest.raises(NotFoundError):
+        await shadowing.client.get("tasks/1")
+
+
+async def test_an_unknown_commit_is_fenced_across_stage_off(shadowing, monkeypatch):
+    """Its rows survive off and dual_write, so that its intent is revoked before the copy."""
+    real, held = FirestoreStore.commit, []
+
+    async def lost(self, writes, *, timeout, intent=None):
+        held.append((writes, intent))
+        raise Unavailable("connection reset")
+
+    async def silent(self, *_args, **_kwargs):
+        raise Unavailable("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FirestoreStore, "commit", lost)
+        patch.setattr(FirestoreStore, "revoke", silent)
+        with pytest.raises(Exception, match="cannot be asked"):
+            await shadowing.client.set("tasks/1", {"n": 1}, request_id=None)
+    await shadowing.stage("off")
+    await shadowing.stage("shadow")
+    await shadowing.copy()
+    await shadowing.settled()
+    writes, intent = held[0]
+    with pytest.raises(Exception, match="revoked"):
+        await real(shadowing.direct, writes, timeout=5, intent=intent)
+    assert shadowing.memory.read("tasks/1") is None
+
+
+# --- versions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+async def test_the_sidecars_clock_is_no_version(shadowing, monkeypatch, skew):
+    """A recopy of a missing document leaves a tombstone with Firestore's time, not ours."""
+    clock = SimpleNamespace(
+        monotonic=time.monotonic, time_ns=lambda: time.time_ns() + skew * 1_000_000_000
+    )
+    monkeypatch.setattr(firestore, "time", clock)
+    pending = shadowing.sidecar._forward._pending
+    epoch = shadowing.sidecar.control.snapshot.epoch
+    await shadowing.client.set("tasks/old", {"n": 1})
+    await shadowing.settled()
+    # Deleted around the sidecar; found, and recopied.
+    await shadowing.direct.commit([Write("tasks/old", None)], timeout=5)
+    for path in ("tasks/old", "tasks/new"):
+        await pending.mark([path], epoch, "repair", StoreName.FIRESTORE)
+        await shadowing.settled()
+    assert await in_postgres(shadowing, "tasks/old") is None
+    await shadowing.client.set("tasks/new", {"n": 1})
+    await shadowing.settled()
+    assert (await shadowing.client.get("tasks/new")).fields == {"n": 1}
+    assert (await in_postgres(shadowing, "tasks/new")).fields == {"n": 1}
+
+
+@pytest.mark.parametrize("path", ["tasks/1", "notes/1"])
+async def test_after_a_rollback_the_mirror_answers_with_firestores_times(live, path):
+    await live.client.set(path, {"n": 1})
+    await live.settled()
+    await live.stage("shadow")
+    await live.settled()
+    found = await live.client.get(path)
+    expected = live.memory.read(path).update_time
+    assert round(found.update_time.timestamp() * 1e6) == expected
+    # So a client's precondition holds at the authority.
+    await live.direct.commit([Write(path, {"n": 2}, update_time=expected)], timeout=5)
+
+
+# --- the worker --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def one_attempt(monkeypatch):
+    """Dead letters after the first failure that counts."""
+    real = recopy.Recopy.__init__
+
+    def init(self, *args, **options):
+        real(self, *args, **(options | {"attempts": 1}))
+
+    monkeypatch.setattr(recopy.Recopy, "__init__", init)
+
+
+@pytest.mark.usefixtures("one_attempt")
+async def test_an_outage_of_firestore_makes_no_dead_letters(live, monkeypatch):
+    async def away(*_args, **_kwargs):
+        raise Unavailable("Firestore is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FirestoreStore, "commit", away)
+        patch.setattr(FirestoreStore, "revoke", away)
+        await live.client.set("tasks/1", {"n": 1})
+
+        async def failed() -> bool:
+            return await live.sql.fetchval(
+                "select count(*) > 0 from crossfade.pending where failure is not null"
+            )
+
+        await eventually(failed)
+    assert await dead_letters(live) == 0
+    await live.settled()
+    assert live.memory.read("tasks/1").fields == {"n": 1}
+
+
+@pytest.mark.usefixtures("one_attempt")
+@pytest.mark.parametrize("defect", [Internal("a defect"), ValueError("a defect")])
+async def test_a_document_that_cannot_be_put_does_not_stop_the_others(
+    shadowing, monkeypatch, defect
+):
+    real = Mirror.put
+
+    async def put(self, images, **options):
+        if any(image.path == "tasks/bad" for image in images):
+            raise defect
+        return await real(self, images, **options)
+
+    monkeypatch.setattr(Mirror, "put", put)
+    paths = ["tasks/a", "tasks/bad", "tasks/z"]
+    await shadowing.direct.commit([Write(path, {"n": 1}) for path in paths], timeout=5)
+    pending = shadowing.sidecar._forward._pending
+    epoch = shadowing.sidecar.control.snapshot.epoch
+    await pending.mark(paths, epoch, "repair", StoreName.FIRESTORE)
+    await shadowing.settled()
+    assert (await in_postgres(shadowing, "tasks/a")).fields == {"n": 1}
+    assert (await in_postgres(shadowing, "tasks/z")).fields == {"n": 1}
+    assert await dead_letters(shadowing) == 1
+    assert (await shadowing.client.get("tasks/bad")).fields == {"n": 1}
+
+
+@pytest.mark.usefixtures("one_attempt")
+async def test_more_than_one_firestore_commit_can_hold_is_put_in_several(live, monkeypatch):
+    async def nothing(*_args, **_kwargs):
+        return []
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mirror, "claim", nothing)
+        for number in range(12):
+            await live.client.set(f"notes/{number}", {"text": "x" * 1_000_000})
+    await live.settled(20)
+    assert await dead_letters(live) == 0
+    assert all(live.memory.read(f"notes/{number}") for number in range(12))
+
+
+# --- the way back ------------------------------------------------------------------------------
+
+
+async def test_a_foreign_document_is_not_overwritten_by_a_new_one(live):
+    await live.direct.commit([Write("tasks/1", {"by": "somebody"})], timeout=5)
+    await live.client.set("tasks/1", {"by": "us"})
+    await eventually(lambda: _dead(live))
+    assert live.memory.read("tasks/1").fields == {"by": "somebody"}
+
+
+async def test_a_foreign_document_that_only_firestore_has_is_not_deleted(live):
+    await live.direct.commit([Write("tasks/1", {"by": "somebody"})], timeout=5)
+    await live.percent(100, shadow_rate=1.0)
+    assert await live.client.find("tasks/1") is None
+
+    async def compared() -> bool:
+        return live.count(VERDICTS, "extra") > 0
+
+    await eventually(compared)
+    await live.settled()
+    assert live.memory.read("tasks/1").fields == {"by": "somebody"}
+
+
+async def test_an_answer_lost_on_the_way_back_is_no_foreign_writer(live, monkeypatch):
+    """Applied in Firestore, not remembered, and the row moved on meanwhile."""
+    await live.client.set("tasks/1", {"n": 0})
+    await live.settled()
+    real = FirestoreStore.commit
+
+    async def answer_lost(self, writes, *, timeout, intent=None):
+        await real(self, writes, timeout=timeout, intent=intent)
+        await live.client.set("tasks/1", {"n": 2})
+        raise Unavailable("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FirestoreStore, "commit", answer_lost)
+        await live.client.set("tasks/1", {"n": 1})
+        await eventually(lambda: _holds(live, "tasks/1", {"n": 1}))
+    await live.settled()
+    assert await dead_letters(live) == 0
+    assert live.memory.read("tasks/1").fields == {"n": 2}
+
+
+async def test_a_reverse_commit_that_arrives_late_brings_nothing_back(live, monkeypatch):
+    """A create without an answer, then a delete, then the create arrives."""
+    real, held = FirestoreStore.commit, []
+
+    async def request_lost(self, writes, *, timeout, intent=None):
+        held.append((writes, intent))
+        raise Unavailable("connection reset")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FirestoreStore, "commit", request_lost)
+        await live.client.set("tasks/1", {"n": 1})
+
+        async def sent() -> bool:
+            return bool(held)
+
+        await eventually(sent)
+    await live.client.delete("tasks/1")
+    await live.settled()
+    writes, intent = held[0]
+    with pytest.raises(Exception, match="revoked"):
+        await real(live.direct, writes, timeout=5, intent=intent)
+    assert live.memory.read("tasks/1") is None
+
+
+async def _dead(stack: Running) -> bool:
+    return await dead_letters(stack) == 1
+
+
+async def _holds(stack: Running, path: str, fields: dict[str, int]) -> bool:
+    document = stack.memory.read(path)
+    return document is not None and document.fields == fields
