@@ -16,6 +16,7 @@ from typing import TypeAlias
 import asyncpg
 import pytest
 import pytest_asyncio
+
 from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres.lanes import Lanes

@@ -5,6 +5,9 @@ that is not of its column's type, is in `remainder`. All other collections, also
 `user_emails` and `api_keys`, are generic documents.
 """
 
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
+from sqlalchemy.dialects.postgresql import JSONB
+
 from crossfade.mapping import (
     CollectionMapping,
     Mappings,
@@ -12,8 +15,6 @@ from crossfade.mapping import (
     misfit_index,
     text_column,
 )
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
-from sqlalchemy.dialects.postgresql import JSONB
 
 # A schema of its own: violet's earlier tables have the same names and other columns.
 metadata = MetaData(schema="violet")

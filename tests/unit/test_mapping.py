@@ -6,6 +6,11 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
+from sqlalchemy.dialects.postgresql import JSONB
+
 from crossfade import wire
 from crossfade.document import Fields, GeoPoint, Reference, identical
 from crossfade.mapping import (
@@ -21,13 +26,8 @@ from crossfade.mapping import (
 )
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade_api.v1 import document_pb2 as pb
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
-from sqlalchemy.dialects.postgresql import JSONB
-from violet.mapping import MAPPINGS
-
 from tests import strategies
+from violet.mapping import MAPPINGS
 
 TABLE = Table(
     "everything",
