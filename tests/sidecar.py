@@ -54,7 +54,10 @@ class Running:
         )
 
     async def copy(self) -> admin_pb2.CopyProgress:
-        return [step async for step in self.admin.Copy(admin_pb2.CopyRequest())][-1]
+        steps: list[admin_pb2.CopyProgress] = [
+            step async for step in self.admin.Copy(admin_pb2.CopyRequest())
+        ]
+        return steps[-1]
 
     async def settled(self, seconds: float = 10.0) -> None:
         """Waits until nothing is pending and no comparison waits."""
@@ -79,7 +82,10 @@ async def eventually(condition: Any, seconds: float = 10.0) -> None:
 
 @asynccontextmanager
 async def running(
-    postgres_url: str, stage: Stage = Stage.OFF, **migration: Any
+    postgres_url: str,
+    stage: Stage = Stage.OFF,
+    telemetry: Telemetry | None = None,
+    **migration: Any,
 ) -> AsyncIterator[Running]:
     stores = MemoryStores()
     server = await firestore_v1.serve(stores, "127.0.0.1", 0)
@@ -93,7 +99,7 @@ async def running(
         shadow=ShadowSettings(behind_bound=0.2),
         recopy=RecopySettings(interval=0.05, attempts=3),
     )
-    telemetry = Telemetry()
+    telemetry = telemetry or Telemetry()
     sidecar = await app.start(settings, telemetry)
     channel = grpc.aio.insecure_channel(sidecar.address)
     client = AsyncCrossfade(sidecar.address, timeout=10.0)

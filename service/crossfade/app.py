@@ -2,14 +2,12 @@
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import grpc.aio
 import structlog
-from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 
 from crossfade.admin import http
 from crossfade.control import Control, Traffic
@@ -32,14 +30,24 @@ from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
+    DEAD_LETTERS,
     EPOCH,
+    OLDEST_PENDING,
+    PENDING,
+    READ_PERCENT,
+    ROLLBACK_LOSES,
     SHADOW_QUEUE,
     STAGE,
+    GaugeSource,
+    Labels,
     Telemetry,
 )
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
+
+WATCH_SECONDS = 2.0
+COMPLETE_SECONDS = 30.0
 
 
 @dataclass
@@ -53,7 +61,7 @@ class Sidecar:
     stores: Stores
     _forward: Forward | None
     _server: grpc.aio.Server
-    _health: health.HealthServicer
+    _health: rpc.Health
     _tasks: list[asyncio.Task[None]]
     _resources: AsyncExitStack
 
@@ -135,7 +143,8 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         else None
     )
     migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
-    admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror)
+    mapped = [mapping.collection_id for mapping in mappings]
+    admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror, mapped)
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
     server, checker = rpc.build(
         rpc.Front(migrator, database),
@@ -148,6 +157,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
     telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
     if settings.admin.port is not None:
         application = http.build(control, admin.status)
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
@@ -156,6 +166,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     tasks = [_supervise("shadow", shadow.run)]
     if lanes:
         tasks.append(_supervise("control", control.follow))
+        tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
     if pending is not None and firestore is not None:
         recopy = Recopy(
             control,
@@ -170,8 +181,6 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         tasks.append(_supervise("recopy", recopy.run))
     if to_request is not None and to_request is not control.snapshot.stage:
         tasks.append(asyncio.create_task(_request(control, to_request)))
-    for service in ("", rpc.SERVICE, admin_rpc.SERVICE):
-        await checker.set(service, health_pb2.HealthCheckResponse.SERVING)
     return Sidecar(
         address, control, admin, shadow, stores, forward, server, checker, tasks, AsyncExitStack()
     )
@@ -221,6 +230,48 @@ async def _bind(server: grpc.aio.Server, settings: Settings) -> str:
         ) from error
     await server.start()
     return f"{host}:{bound}"
+
+
+def _watch(
+    control: Control, admin: admin_rpc.Admin, telemetry: Telemetry
+) -> Callable[[], Awaitable[None]]:
+    """Feeds the gauges that PostgreSQL has to be asked for: they are read from a thread, and
+    at any time. While it does not answer they show nothing, not the last that was known."""
+    seen: admin_rpc.Backlog | None = None
+
+    def shown(value: Callable[[admin_rpc.Backlog], float]) -> GaugeSource:
+        return lambda: {} if seen is None else {(): value(seen)}
+
+    def loses() -> Mapping[Labels, float]:
+        if seen is None:
+            return {}
+        return {("barrier",): seen.rollback_loses, ("forced",): seen.forced_rollback_loses}
+
+    telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
+    telemetry.gauge(OLDEST_PENDING, shown(lambda backlog: backlog.oldest_seconds))
+    telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
+    telemetry.gauge(ROLLBACK_LOSES, loses)
+
+    async def watch() -> None:
+        nonlocal seen
+        while True:
+            try:
+                seen = await admin.backlog()
+            except CrossfadeError as error:
+                seen = None
+                log.info("the backlog is not known", error=error.code)
+            # In stage complete the answer costs PostgreSQL the reading of a whole table.
+            complete = control.snapshot.stage is Stage.COMPLETE
+            await asyncio.sleep(COMPLETE_SECONDS if complete else WATCH_SECONDS)
+
+    return watch
+
+
+def _read_percents(control: Control) -> dict[Labels, float]:
+    """By collection; `*` stands for those without a setting of their own."""
+    snapshot = control.snapshot
+    names = {"", *snapshot.traffic}
+    return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
 
 
 async def _request(control: Control, stage: Stage) -> None:

@@ -72,7 +72,7 @@ def decode_value(message: Any) -> Value:
         return Reference(message.reference_value)
     if which == "geo_point_value":
         return GeoPoint(message.geo_point_value.latitude, message.geo_point_value.longitude)
-    raise InvalidArgument("value: a Value without a type, or of a type that may not be stored")
+    raise InvalidArgument("a Value without a type, or of a type that may not be stored")
 
 
 _PLAIN = {"integer_value", "double_value", "boolean_value", "bytes_value"}
@@ -80,6 +80,33 @@ _PLAIN = {"integer_value", "double_value", "boolean_value", "bytes_value"}
 
 def decode_fields(fields: Any) -> Fields:
     return {name: decode_value(fields[name]) for name in fields}
+
+
+def decode_value_at(message: Any, place: str) -> Value:
+    """As `decode_value`; the error says where in a request the value stands."""
+    try:
+        return decode_value(message)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{_culprit(message, place)}: {error}") from None
+
+
+def _culprit(message: Any, place: str) -> str:
+    """The place of the innermost value that cannot be decoded. Sought only when there is
+    one: values that know where they stand would cost every decoding."""
+    which = message.WhichOneof("value_type")
+    inner: Iterable[tuple[str, Any]] = ()
+    if which == "map_value":
+        fields = message.map_value.fields
+        inner = ((f"{place}.{format_field_path((name,))}", fields[name]) for name in fields)
+    elif which == "array_value":
+        items = message.array_value.values
+        inner = ((f"{place}[{index}]", item) for index, item in enumerate(items))
+    for where, value in inner:
+        try:
+            decode_value(value)
+        except InvalidArgument:
+            return _culprit(value, where)
+    return place
 
 
 def encode_value(value: Value, into: Any) -> None:
@@ -141,7 +168,9 @@ def decode_time(message: Any, field: str = "timestamp") -> int:
     """Microseconds since 1970; nanoseconds are cut. Raises InvalidArgument out of range."""
     seconds, nanos = message.seconds, message.nanos
     if not _MIN_SECONDS <= seconds <= _MAX_SECONDS or not 0 <= nanos < 1_000_000_000:
-        raise InvalidArgument(f"{field}: a timestamp outside the years 1 to 9999")
+        raise InvalidArgument(
+            f"{field}: it lies outside the years 1 to 9999, or its nanos outside 0..999999999"
+        )
     return seconds * 1_000_000 + nanos // 1_000  # type: ignore[no-any-return]
 
 
@@ -267,7 +296,13 @@ def decode_write(message: Any, database: Database, field: str = "write") -> Writ
     fields: Fields | None = None
     if operation == "update":
         name = message.update.name
-        fields = decode_fields(message.update.fields)
+        named = message.update.fields
+        try:
+            fields = decode_fields(named)
+        except InvalidArgument:
+            for key in named:  # one of them cannot be decoded: say which
+                decode_value_at(named[key], f"{field}: field {format_field_path((key,))}")
+            raise
         if message.HasField("update_mask"):
             mask = tuple(
                 parse_field_path(text, f"{field}.update_mask")
@@ -302,11 +337,14 @@ def _decode_transform(message: Any, field: str) -> Transform:
             )
         return Transform(path, TransformKind.REQUEST_TIME)
     if which in {"append_missing_elements", "remove_all_from_array"}:
-        items = [decode_value(item) for item in getattr(message, which).values]
+        items = [
+            decode_value_at(item, f"{field}.{which}") for item in getattr(message, which).values
+        ]
         return Transform(path, TransformKind(which), items)
     if which is None:
         raise InvalidArgument(f"{field}: a transform without a type")
-    return Transform(path, TransformKind(which), decode_value(getattr(message, which)))
+    operand = decode_value_at(getattr(message, which), f"{field}.{which}")
+    return Transform(path, TransformKind(which), operand)
 
 
 def encode_write(write: Write, database: Database, into: Any) -> None:
@@ -417,7 +455,7 @@ def _decode_order(message: Any) -> Order:
 
 
 def _decode_cursor(message: Any, paths: Sequence[FieldPath], database: Database) -> Cursor:
-    values: list[Value] = [decode_value(value) for value in message.values]
+    values = [decode_value_at(value, "query cursor") for value in message.values]
     for index, path in enumerate(paths[: len(values)]):
         if path == NAME:
             values[index] = _relative(values[index], database, "query cursor")
@@ -440,7 +478,7 @@ def _decode_filter(message: Any, database: Database) -> Filter:
         if operator is None:
             raise InvalidArgument(f"query.where.op: {leaf.op} is not a known operator")
         path = parse_field_path(leaf.field.field_path, "query.where.field")
-        value = decode_value(leaf.value)
+        value = decode_value_at(leaf.value, "query.where.value")
         if path == NAME:
             value = (
                 [_relative(item, database, "query.where") for item in value]

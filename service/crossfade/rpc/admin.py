@@ -1,18 +1,20 @@
 """crossfade.v1.Admin: where the migration stands, and the controls that move it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import grpc
-from crossfade_api.v1 import admin_pb2
 
 from crossfade.call import Call
 from crossfade.control import Control, Traffic, parse_stage
 from crossfade.document import Database, check_id
-from crossfade.errors import FailedPrecondition, InvalidArgument
+from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
 from crossfade.jobs.backfill import backfill
-from crossfade.plan import STAGES, StoreName
-from crossfade.rpc.server import Wrapper, parse
+from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.query import Query
+from crossfade.rpc.server import Wrapper, check_visible, parse
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.telemetry import (
@@ -23,14 +25,35 @@ from crossfade.telemetry import (
     VERDICTS,
     Telemetry,
 )
+from crossfade_api.v1 import admin_pb2
+from crossfade_api.v1.crossfade_pb2 import QueryReply
 
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
+MAX_BARRIER_SECONDS = 3600.0
 COPY_TIMEOUT = 30.0
+LOOK_SECONDS = 2.0
+SUMMARY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Documents of which the mirror may be behind, and what a rollback would lose now:
+    by barrier, and by force."""
+
+    pending: int
+    oldest_seconds: float
+    dead: int
+    copied: bool
+    rollback_loses: int
+    forced_rollback_loses: int
 
 
 class Admin:
-    """The methods of the service, from request bytes to reply bytes."""
+    """The methods of the service, from request bytes to reply bytes.
+
+    `collections`: ids that are known beforehand, because they are mapped.
+    """
 
     def __init__(
         self,
@@ -39,12 +62,14 @@ class Admin:
         database: Database,
         firestore: FirestoreStore | None,
         mirror: Mirror | None,
+        collections: Iterable[str] = (),
     ) -> None:
         self._control = control
         self._telemetry = telemetry
         self._database = database
         self._firestore = firestore
         self._mirror = mirror
+        self._collections = frozenset(collections)
 
     async def get_status(self, data: bytes, _: Call) -> bytes:
         parse(admin_pb2.GetStatusRequest, data)
@@ -53,16 +78,18 @@ class Admin:
     async def set_stage(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.SetStageRequest, data)
         target = parse_stage(request.stage)
+        seconds = request.timeout_seconds or BARRIER_SECONDS
+        if not 0 < seconds <= MAX_BARRIER_SECONDS:
+            raise InvalidArgument(
+                f"timeout_seconds: {seconds:g} is outside 0..{MAX_BARRIER_SECONDS:g}"
+            )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
-        seconds = request.timeout_seconds or BARRIER_SECONDS
         await self._control.set_stage(target, timeout=seconds)
         return (await self.status()).SerializeToString()
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.SetTrafficRequest, data)
-        if request.collection:
-            check_id(request.collection, "collection")
         percent = request.read_percent if request.HasField("read_percent") else None
         rate = request.shadow_rate if request.HasField("shadow_rate") else None
         if percent is None and rate is None:
@@ -71,8 +98,35 @@ class Admin:
             raise InvalidArgument(f"read_percent: {percent:g} is outside 0..100")
         if rate is not None and not 0 <= rate <= 1:
             raise InvalidArgument(f"shadow_rate: {rate:g} is outside 0..1")
+        if request.collection:
+            await self._check_collection(request.collection)
         await self._control.set_traffic(request.collection, Traffic(percent, rate))
         return (await self.status()).SerializeToString()
+
+    async def _check_collection(self, name: str) -> None:
+        """Refuses a name that nothing has: with a misspelt one a ramp would do nothing.
+
+        Where Firestore cannot be asked, the name is believed: an operator who takes reads
+        away from a store in an outage must not be told to wait for the outage to end.
+        """
+        check_id(name, "collection", numeric=False)
+        check_visible(name, "collection")
+        used = {collection for collection, _ in self._telemetry.counts(READS)}
+        known = self._collections | self._control.snapshot.traffic.keys() | used - {""}
+        if name in known or self._firestore is None:
+            return
+        try:
+            query = Query(collection=name, all_descendants=True, limit=1)
+            async for page in self._firestore.query(query, timeout=LOOK_SECONDS):
+                if QueryReply.FromString(page.frames).documents:
+                    return
+        except InfrastructureError:
+            return
+        close = get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f'; did you mean "{close[0]}"?' if close else ""
+        raise InvalidArgument(
+            f'collection: nothing is mapped, set or stored under "{name[:120]}"{hint}'
+        )
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
         parse(admin_pb2.CopyRequest, data)
@@ -88,20 +142,18 @@ class Admin:
 
     async def status(self) -> admin_pb2.Status:
         snapshot = self._control.snapshot
+        backlog = await self.backlog()
         status = admin_pb2.Status(
             stage=snapshot.stage.value,
             authority=snapshot.authority.value if snapshot.writable else "none",
             epoch=snapshot.epoch,
-            copied=True,
+            pending=backlog.pending,
+            oldest_pending_seconds=backlog.oldest_seconds,
+            copied=backlog.copied,
+            dead_letters=backlog.dead,
+            rollback_loses=backlog.rollback_loses,
+            forced_rollback_loses=backlog.forced_rollback_loses,
         )
-        if self._mirror is not None:
-            summary = await self._mirror.summary(timeout=5.0)
-            status.pending = summary.pending
-            status.oldest_pending_seconds = summary.oldest_seconds
-            status.copied = not summary.wildcards
-            status.dead_letters = summary.dead
-        if snapshot.authority is StoreName.POSTGRESQL:
-            status.forced_rollback_loses = status.pending
         for name in sorted({"", *snapshot.traffic}):
             traffic = snapshot.traffic_of(name)
             plan = snapshot.plan_of(name)
@@ -114,6 +166,28 @@ class Admin:
             )
         self._add_counts(status)
         return status
+
+    async def backlog(self) -> Backlog:
+        """What the mirror has still to get. Raises InfrastructureError when PostgreSQL
+        cannot be asked."""
+        snapshot = self._control.snapshot
+        if self._mirror is None:
+            return Backlog(0, 0.0, 0, copied=False, rollback_loses=0, forced_rollback_loses=0)
+        summary = await self._mirror.summary(timeout=SUMMARY_SECONDS)
+        loses = forced = 0
+        if snapshot.stage is Stage.COMPLETE:
+            # Nothing is mirrored any more: what was written since exists here alone.
+            loses = forced = await self._mirror.written_in(snapshot.epoch, timeout=SUMMARY_SECONDS)
+        elif snapshot.authority is StoreName.POSTGRESQL:
+            forced = summary.pending
+        return Backlog(
+            summary.pending,
+            summary.oldest_seconds,
+            summary.dead,
+            copied=snapshot.stage is not Stage.OFF and not summary.wildcards,
+            rollback_loses=loses,
+            forced_rollback_loses=forced,
+        )
 
     def _add_counts(self, status: admin_pb2.Status) -> None:
         """What the recorder holds since the start."""
@@ -140,9 +214,9 @@ class Admin:
 
 def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "GetStatus": wrap.unary("GetStatus", admin.get_status),
-        "SetStage": wrap.unary("SetStage", admin.set_stage),
-        "SetTraffic": wrap.unary("SetTraffic", admin.set_traffic),
-        "Copy": wrap.streaming("Copy", admin.copy),
+        "GetStatus": wrap.unary(f"{SERVICE}/GetStatus", admin.get_status),
+        "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
+        "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
+        "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)

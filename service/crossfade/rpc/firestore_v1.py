@@ -24,6 +24,8 @@ from crossfade.write import MAX_COMMIT_BYTES
 
 SERVICE = "google.firestore.v1.Firestore"
 MAX_MESSAGE_BYTES = 11 * 1_048_576
+MAX_METADATA_BYTES = 65_536
+"""A caller's routing header holds the document's name: 6 KiB, three times that when encoded."""
 DEFAULT_SECONDS = 60.0
 """For calls that come without a deadline."""
 
@@ -281,6 +283,7 @@ async def serve(stores: Stores, host: str, port: int) -> Server:
         options=(
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )

@@ -6,14 +6,13 @@ Requests are parsed in the handler, so that bytes that are no message are
 INVALID_ARGUMENT and not INTERNAL.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
-import structlog
-from crossfade_api.v1 import crossfade_pb2, document_pb2
 from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
@@ -22,13 +21,12 @@ from grpc_reflection.v1alpha import reflection
 from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
-from crossfade.errors import CrossfadeError, Internal, InvalidArgument, NotFound
+from crossfade.errors import InvalidArgument, NotFound
 from crossfade.migrator import Migrator
-from crossfade.rpc.status import code_of
+from crossfade.rpc.status import refuse
 from crossfade.telemetry import Telemetry
 from crossfade.write import MAX_COMMIT_BYTES, Write, check
-
-log = structlog.get_logger(__name__)
+from crossfade_api.v1 import crossfade_pb2, document_pb2
 
 M = TypeVar("M", bound=Message)
 SERVICE = "crossfade.v1.Crossfade"
@@ -82,6 +80,7 @@ class Front:
         request = parse(crossfade_pb2.QueryRequest, data)
         parent = self._database.relative(request.parent, "parent")
         query = wire.decode_query(request.query, parent, self._database)
+        check_visible(parent, "parent")
         check_visible(query.collection_path or query.collection or "", "query.from.collection_id")
         async for page in self._migrator.query(query, call):
             yield page.frames
@@ -152,7 +151,8 @@ def parse(kind: type[M], data: bytes) -> M:
 
 
 class Wrapper:
-    """Deadline, trace, errors and metrics around a method."""
+    """Deadline, trace, errors and metrics around a method. Names are those of the protocol:
+    "crossfade.v1.Crossfade/GetDocument"."""
 
     def __init__(self, telemetry: Telemetry, default_timeout: float) -> None:
         self._telemetry = telemetry
@@ -164,11 +164,11 @@ class Wrapper:
             started, status = time.perf_counter_ns(), "OK"
             try:
                 return await method(data, call)
-            except CrossfadeError as error:
-                status = _refuse(name, error, context)
-                return b""
+            except asyncio.CancelledError:
+                status = _gone(call)
+                raise
             except Exception as error:  # noqa: BLE001 - the last line of defence
-                status = _defect(name, error, context)
+                status = refuse(context, name, error)
                 return b""
             finally:
                 self._ended(name, call, status, started)
@@ -182,10 +182,11 @@ class Wrapper:
             try:
                 async for frame in method(data, call):
                     yield frame
-            except CrossfadeError as error:
-                status = _refuse(name, error, context)
+            except (asyncio.CancelledError, GeneratorExit):
+                status = _gone(call)
+                raise
             except Exception as error:  # noqa: BLE001 - the last line of defence
-                status = _defect(name, error, context)
+                status = refuse(context, name, error)
             finally:
                 self._ended(name, call, status, started)
 
@@ -207,20 +208,37 @@ class Wrapper:
             call.trace.end(status)
 
 
-def _refuse(name: str, error: CrossfadeError, context: Any) -> str:
-    if isinstance(error, Internal):
-        log.error("a request failed by a defect", rpc=name, error=str(error))
-    context.set_code(code_of(error))
-    context.set_details(str(error))
-    return error.code
+def _gone(call: Call) -> str:
+    """The status of a call whose caller does not wait any more."""
+    return "CANCELLED" if time.monotonic() < call.deadline else "DEADLINE_EXCEEDED"
 
 
-def _defect(name: str, error: Exception, context: Any) -> str:
-    """Our own mistake: the caller hears INTERNAL, the log has where."""
-    log.error("a request failed by a defect", rpc=name, exc_info=error)
-    context.set_code(grpc.StatusCode.INTERNAL)
-    context.set_details(f"{type(error).__name__} in the sidecar; its log has the place")
-    return "INTERNAL"
+# --- health ------------------------------------------------------------------------------------
+
+
+class Health(health.HealthServicer):
+    """Everything serves from the start of the server to `enter_graceful_shutdown`.
+
+    Watches then say NOT_SERVING and end: the library's never end, so that one of them
+    holds up every stop to the end of its grace.
+    """
+
+    def __init__(self, services: Sequence[str]) -> None:
+        super().__init__()
+        serving = health_pb2.HealthCheckResponse.SERVING
+        self._server_status.update(dict.fromkeys(services, serving))
+        self._stopping = asyncio.Event()
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
+        unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        for _ in range(2):
+            status = self._server_status.get(request.service, unknown)
+            await context.write(health_pb2.HealthCheckResponse(status=status))
+            await self._stopping.wait()
+
+    async def enter_graceful_shutdown(self) -> None:
+        await super().enter_graceful_shutdown()
+        self._stopping.set()
 
 
 # --- the server --------------------------------------------------------------------------------
@@ -232,7 +250,7 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
-) -> tuple[grpc.aio.Server, health.HealthServicer]:
+) -> tuple[grpc.aio.Server, Health]:
     """A server with the API, the admin service, health and reflection; not yet bound."""
     server = grpc.aio.server(
         options=(
@@ -242,12 +260,14 @@ def build(
         )
     )
     handlers = {
-        "GetDocument": wrap.unary("GetDocument", front.get_document),
-        "BatchGetDocuments": wrap.streaming("BatchGetDocuments", front.batch_get_documents),
-        "Query": wrap.streaming("Query", front.query),
-        "Commit": wrap.unary("Commit", front.commit),
+        "GetDocument": wrap.unary(f"{SERVICE}/GetDocument", front.get_document),
+        "BatchGetDocuments": wrap.streaming(
+            f"{SERVICE}/BatchGetDocuments", front.batch_get_documents
+        ),
+        "Query": wrap.streaming(f"{SERVICE}/Query", front.query),
+        "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
-    checker = health.HealthServicer()
+    checker = Health((SERVICE, "crossfade.v1.Admin"))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
     )

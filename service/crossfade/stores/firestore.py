@@ -76,6 +76,8 @@ _SCOPES = (
 _OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # "Not found" quotes the name, of 6 KiB at most; encoded, it is over the default of 8 KiB.
+    ("grpc.max_metadata_size", 65_536),
     # A retry policy that DNS hands out could repeat a commit.
     ("grpc.service_config_disable_resolution", 1),
 )
