@@ -134,6 +134,10 @@ async def rehearse(
             for name, stage, percent in WALK:
                 progress(name)
                 await _step(stack, options, report, name, stage, percent)
+        except grpc.aio.AioRpcError as error:
+            # The walk ends here: a stage that is not reached is a finding, too.
+            report.errors += 1
+            report.notes.append(f"{name}: {error.details()}")
         finally:
             for task in (ledger, *stack.callers):
                 task.cancel()
