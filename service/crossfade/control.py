@@ -143,7 +143,8 @@ class Rows(Protocol):
 _READ = """select stage, authority, epoch, generation, barrier, traffic, requested
 from crossfade.control where grp = $1"""
 _PENDING = """select count(*) filter (where path <> '') as paths,
-    count(*) filter (where path = '') as wildcards
+    count(*) filter (where path = '') as wildcards,
+    count(*) filter (where dead) as dead
 from crossfade.pending"""
 # What PostgreSQL wrote as the authority bears its times there and Firestore's own in
 # Firestore, and a client's precondition has to name those of the authority.
@@ -463,9 +464,14 @@ class Control:
         """Waits until nothing is pending, with the recopy worker at work."""
         while True:
             counts = await self._needs_rows().fetchrow(_PENDING, timeout=self._timeout)
-            left = counts["paths"] if counts is not None else 0
+            left, dead = (counts["paths"], counts["dead"]) if counts is not None else (0, 0)
             if not left:
                 return
+            if left == dead:
+                raise FailedPrecondition(
+                    f"{dead} documents are dead letters: they could not be copied and have to be "
+                    f"looked at first (crossfade.pending, failure); the former stage stands"
+                )
             if time.monotonic() > deadline:
                 raise DeadlineExceeded(
                     f"{left} documents are still pending; the former stage stands"

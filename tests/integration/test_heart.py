@@ -507,3 +507,15 @@ async def test_a_drained_commit_outlives_the_stop(url, monkeypatch):
         sql = stack.sql
         await stack.sidecar.stop(2.0)
         assert await sql.fetchval("select count(*) from crossfade.pending where path <> ''") == 0
+
+
+async def test_a_dead_letter_holds_a_change_of_authority_and_says_so(url):
+    async with running(url, Stage.SHADOW) as stack:
+        await stack.copy()
+        await mark_pending(stack, "tasks/1")
+        await stack.sql.execute("update crossfade.pending set dead = true")
+        with pytest.raises(grpc.aio.AioRpcError, match="1 documents are dead letters"):
+            await stack.stage("live")
+        await stack.client.set("tasks/2", {"n": 1})  # the former stage stands, and is open
+        await unmark(stack)
+        await stack.stage("live")
