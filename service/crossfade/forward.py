@@ -22,9 +22,10 @@ from crossfade.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from crossfade.pending import Pending, intent_of, new_intent
+from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.store import CommitOutcome, Intent
 from crossfade.stores.firestore import FirestoreStore, IntentExists
+from crossfade.stores.postgres.commit import replayed
 from crossfade.telemetry import MIRROR_PUTS, Telemetry
 from crossfade.write import Folded, Write, fold
 
@@ -33,8 +34,6 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
 Answer = asyncio.Future[CommitOutcome | None]
-ATTEMPTS = 5
-"""How many intents of one request may be found revoked before it is given up."""
 PROOF_SECONDS = 5.0
 """How long Firestore is asked what became of a commit that it did not answer."""
 
@@ -67,8 +66,7 @@ class Forward:
         for attempt in range(ATTEMPTS):
             intent = new_intent() if request_id is None else intent_of(request_id, attempt)
             if mirrored:
-                shared = request_id is not None
-                outcome = await self._with_mirror(writes, intent, snapshot, call, shared=shared)
+                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id)
             else:
                 outcome = await self._kept(self._with_proof(writes, intent, snapshot, call))
             if outcome is not None:
@@ -81,14 +79,13 @@ class Forward:
         intent: str,
         snapshot: Snapshot,
         call: Call,
-        *,
-        shared: bool,
+        request_id: str | None,
     ) -> CommitOutcome | None:
         """None: the intent had been revoked; try another."""
         folded = fold(writes)
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_retrieved)
-        carry = self._carry(writes, folded, intent, snapshot, call, answer, shared=shared)
+        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id)
         self._detach(carry)
         return await asyncio.shield(answer)
 
@@ -100,19 +97,24 @@ class Forward:
         snapshot: Snapshot,
         call: Call,
         answer: Answer,
-        *,
-        shared: bool,
+        request_id: str | None,
     ) -> None:
         """From the pending rows to the put, cancelled by nobody."""
         paths = [entry.path for entry in folded]
+        shared = request_id is not None
         with self._control.writing():
             try:
-                await self._mirroring.open(intent, paths, snapshot.epoch, call.left)
+                done = await self._mirroring.open(
+                    intent, paths, snapshot.epoch, call.left, request_id
+                )
             except BaseException as error:
                 _fail(answer, error)
                 if isinstance(error, CrossfadeError):
                     return
                 raise
+            if done is not None:
+                _answer(answer, replayed(done.commit_time, done.update_times, len(writes)))
+                return
             try:
                 outcome = await self._with_proof(writes, intent, snapshot, call)
             except CrossfadeError as error:
@@ -127,15 +129,19 @@ class Forward:
             if outcome is None:  # revoked before, so nobody else can apply it
                 await self._refused(intent, Aborted("revoked"), shared=False)
                 return
+            started, failure = time.time_ns(), None
             try:
-                await self._mirroring.settle(intent, folded, outcome, snapshot.epoch)
+                await self._mirroring.settle(intent, folded, outcome, snapshot.epoch, shared=shared)
             except CrossfadeError as error:
                 # The authority has it and the rows stand: a worker recopies. Never an error.
+                failure = error.code
                 log.warning("a put is left to the recopy worker", error=error.code)
                 self._telemetry.count(MIRROR_PUTS, "deferred")
                 self._mirroring.woken.set()
             finally:
                 _answer(answer, outcome)
+                collection, stage = collection_id(writes[0].path), snapshot.stage.value
+                call.record("put", "postgresql", "mirror", collection, stage, started, failure)
 
     async def _with_proof(
         self, writes: Sequence[Write], intent: str, snapshot: Snapshot, call: Call

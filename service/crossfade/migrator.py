@@ -20,7 +20,7 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.forward import Forward
-from crossfade.pending import Pending, intent_of, new_intent
+from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
@@ -255,8 +255,9 @@ class Migrator:
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction."""
-        name = new_intent() if request_id is None else intent_of(request_id, 0)
-        intent = Intent(name, snapshot.epoch, snapshot.rules.mirrored, request_id)
+        name, *others = [new_intent()] if request_id is None else intents_of(request_id)
+        mirrored = snapshot.rules.mirrored
+        intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
         store = self._stores[StoreName.POSTGRESQL]
         started, error = time.time_ns(), None
         try:

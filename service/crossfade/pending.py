@@ -15,7 +15,7 @@ from crossfade.document import Database
 from crossfade.plan import StoreName
 from crossfade.store import CommitOutcome, Stored
 from crossfade.stores.firestore import FirestoreStore
-from crossfade.stores.postgres.mirror import Image, Mirror
+from crossfade.stores.postgres.mirror import Image, Mirror, Request
 from crossfade.wire import parse_document
 from crossfade.write import Folded
 
@@ -32,6 +32,15 @@ def intent_of(request_id: str, attempt: int) -> str:
     return hashlib.blake2b(f"{attempt}:{request_id}".encode(), digest_size=16).hexdigest()
 
 
+ATTEMPTS = 5
+"""How many intents of one request may be found revoked before it is given up."""
+
+
+def intents_of(request_id: str) -> tuple[str, ...]:
+    """All intents under which the request may have been done."""
+    return tuple(intent_of(request_id, attempt) for attempt in range(ATTEMPTS))
+
+
 class Pending:
     """Opens, settles and recopies the pending rows of the forward direction."""
 
@@ -46,11 +55,25 @@ class Pending:
         """Set when there is work for the recopy worker that should not wait for its interval."""
 
     async def open(
-        self, intent: str, paths: Sequence[str], epoch: int, left: Callable[[], float]
-    ) -> None:
-        """The rows of a commit, durable before the commit is sent. Raises EpochChanged."""
-        await self.mirror.open_intent(
-            intent, paths, epoch=epoch, lease=LEASE_SECONDS, reason="commit", timeout=left()
+        self,
+        intent: str,
+        paths: Sequence[str],
+        epoch: int,
+        left: Callable[[], float],
+        request_id: str | None = None,
+    ) -> Request | None:
+        """The rows of a commit, durable before the commit is sent. Raises EpochChanged.
+
+        Returns the request, and opens nothing, where PostgreSQL knows it as done.
+        """
+        return await self.mirror.open_intent(
+            intent,
+            paths,
+            epoch=epoch,
+            lease=LEASE_SECONDS,
+            reason="commit",
+            timeout=left(),
+            done=() if request_id is None else intents_of(request_id),
         )
 
     async def drop(self, intent: str) -> None:
@@ -63,14 +86,25 @@ class Pending:
         self.woken.set()
 
     async def settle(
-        self, intent: str, folded: Sequence[Folded], outcome: CommitOutcome, epoch: int
+        self,
+        intent: str,
+        folded: Sequence[Folded],
+        outcome: CommitOutcome,
+        epoch: int,
+        *,
+        shared: bool = False,
     ) -> None:
         """Puts a commit's full images, or recopies all its paths if any write was partial.
 
-        All in one transaction, so the mirror shows the commit as a whole.
+        All in one transaction, so the mirror shows the commit as a whole. `shared`: a
+        request_id names the intent, so that PostgreSQL has to know that it was done.
         """
+        times = tuple(write.update_time for write in outcome.writes)
+        requests = [Request(intent, outcome.commit_time, times)] if shared else []
         if outcome.replayed or any(entry.partial for entry in folded):
-            await self.recopy([entry.path for entry in folded], epoch, intent=intent)
+            await self.recopy(
+                [entry.path for entry in folded], epoch, intent=intent, requests=requests
+            )
             return
         images = []
         for entry in folded:
@@ -78,7 +112,12 @@ class Pending:
             time = outcome.commit_time if update_time is None else update_time
             images.append(Image(entry.path, entry.fields, time, None))
         await self.mirror.put(
-            images, epoch=epoch, intent=intent, allow_equal=False, timeout=self._timeout
+            images,
+            epoch=epoch,
+            intent=intent,
+            allow_equal=False,
+            timeout=self._timeout,
+            requests=requests,
         )
 
     async def recopy(
@@ -88,6 +127,7 @@ class Pending:
         *,
         intent: str | None = None,
         claim: str | None = None,
+        requests: Sequence[Request] = (),
     ) -> set[str]:
         """Reads the paths from the authority, all at once, and puts them under the guard
         that admits equal versions (or a wrong document could never be healed)."""
@@ -95,7 +135,13 @@ class Pending:
         reading = await self._firestore.get(paths, timeout=self._timeout, exact_times=True)
         images = [self._image(stored, reading.read_time) for stored in reading.documents]
         return await self.mirror.put(
-            images, epoch=epoch, intent=intent, claim=claim, allow_equal=True, timeout=self._timeout
+            images,
+            epoch=epoch,
+            intent=intent,
+            claim=claim,
+            allow_equal=True,
+            timeout=self._timeout,
+            requests=requests,
         )
 
     def _image(self, stored: Stored, read_time: int) -> Image:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import structlog
 
 from crossfade.control import Control, Snapshot
-from crossfade.document import Database, Document, identical
+from crossfade.document import Database, Document, collection_id, identical
 from crossfade.errors import (
     Aborted,
     AlreadyExists,
@@ -31,7 +31,7 @@ from crossfade.pending import Pending, new_intent
 from crossfade.plan import StoreName
 from crossfade.store import Intent, Stored
 from crossfade.stores.firestore import FirestoreStore, IntentExists
-from crossfade.stores.postgres.mirror import Peer, PendingRow
+from crossfade.stores.postgres.mirror import Peer, PendingRow, Request
 from crossfade.telemetry import MIRROR_PUTS, RECOPIES, REVOKED, Telemetry
 from crossfade.wire import parse_document
 from crossfade.write import Write
@@ -164,14 +164,21 @@ class Recopy:
         read, so that none of them can be applied after it."""
         in_doubt = sorted({row.intent for row in rows if row.reason == "commit"})
         gate = asyncio.Semaphore(CONCURRENT_REVOKES)
+        done: list[Request] = []
 
         async def revoke(intent: str) -> None:
             async with gate:
                 if await self._firestore.revoke(intent, timeout=self._timeout):
                     self._telemetry.count(REVOKED)
+                    return
+                # Perhaps a request_id names it: then PostgreSQL has to know that it was done.
+                outcome = await self._firestore.intent_outcome(intent, 0, timeout=self._timeout)
+                if outcome is not None:
+                    done.append(Request(intent, outcome.commit_time, ()))
 
         await asyncio.gather(*map(revoke, in_doubt))
-        await self._pending.recopy(sorted({row.path for row in rows}), snapshot.epoch, claim=claim)
+        paths = sorted({row.path for row in rows})
+        await self._pending.recopy(paths, snapshot.epoch, claim=claim, requests=done)
 
     # --- reverse ----------------------------------------------------------------------------
 
@@ -198,6 +205,7 @@ class Recopy:
         times: dict[str, int] = {}
         if writes:
             self._sent[intent] = peers
+            started, failure = time.perf_counter(), None
             try:
                 outcome = await self._firestore.commit(
                     writes,
@@ -205,9 +213,16 @@ class Recopy:
                     intent=Intent(intent, snapshot.epoch, mirrored=True),
                 )
             except CrossfadeError as error:
+                failure = error.code
                 if not isinstance(error, InfrastructureError | IntentExists):
                     del self._sent[intent]
                 raise
+            finally:
+                seconds = time.perf_counter() - started
+                collection = collection_id(writes[0].path)
+                self._telemetry.record_store(
+                    collection, "put", "firestore", "mirror", seconds, failure
+                )
             times = {
                 write.path: result.update_time or 0
                 for write, result in zip(writes, outcome.writes, strict=True)

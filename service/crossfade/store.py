@@ -98,12 +98,15 @@ class Intent:
 
     Firestore writes the intent document with it; PostgreSQL checks `epoch`, keeps
     the request row and, when `mirrored`, the pending rows in the same transaction.
+    `others`: ids under which the same request may have been done while the other store
+    was the authority.
     """
 
     id: str
     epoch: int
     mirrored: bool
     request_id: str | None = None
+    others: tuple[str, ...] = ()
 
 
 class DocumentStore(Protocol):

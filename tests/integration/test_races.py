@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from crossfade import control as controls
-from crossfade import recopy
+from crossfade import pending, recopy
 from crossfade.control import Control
 from crossfade.document import Document
 from crossfade.errors import Internal, Unavailable
@@ -20,7 +20,8 @@ from crossfade.telemetry import VERDICTS
 from crossfade.wire import parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2
-from crossfade_client import NotFoundError
+from crossfade_client import Increment, NotFoundError
+from crossfade_client import Write as ClientWrite
 from tests.sidecar import DATABASE, Running, eventually, running
 
 
@@ -269,6 +270,52 @@ async def test_an_unknown_commit_is_fenced_across_stage_off(shadowing, monkeypat
     assert shadowing.memory.read("tasks/1") is None
 
 
+# --- requests ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["tasks/1", "notes/1"])
+@pytest.mark.parametrize("there_and_back", [["shadow", "live"], ["live", "shadow"]])
+async def test_a_request_repeated_under_the_other_authority_is_done_once(
+    shadowing, path, there_and_back
+):
+    first, second = there_and_back
+    await shadowing.stage(first)
+    writes = [ClientWrite.merge(path, {"total": Increment(1)}), ClientWrite.set("notes/2", {})]
+    alone = [ClientWrite.set("notes/3", {"n": 1})]
+    before = [
+        await shadowing.client.commit(writes, request_id="two"),
+        await shadowing.client.commit(alone, request_id="one"),
+    ]
+    await shadowing.stage(second)
+    after = [
+        await shadowing.client.commit(writes, request_id="two"),
+        await shadowing.client.commit(alone, request_id="one"),
+    ]
+    for earlier, later in zip(before, after, strict=True):
+        assert later.replayed
+        assert later.commit_time == earlier.commit_time
+        assert len(later.writes) == len(earlier.writes)
+    await shadowing.settled()
+    assert (await shadowing.client.get(path)).fields == {"total": 1}
+
+
+async def test_a_request_that_a_worker_settled_is_done_once(shadowing, monkeypatch):
+    """The first attempt was revoked, the second applied, and its put never came."""
+    await shadowing.direct.revoke(pending.intent_of("same", 0), timeout=5)
+
+    async def crash(*_args, **_kwargs):
+        raise Unavailable("the sidecar died here")
+
+    monkeypatch.setattr(pending, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(pending.Pending, "settle", crash)
+    increment = [ClientWrite.merge("tasks/1", {"total": Increment(1)})]
+    await shadowing.client.commit(increment, request_id="same")
+    await shadowing.settled()
+    await shadowing.stage("live")
+    assert (await shadowing.client.commit(increment, request_id="same")).replayed
+    assert (await shadowing.client.get("tasks/1")).fields == {"total": 1}
+
+
 # --- versions ----------------------------------------------------------------------------------
 
 
@@ -279,14 +326,14 @@ async def test_the_sidecars_clock_is_no_version(shadowing, monkeypatch, skew):
         monotonic=time.monotonic, time_ns=lambda: time.time_ns() + skew * 1_000_000_000
     )
     monkeypatch.setattr(firestore, "time", clock)
-    pending = shadowing.sidecar._forward._pending
+    rows = shadowing.sidecar._forward._pending
     epoch = shadowing.sidecar.control.snapshot.epoch
     await shadowing.client.set("tasks/old", {"n": 1})
     await shadowing.settled()
     # Deleted around the sidecar; found, and recopied.
     await shadowing.direct.commit([Write("tasks/old", None)], timeout=5)
     for path in ("tasks/old", "tasks/new"):
-        await pending.mark([path], epoch, "repair", StoreName.FIRESTORE)
+        await rows.mark([path], epoch, "repair", StoreName.FIRESTORE)
         await shadowing.settled()
     assert await in_postgres(shadowing, "tasks/old") is None
     await shadowing.client.set("tasks/new", {"n": 1})
@@ -358,9 +405,9 @@ async def test_a_document_that_cannot_be_put_does_not_stop_the_others(
     monkeypatch.setattr(Mirror, "put", put)
     paths = ["tasks/a", "tasks/bad", "tasks/z"]
     await shadowing.direct.commit([Write(path, {"n": 1}) for path in paths], timeout=5)
-    pending = shadowing.sidecar._forward._pending
+    rows = shadowing.sidecar._forward._pending
     epoch = shadowing.sidecar.control.snapshot.epoch
-    await pending.mark(paths, epoch, "repair", StoreName.FIRESTORE)
+    await rows.mark(paths, epoch, "repair", StoreName.FIRESTORE)
     await shadowing.settled()
     assert (await in_postgres(shadowing, "tasks/a")).fields == {"n": 1}
     assert (await in_postgres(shadowing, "tasks/z")).fields == {"n": 1}

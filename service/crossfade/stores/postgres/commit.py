@@ -27,7 +27,8 @@ _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for sh
 # comes first: the second of two commits with one id finds the first one's row.
 _LOCKS = """select count(pg_advisory_xact_lock(hashtextextended(name, 7)))
 from unnest($1::text[]) name"""
-_REQUEST = "select commit_time, update_times from crossfade.requests where intent = $1"
+_REQUEST = """select commit_time, update_times from crossfade.requests
+where intent = any($1::text[])"""
 _RECORD = """with changed as (
     insert into crossfade.versions as v (path, epoch, time, live)
     select path, $1::int8, $2::int8, live from unnest($3::text[], $4::bool[]) as c (path, live)
@@ -75,9 +76,9 @@ class Committer:
                 locks.insert(0, f"i:{intent.id}")
             await connection.execute(_LOCKS, locks)
             if intent is not None and replayable:
-                done = await connection.fetchrow(_REQUEST, intent.id)
+                done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
-                    return _replayed(done)
+                    return replayed(done[0], done[1], len(writes))
             staged, now = await self._load(connection, paths)
             outcomes = _apply(writes, staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
@@ -178,6 +179,8 @@ def _pending_columns(
     )
 
 
-def _replayed(row: Any) -> CommitOutcome:
-    """The first result, as far as it is remembered: times, and no transforms' values."""
-    return CommitOutcome(tuple(map(WriteOutcome, row[1])), row[0], replayed=True)
+def replayed(commit_time: int, update_times: Sequence[int | None], size: int) -> CommitOutcome:
+    """The first result of `size` writes, as far as it is remembered: times, and no
+    transforms' values. Of a commit that a crash interrupted, only its own time is known."""
+    times = update_times if len(update_times) == size else [commit_time] * size
+    return CommitOutcome(tuple(map(WriteOutcome, times)), commit_time, replayed=True)

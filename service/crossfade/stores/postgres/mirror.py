@@ -26,15 +26,19 @@ _CONTROL = """c as materialized (select 1 from crossfade.control
 _CURRENT = """select 1 from crossfade.control
 where grp = $1 and epoch = $2 and authority <> $3 for share"""
 _OPEN = f"""with {_CONTROL.format(authority="$9::text")},
+done as (
+    select commit_time, update_times from crossfade.requests
+    where intent = any($10::text[]) limit 1),
 opened as (
     insert into crossfade.pending as p
         (intent, path, collection_path, collection_id, epoch, lease_until, reason)
     select $3::text, path, collection_path, collection_id, $2,
         clock_timestamp() + $7::float8 * interval '1 second', $8::text
     from c, unnest($4::text[], $5::text[], $6::text[]) as r (path, collection_path, collection_id)
+    where not exists (select from done)
     on conflict (intent, path) do update
         set lease_until = greatest(p.lease_until, excluded.lease_until))
-select exists (select from c)"""
+select exists (select from c), done.* from (select) one left join done on true"""
 _DROP = "delete from crossfade.pending where intent = $1"
 _EXPIRE = """update crossfade.pending set lease_until = clock_timestamp()
 where intent = $1 and claim is null"""
@@ -100,6 +104,8 @@ select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
     clock_timestamp(), 'sweep'
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
     where live and (seen is null or seen < $3::int8)) as unseen"""
+_REQUEST = """insert into crossfade.requests (intent, commit_time, update_times)
+values ($1, $2, $3::int8[]) on conflict (intent) do nothing"""
 _PRUNE = """delete from crossfade.requests
 where inserted_at < now() - $1::float8 * interval '1 second'"""
 _COPIED = "delete from crossfade.pending where path = ''"
@@ -117,6 +123,16 @@ class Image:
     fields: Fields | None
     time: int
     create_time: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A commit that Firestore applied under a request_id, for PostgreSQL to know when it
+    is the authority: one update_time per write, or none where only the commit is known."""
+
+    intent: str
+    commit_time: int
+    update_times: tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +189,13 @@ class Mirror:
         lease: float,
         reason: str,
         timeout: float,
-    ) -> None:
+        done: Sequence[str] = (),
+    ) -> Request | None:
         """One row per path, the caller's own for `lease` seconds. The same intent again
-        only prolongs the lease."""
-        await self._open(intent, paths, epoch, lease, reason, StoreName.FIRESTORE, timeout)
+        only prolongs the lease. Where one of the intents `done` is recorded as a request
+        that was done, that is returned, and no row opened."""
+        authority = StoreName.FIRESTORE
+        return await self._open(intent, paths, epoch, lease, reason, authority, timeout, done)
 
     async def mark(
         self,
@@ -200,9 +219,10 @@ class Mirror:
         reason: str,
         authority: StoreName,
         timeout: float,
-    ) -> None:
+        done: Sequence[str] = (),
+    ) -> Request | None:
         unique = sorted({escape_path(path) for path in paths})
-        stands = await self._lanes.fetchval(
+        row = await self._lanes.fetchrow(
             _OPEN,
             self._group,
             epoch,
@@ -213,10 +233,12 @@ class Mirror:
             lease,
             reason,
             authority.value,
+            list(done),
             timeout=timeout,
         )
-        if not stands:
+        if row is None or not row[0]:
             raise _over(epoch)
+        return None if row[1] is None else Request(intent, row[1], tuple(row[2]))
 
     async def drop_intent(self, intent: str, *, timeout: float) -> None:
         """Deletes the rows of an intent that is known not to have been applied."""
@@ -279,19 +301,26 @@ class Mirror:
         claim: str | None = None,
         allow_equal: bool,
         timeout: float,
+        requests: Sequence[Request] = (),
     ) -> set[str]:
         """Puts images under the version guard, tied to the rows of an intent or a claim.
 
         Returns the paths that were put. A path without such a row is skipped; a path
         whose version was refused loses its row all the same: it is settled. With
-        neither an intent nor a claim nothing ties the images.
+        neither an intent nor a claim nothing ties the images. `requests` are recorded with
+        them: before the row goes, so that a change of authority finds either.
         """
         owner = "intent" if intent is not None else "claim" if claim is not None else None
         row = claim if intent is None else intent
-        if len(images) == 1 and images[0].fields is not None:
-            return await self._put_one(images[0], epoch, owner, row, allow_equal, timeout)
+        alone = not requests or [request.intent for request in requests] == [intent]
+        if alone and len(images) == 1 and images[0].fields is not None:
+            done = requests[0] if requests else None
+            return await self._put_one(images[0], epoch, owner, row, allow_equal, timeout, done)
         async with self._lanes.transaction(timeout) as connection:
             await self._check(connection, epoch, StoreName.POSTGRESQL)
+            for request in sorted(requests, key=lambda request: request.intent):
+                times = list(request.update_times)
+                await connection.execute(_REQUEST, request.intent, request.commit_time, times)
             ordered = sorted(images, key=lambda image: image.path)
             if owner is not None:
                 paths = [escape_path(image.path) for image in ordered]
@@ -334,6 +363,7 @@ class Mirror:
         row: str | None,
         allow_equal: bool,
         timeout: float,
+        request: Request | None,
     ) -> set[str]:
         table = self._tables.of(image.path)
         answer = await self._lanes.fetchrow(
@@ -346,6 +376,7 @@ class Mirror:
             self._group,
             allow_equal,
             *([] if row is None else [row]),
+            *([] if owner != "intent" else _recorded(request)),
             timeout=timeout,
         )
         if answer is None or not answer[0]:
@@ -434,3 +465,7 @@ def _peer(table: DocumentTable, path: str, row: Any) -> Peer:
 
 def _over(epoch: int) -> EpochChanged:
     return EpochChanged(f"epoch {epoch} is over, or the authority another")
+
+
+def _recorded(request: Request | None) -> list[Any]:
+    return [None, []] if request is None else [request.commit_time, list(request.update_times)]

@@ -115,7 +115,8 @@ class DocumentTable:
 
     def _put_one(self, owner: str | None) -> str:
         """Puts one full image in one statement; `owner` is the column of `pending` that
-        ties it to a row, if any. Two booleans: the epoch still stands; it was put.
+        ties it to a row, if any. Two booleans: the epoch still stands; it was put. With a
+        commit_time, the intent is recorded as a request that was done.
 
         The upsert of the versions row is the lock that makes the guard true. A
         delete could not be done so: it would see the statement's old snapshot.
@@ -127,6 +128,12 @@ class DocumentTable:
             own = f"""own as (delete from crossfade.pending where {owner} = {row}::text
                 and path = {path}::text and exists (select from c) returning 1),"""
             where = "where exists (select from own)"
+        if owner == "intent":
+            done, times = (f"${self.width + n}" for n in (8, 9))
+            own += f"""request as (
+                insert into crossfade.requests (intent, commit_time, update_times)
+                select {row}, {done}::int8, {times}::int8[] from c where {done} is not null
+                on conflict (intent) do nothing),"""
         return f"""with c as materialized (select 1 from crossfade.control where grp = {group}::text
                 and epoch = {epoch} and authority <> 'postgresql' for share),
             {own}
