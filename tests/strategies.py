@@ -73,7 +73,7 @@ def scalars() -> st.SearchStrategy[Any]:
         st.floats(),
         st.text(st.characters(codec="utf-8"), max_size=6),
         st.binary(max_size=6),
-        st.datetimes(timezones=st.just(UTC)),
+        st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.replace(fold=0)),
     )
 
 

@@ -1,0 +1,138 @@
+"""Writes as data: folding, checks, preconditions. What they make is the contract suite's
+business."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from crossfade.document import Document, identical
+from crossfade.errors import (
+    AlreadyExists,
+    CrossfadeError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+)
+from crossfade.stores.memory import MemoryStore
+from crossfade.write import (
+    MAX_TRANSFORMS,
+    Transform,
+    TransformKind,
+    Write,
+    apply,
+    check,
+    check_precondition,
+    fold,
+)
+from tests import strategies as some
+from tests.firestore_fixture import fresh_database
+
+K = TransformKind
+INCREMENT = Transform(("n",), K.INCREMENT, 1)
+
+
+def test_fold_keeps_the_last_image_and_remembers_partial_writes() -> None:
+    folded = fold(
+        [
+            Write("c/a", {"x": 1}),
+            Write("c/b", {"x": 1}, mask=(("x",),)),
+            Write("c/a", {"x": 2}),
+            Write("c/b", {"x": 3}),
+            Write("c/d", {"x": 1}),
+            Write("c/d", None),
+            Write("c/e", {}, transforms=(INCREMENT,)),
+        ]
+    )
+    shown = [(one.path, one.fields, one.partial, one.last) for one in folded]
+    assert shown == [
+        ("c/a", {"x": 2}, False, 2),
+        ("c/b", {"x": 3}, True, 3),
+        ("c/d", None, False, 5),
+        ("c/e", {}, True, 6),
+    ]
+
+
+@given(some.commits())
+def test_a_folded_image_is_what_is_stored(commit: list[Write]) -> None:
+    """Where no write was partial, the folded image can be put as it is."""
+    store = MemoryStore(fresh_database())
+    try:
+        store.apply_commit(commit)
+    except CrossfadeError:
+        return
+    for folded in fold(commit):
+        if not folded.partial:
+            stored = store.read(folded.path)
+            assert identical(None if stored is None else stored.fields, folded.fields)
+
+
+def test_what_is_partial() -> None:
+    assert not Write("c/a", {"x": 1}).partial
+    assert not Write("c/a", None).partial
+    assert Write("c/a", {}, mask=()).partial
+    assert Write("c/a", {}, transforms=(INCREMENT,)).partial
+
+
+STORED = Document("c/a", {}, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("write", "current", "error"),
+    [
+        (Write("c/a", {}), None, None),
+        (Write("c/a", {}, exists=False), None, None),
+        (Write("c/a", {}, exists=False), STORED, AlreadyExists),
+        (Write("c/a", {}, exists=True), STORED, None),
+        (Write("c/a", {}, exists=True), None, NotFound),
+        (Write("c/a", {}, update_time=20), STORED, None),
+        (Write("c/a", {}, update_time=19), STORED, FailedPrecondition),
+        (Write("c/a", {}, update_time=21), STORED, InvalidArgument),
+        (Write("c/a", {}, update_time=20), None, FailedPrecondition),
+    ],
+)
+def test_preconditions(
+    write: Write, current: Document | None, error: type[CrossfadeError] | None
+) -> None:
+    if error is None:
+        check_precondition(write, current)
+        return
+    with pytest.raises(error, match="c/a"):
+        check_precondition(write, current)
+
+
+def test_limits() -> None:
+    check(Write("c/a", {}, (), (INCREMENT,) * MAX_TRANSFORMS))
+    with pytest.raises(InvalidArgument, match=str(MAX_TRANSFORMS)):
+        check(Write("c/a", {}, (), (INCREMENT,) * (MAX_TRANSFORMS + 1)))
+
+
+def test_a_field_inside_another_is_not_transformed_beside_it() -> None:
+    inside = Transform(("n", "x"), K.INCREMENT, 1)
+    with pytest.raises(InvalidArgument, match="c/a"):
+        check(Write("c/a", {}, (), (inside, INCREMENT)))
+    check(Write("c/a", {}, (), (INCREMENT, INCREMENT)))
+    check(Write("c/a", {}, (), (INCREMENT, Transform(("nx",), K.INCREMENT, 1))))
+
+
+def test_the_stored_document_is_not_touched() -> None:
+    inner: Any = {"m": {"x": 1}, "l": [1]}
+    before = Document("c/a", inner, 1, 1)
+    write = Write("c/a", {"m": {"y": 2}}, (("m", "y"),), (Transform(("l",), K.UNION, [2]),))
+    outcome = apply(write, before, 5)
+    assert outcome.fields == {"m": {"x": 1, "y": 2}, "l": [1, 2]}
+    assert before.fields == {"m": {"x": 1}, "l": [1]}
+
+
+def test_a_result_that_breaks_a_limit_is_refused() -> None:
+    before = Document("c/a", {"x": "x" * 1_000_000}, 1, 1)
+    with pytest.raises(InvalidArgument, match="1048576"):
+        apply(Write("c/a", {"y": "y" * 100_000}, (("y",),)), before, 5)
+    with pytest.raises(InvalidArgument):
+        apply(Write("c/a", {}, (), (Transform(("l",), K.UNION, [[1]]),)), None, 5)
+
+
+def test_request_time_has_milliseconds() -> None:
+    outcome = apply(Write("c/a", {}, (), (Transform(("t",), K.REQUEST_TIME),)), None, 1_234_567)
+    (moment,) = outcome.results
+    assert moment.microsecond == 234_000  # type: ignore[union-attr]
