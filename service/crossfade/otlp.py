@@ -177,7 +177,8 @@ class _WithHistograms(MetricExporter):
     def export(
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
-        ours = ScopeMetrics(InstrumentationScope(SCOPE), self._made(), "")
+        # In a scope of their own: of two scopes with one name, OTLP's encoder sends the last.
+        ours = ScopeMetrics(InstrumentationScope(f"{SCOPE}.durations"), self._made(), "")
         whole = MetricsData(
             [
                 ResourceMetrics(item.resource, [*item.scope_metrics, ours], item.schema_url)
