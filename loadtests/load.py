@@ -16,9 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from crossfade_client import AsyncCrossfade, CrossfadeError, Write
-from violet.sample import documents, keys
-
 from loadtests.stack import StackError, start_stack
+from violet.sample import documents, keys
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")

@@ -13,12 +13,13 @@ from typing import Any
 
 import grpc
 import grpc.experimental.gevent
-from crossfade_api.v1 import crossfade_pb2_grpc as rpc
-from crossfade_client import CrossfadeError, Query, RequestId, _requests, query
-from crossfade_client.errors import NotFoundError, from_status
 from locust import User, between, events, task
 from locust.env import Environment
 from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
+
+from crossfade_api.v1 import crossfade_pb2_grpc as rpc
+from crossfade_client import CrossfadeError, Query, RequestId, _requests, query
+from crossfade_client.errors import NotFoundError, from_status
 from violet.mix import Operation, Operations
 from violet.sample import keys
 from violet.traffic import Commit, Find, perform

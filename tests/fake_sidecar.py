@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+
 from crossfade import query as core_query
 from crossfade import wire
 from crossfade import write as core_write

@@ -9,6 +9,8 @@ from typing import Any
 
 import asyncpg
 import grpc.aio
+from pydantic import SecretStr
+
 from crossfade import app
 from crossfade.document import Database
 from crossfade.plan import Stage
@@ -27,7 +29,6 @@ from crossfade.stores.memory import MemoryStore, MemoryStores
 from crossfade.telemetry import Counter, Telemetry
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade
-from pydantic import SecretStr
 
 DATABASE = Database("test")
 

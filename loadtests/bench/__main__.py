@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import grpc.aio
+
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade, Write
-
 from loadtests.bench import data, servers, sql
 from loadtests.bench.measure import (
     MARGIN,

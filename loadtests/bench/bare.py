@@ -15,10 +15,10 @@ import asyncpg
 import grpc.aio
 import orjson
 import uvloop
+
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.wire import field_bytes
 from crossfade_api.v1 import crossfade_pb2, document_pb2
-
 from loadtests.bench.sql import MAPPING
 
 READY = "bare "

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import uvloop
-from crossfade_client import AsyncCrossfade, Query
 
+from crossfade_client import AsyncCrossfade, Query
 from loadtests.bench import data
 
 READY = "ready"

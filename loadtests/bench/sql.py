@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import registry
 from sqlalchemy.schema import CreateSchema
-from violet.mapping import MAPPINGS, metadata, tasks
 
 from loadtests.bench import data
+from violet.mapping import MAPPINGS, metadata, tasks
 
 _MICROS = 1_765_269_015_123_456
 

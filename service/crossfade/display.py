@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
-from crossfade_api.v1.admin_pb2 import Status, StoreLatency
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from crossfade_api.v1.admin_pb2 import Status, StoreLatency
 
 PLAIN_SECONDS = 5.0
 READS = {"get", "query"}

@@ -20,13 +20,13 @@ from typing import IO, Any, Self
 
 import asyncpg
 import structlog
-from crossfade_api.v1 import document_pb2
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
 from crossfade.document import Database
 from crossfade.stores.firestore import EXPIRY, INTENTS
 from crossfade.stores.memory import MemoryStores
+from crossfade_api.v1 import document_pb2
 
 log = structlog.get_logger(__name__)
 

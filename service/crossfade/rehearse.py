@@ -17,8 +17,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc.aio
-from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
-from crossfade_client import AsyncCrossfade
 from pydantic import SecretStr
 
 from crossfade import app
@@ -39,6 +37,8 @@ from crossfade.shadow import BAD
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.telemetry import COMMITS, READS, VERDICTS, Telemetry, quantile
 from crossfade.write import Write
+from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
+from crossfade_client import AsyncCrossfade
 
 PROJECT = "rehearsal"
 COMPARE_TIMEOUT = 30.0

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import structlog
-from crossfade_api.v1 import crossfade_pb2, document_pb2
 from opentelemetry.trace import SpanContext
 
 from crossfade.diff import diff
@@ -25,6 +24,7 @@ from crossfade.query import Query
 from crossfade.store import DocumentStore, Page, Reading, Stored, Stores
 from crossfade.telemetry import REPAIRS, SHADOW_DROPPED, VERDICTS, Telemetry
 from crossfade.wire import parse_document
+from crossfade_api.v1 import crossfade_pb2, document_pb2
 
 log = structlog.get_logger(__name__)
 

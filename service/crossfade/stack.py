@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
-from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
-from crossfade_client import AsyncCrossfade
 from pydantic import SecretStr
 
 from crossfade import app
@@ -28,6 +26,8 @@ from crossfade.settings import (
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.telemetry import Telemetry
 from crossfade.write import Write
+from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
+from crossfade_client import AsyncCrossfade
 
 STATUS_SECONDS = 1.0
 SEED = 1

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 import structlog
+
 from crossfade_client import (
     SERVER_TIMESTAMP,
     ArrayUnion,
@@ -26,7 +27,6 @@ from crossfade_client import (
     Snapshot,
     Write,
 )
-
 from violet.mix import (
     AddResponse,
     AssignTask,

@@ -4,6 +4,7 @@ import asyncio
 from random import Random
 
 import pytest
+
 from crossfade import migrator
 from crossfade.control import Snapshot
 from crossfade.errors import CrossfadeError

@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from crossfade_api.v1 import crossfade_pb2 as pb
 from crossfade_client import (
     SERVER_TIMESTAMP,
@@ -25,7 +26,6 @@ from crossfade_client import (
     UnimplementedError,
     Write,
 )
-
 from tests.fake_sidecar import Failure, FakeSidecar
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE

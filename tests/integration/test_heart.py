@@ -4,6 +4,7 @@ import asyncio
 
 import grpc
 import pytest
+
 from crossfade import pending
 from crossfade.document import Document
 from crossfade.errors import Unavailable
@@ -22,7 +23,6 @@ from crossfade_client import (
 from crossfade_client import (
     Write as ClientWrite,
 )
-
 from tests.sidecar import Running, eventually, running
 
 # A mapped collection and one in the generic table.
@@ -62,7 +62,6 @@ async def unmark(stack: Running) -> None:
 async def in_postgres(stack: Running, path: str) -> Document | None:
     from crossfade import wire
     from crossfade.plan import StoreName
-
     from tests.sidecar import DATABASE
 
     reading = await stack.sidecar.stores[StoreName.POSTGRESQL].get([path], timeout=5)

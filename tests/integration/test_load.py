@@ -5,10 +5,10 @@ import re
 import sys
 
 import pytest
-from crossfade.document import Document
-from violet import sample
 
+from crossfade.document import Document
 from tests.fake_sidecar import FakeSidecar
+from violet import sample
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from rich.console import Console
+
 from crossfade import cli, display
 from crossfade.display import StatusLine, print_table, status_text
 from crossfade.embedded import EmbeddedError, EmbeddedPostgres, lock
 from crossfade.errors import Internal, Unavailable
 from crossfade.settings import PostgresqlSettings
 from crossfade_api.v1.admin_pb2 import Status
-from rich.console import Console
 
 COMMANDS = ["up", "serve", "firestore", "rehearse", "settings"]
 URL = "postgresql://u:s3cret@localhost:1/violet"

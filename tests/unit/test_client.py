@@ -7,6 +7,9 @@ from typing import Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from crossfade import document as core
 from crossfade import query as core_query
 from crossfade import wire
@@ -43,8 +46,6 @@ from crossfade_client import (
 )
 from crossfade_client.errors import from_status
 from crossfade_client.values import FieldPath
-from hypothesis import given
-from hypothesis import strategies as st
 
 DATABASE = core.Database("p")
 MOMENT = datetime(2025, 12, 9, 10, 11, 12, 345678, tzinfo=UTC)

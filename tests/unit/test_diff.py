@@ -1,9 +1,9 @@
 """Differences by field path."""
 
-from crossfade.diff import MAX_DIFFERENCES, diff
-from crossfade.document import ABSENT, identical
 from hypothesis import given
 
+from crossfade.diff import MAX_DIFFERENCES, diff
+from crossfade.document import ABSENT, identical
 from tests.strategies import fields
 
 

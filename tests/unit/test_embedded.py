@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from crossfade import embedded
 from crossfade.document import Database, Document, Fields, GeoPoint, Reference, identical
 from crossfade.embedded import (

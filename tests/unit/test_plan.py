@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from crossfade.plan import BUCKETS, STAGES, Stage, StoreName, bucket, decide, plan
 from hypothesis import given
 from hypothesis import strategies as st
+
+from crossfade.plan import BUCKETS, STAGES, Stage, StoreName, bucket, decide, plan
 
 F, P = StoreName.FIRESTORE, StoreName.POSTGRESQL
 

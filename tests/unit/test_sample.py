@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
+
 from crossfade.document import (
     Document,
     check_document,
@@ -18,10 +19,9 @@ from crossfade.document import (
     walk,
 )
 from crossfade_client import AsyncCrossfade, CommitResult, Snapshot, WriteResult
+from tests.fake_sidecar import Failure, FakeSidecar
 from violet import mix, sample, traffic
 from violet.sample_tasks import STATUSES, new_task
-
-from tests.fake_sidecar import Failure, FakeSidecar
 
 SEED, TASKS = 7, 200
 

@@ -3,6 +3,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
+
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.settings import (
     CollectionSettings,
@@ -13,7 +15,6 @@ from crossfade.settings import (
     SettingsError,
     load,
 )
-from pydantic import ValidationError
 
 URL = "postgresql://u:s3cret@db.example:5433/violet"
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"

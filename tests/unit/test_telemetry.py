@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import structlog
-from crossfade import logs, telemetry
-from crossfade.plan import StoreName
-from crossfade.settings import LogSettings, TelemetrySettings
-from crossfade.telemetry import Counter, Durations, Gauge, Instrument, Latency, Telemetry, Trace
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+
+from crossfade import logs, telemetry
+from crossfade.plan import StoreName
+from crossfade.settings import LogSettings, TelemetrySettings
+from crossfade.telemetry import Counter, Durations, Gauge, Instrument, Latency, Telemetry, Trace
 
 SERVICE = Path(telemetry.__file__).parent
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

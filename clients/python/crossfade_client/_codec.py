@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import Any
 
-from crossfade_api.v1 import document_pb2 as pb
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from crossfade_api.v1 import document_pb2 as pb
 from crossfade_client.errors import InternalError, InvalidArgumentError
 from crossfade_client.values import (
     ArrayRemove,

@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 import grpc
-from crossfade_api.v1 import crossfade_pb2 as pb
 
+from crossfade_api.v1 import crossfade_pb2 as pb
 from crossfade_client import _codec
 from crossfade_client.errors import InternalError, InvalidArgumentError
 from crossfade_client.values import CommitResult, Snapshot, WriteResult, relative

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any, Self, TypeAlias, TypeVar
 
 import grpc
-from crossfade_api.v1 import crossfade_pb2_grpc as rpc
 
+from crossfade_api.v1 import crossfade_pb2_grpc as rpc
 from crossfade_client import _requests, query
 from crossfade_client._requests import Attempts, RequestId
 from crossfade_client.errors import NotFoundError, from_status

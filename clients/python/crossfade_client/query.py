@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 from crossfade_api.v1 import crossfade_pb2 as rpc_pb
 from crossfade_api.v1 import query_pb2 as pb
-
 from crossfade_client import _codec, _paths
 from crossfade_client.errors import InvalidArgumentError
 from crossfade_client.values import FieldPath, Reference, Snapshot

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any
 
 from crossfade_api.v1 import document_pb2 as pb
-
 from crossfade_client import _codec, _paths
 from crossfade_client.errors import InvalidArgumentError
 from crossfade_client.values import (

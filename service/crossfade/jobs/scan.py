@@ -2,12 +2,11 @@
 
 from collections.abc import AsyncIterator
 
-from crossfade_api.v1 import crossfade_pb2
-
 from crossfade.document import NAME, Database, Document, Reference, is_own
 from crossfade.query import Cursor, Order, Query
 from crossfade.store import DocumentStore
 from crossfade.wire import decode_document
+from crossfade_api.v1 import crossfade_pb2
 
 PAGE = 300
 
