@@ -25,7 +25,7 @@ from crossfade.settings import (
     ShadowSettings,
 )
 from crossfade.stores.firestore import FirestoreStore, connect
-from crossfade.stores.memory import MemoryStore, MemoryStores
+from crossfade.stores.memory import MemoryStores
 from crossfade.telemetry import Counter, Telemetry
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade
@@ -41,7 +41,7 @@ class Running:
     telemetry: Telemetry
     client: AsyncCrossfade
     admin: Any
-    memory: MemoryStore
+    memory: Any
     direct: FirestoreStore
     sql: Any
     firestore_server: Any

@@ -179,7 +179,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         )
         control.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
-    if to_request is not None and to_request is not control.snapshot.stage:
+    if to_request is not None:
         tasks.append(asyncio.create_task(_request(control, to_request)))
     return Sidecar(
         address, control, admin, shadow, stores, forward, server, checker, tasks, AsyncExitStack()

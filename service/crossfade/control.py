@@ -173,6 +173,7 @@ class Control:
         self._readings = 0
         self._unread: CrossfadeError | None = None
         self._unfinished: Snapshot | None = None
+        self._request: Stage | None = None
         self.wake_recopy: Callable[[], None] = lambda: None
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
 
@@ -203,13 +204,21 @@ class Control:
         await self.refresh()
         if not explicit or row is None or row["requested"] == requested:
             return None
-        await self._rows.execute(
-            "update crossfade.control set requested = $2 where grp = $1",
-            GROUP,
-            requested.value,
-            timeout=self._timeout,
-        )
+        self._request = requested
         return requested
+
+    async def _answer_request(self, rows: Rows) -> None:
+        """What the settings ask for counts as done once a stage was reached: that one, or
+        what an operator chose over it. Not before: the sidecar may end, or be refused, and
+        the next start has to try again."""
+        if self._request is not None:
+            await rows.execute(
+                "update crossfade.control set requested = $2 where grp = $1",
+                GROUP,
+                self._request.value,
+                timeout=self._timeout,
+            )
+            self._request = None
 
     async def _seed(self, requested: Stage) -> None:
         assert self._rows is not None  # noqa: S101 - open() has looked
@@ -341,6 +350,7 @@ class Control:
             await self.refresh()
             before = self.snapshot
             if before.stage is target:
+                await self._answer_request(rows)
                 return
             old, new = STAGES[before.stage], STAGES[target]
             deadline = time.monotonic() + timeout
@@ -369,6 +379,7 @@ class Control:
                 if changed != "UPDATE 1":
                     raise EpochChanged("another change of stage is under way")
             log.info("stage changed", before=before.stage.value, now=self.snapshot.stage.value)
+            await self._answer_request(rows)
 
     async def _move(self, target: Stage, *, doubt: bool) -> None:
         """Off <-> dual_write: what the mirror holds is doubtful from here until a copy ends.

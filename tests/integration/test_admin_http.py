@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from crossfade.plan import Stage
 from tests.sidecar import running
 
 
-async def fetch(address: str, path: str) -> tuple[int, dict]:
+async def fetch(address: str, path: str) -> tuple[int, Any]:
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())

@@ -1,12 +1,12 @@
 """The heart over real stores: what is answered by whom, and what happens when a store fails."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
 
 from crossfade import pending
-from crossfade.document import Document
 from crossfade.errors import Unavailable
 from crossfade.plan import Stage
 from crossfade.stores.firestore import FirestoreStore
@@ -59,7 +59,7 @@ async def unmark(stack: Running) -> None:
     await stack.sql.execute("delete from crossfade.pending where intent = 'elsewhere'")
 
 
-async def in_postgres(stack: Running, path: str) -> Document | None:
+async def in_postgres(stack: Running, path: str) -> Any:
     from crossfade import wire
     from crossfade.plan import StoreName
     from tests.sidecar import DATABASE
@@ -303,7 +303,7 @@ async def test_a_repeated_request_is_done_once(url, stage):
 
 async def test_a_caller_that_goes_away_changes_nothing(shadowing):
     channel = grpc.aio.insecure_channel(shadowing.sidecar.address)
-    commit = channel.unary_unary("/crossfade.v1.Crossfade/Commit")
+    commit: Any = channel.unary_unary("/crossfade.v1.Crossfade/Commit")
     from crossfade_client._requests import commit_request
 
     for number in range(20):
@@ -432,7 +432,7 @@ async def test_a_writer_around_the_sidecar_is_never_overwritten(url):
 
         async def buried() -> bool:
             status = await stack.admin.GetStatus(admin_pb2.GetStatusRequest())
-            return status.dead_letters == 1
+            return bool(status.dead_letters == 1)
 
         await eventually(buried)
         assert stack.memory.read("tasks/1").fields == {"n": "foreign"}
