@@ -323,8 +323,7 @@ class Control:
 
     async def set_traffic(self, collection: str, traffic: Traffic) -> None:
         """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
-        rows = self._needs_rows()
-        await rows.execute(
+        await self._change(
             """update crossfade.control
             set traffic = traffic || jsonb_build_object($2::text,
                 coalesce(traffic -> $2::text, '{}') || jsonb_strip_nulls($3::jsonb)),
@@ -333,7 +332,6 @@ class Control:
             GROUP,
             collection,
             {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
-            timeout=self._timeout,
         )
         await self.refresh()
 
@@ -344,7 +342,7 @@ class Control:
         the reason), DeadlineExceeded when a barrier did not close in time; then
         the former stage stands again.
         """
-        rows = self._needs_rows()
+        self._needs_rows()
         async with self._moving:
             await self._undo()
             await self.refresh()
@@ -367,13 +365,12 @@ class Control:
             elif old.mirrored and not new.mirrored:
                 await self._move(target, doubt=True)
             else:
-                changed = await rows.execute(
+                changed = await self._change(
                     """update crossfade.control set stage = $2, updated_at = now()
                     where grp = $1 and epoch = $3 and barrier is null""",
                     GROUP,
                     target.value,
                     before.epoch,
-                    timeout=self._timeout,
                 )
                 await self.refresh()
                 if changed != "UPDATE 1":
@@ -439,14 +436,13 @@ class Control:
 
     async def _close(self, target: Stage, before: Snapshot) -> None:
         self._unfinished = before
-        changed = await self._needs_rows().execute(
+        changed = await self._change(
             """update crossfade.control
             set authority = 'none', barrier = $3::jsonb, updated_at = now()
             where grp = $1 and epoch = $2 and barrier is null""",
             GROUP,
             before.epoch,
             {"from": before.stage.value, "to": target.value},
-            timeout=self._timeout,
         )
         if changed != "UPDATE 1":
             self._unfinished = None  # it is somebody else's
@@ -505,9 +501,19 @@ class Control:
 
     @asynccontextmanager
     async def _transaction(self, timeout: float | None = None) -> AsyncIterator[Any]:
+        """For changes of the control row. The lock of the table lets plain reads pass, and
+        makes new share locks of the row wait in line: an update alone would starve under
+        commits that overlap without a gap."""
         acquired = self._needs_rows().acquire(self._timeout if timeout is None else timeout)
         async with acquired as connection, connection.transaction():
+            await connection.execute("lock table crossfade.control in exclusive mode")
             yield connection
+
+    async def _change(self, query: str, *args: Any) -> str:
+        """One change of the control row; the command's tag."""
+        async with self._transaction() as connection:
+            tag: str = await connection.execute(query, *args)
+        return tag
 
 
 async def _doubt_everything(connection: Any) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from types import SimpleNamespace
 
+import asyncpg
 import grpc
 import pytest
 
@@ -157,22 +158,43 @@ async def test_two_settings_of_traffic_at_once_both_stand(shadowing):
         assert (traffic.read_percent, traffic.shadow_rate) == (percent, percent / 10)
 
 
-async def test_a_barrier_closes_while_many_writers_never_pause(live):
+async def test_a_barrier_closes_though_commits_overlap_without_a_gap(live, url):
+    """Each holds a share lock of the control row; some always does."""
     stop = False
 
-    async def writer(number: int) -> None:
+    async def commits() -> None:
+        connection = await asyncpg.connect(url)
         while not stop:
-            await live.client.set(f"tasks/{number}", {"n": number}, timeout=15)
+            async with connection.transaction():
+                await connection.execute("select from crossfade.control for share")
+                await connection.execute("select pg_sleep(0.004)")
+        await connection.close()
 
-    writers = [asyncio.create_task(writer(number)) for number in range(40)]
-    await asyncio.sleep(0.5)
+    callers = [asyncio.create_task(commits()) for _ in range(48)]
+    await asyncio.sleep(1)
     try:
+        await live.percent(50)
         await live.stage("shadow")
     finally:
         stop = True
-        await asyncio.gather(*writers)
-    await live.settled()
-    assert live.memory.read("tasks/7").fields == {"n": 7}
+        await asyncio.gather(*callers)
+    assert live.sidecar.control.snapshot.stage is Stage.SHADOW
+
+
+async def test_a_crash_inside_a_barrier_is_undone_by_the_next_start(url):
+    async with running(url, Stage.SHADOW) as stack:
+        await stack.copy()
+        epoch = stack.sidecar.control.snapshot.epoch
+    sql = await asyncpg.connect(url)
+    await sql.execute(
+        """update crossfade.control set authority = 'none',
+            barrier = '{"from": "shadow", "to": "live"}'"""
+    )
+    await sql.close()
+    async with running(url, Stage.SHADOW) as stack:
+        await stack.client.set("tasks/1", {"n": 1})
+        assert stack.memory.read("tasks/1").fields == {"n": 1}
+        assert stack.sidecar.control.snapshot.epoch == epoch + 1
 
 
 # --- off and dual_write ------------------------------------------------------------------------

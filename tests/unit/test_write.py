@@ -135,4 +135,4 @@ def test_a_result_that_breaks_a_limit_is_refused() -> None:
 def test_request_time_has_milliseconds() -> None:
     outcome = apply(Write("c/a", {}, (), (Transform(("t",), K.REQUEST_TIME),)), None, 1_234_567)
     (moment,) = outcome.results
-    assert moment.microsecond == 234_000  # type: ignore[union-attr]
+    assert moment.microsecond == 234_000
