@@ -207,16 +207,15 @@ class Control:
         self._request = requested
         return requested
 
-    async def _answer_request(self, rows: Rows) -> None:
+    async def _answer_request(self) -> None:
         """What the settings ask for counts as done once a stage was reached: that one, or
         what an operator chose over it. Not before: the sidecar may end, or be refused, and
         the next start has to try again."""
         if self._request is not None:
-            await rows.execute(
+            await self._change(
                 "update crossfade.control set requested = $2 where grp = $1",
                 GROUP,
                 self._request.value,
-                timeout=self._timeout,
             )
             self._request = None
 
@@ -348,7 +347,7 @@ class Control:
             await self.refresh()
             before = self.snapshot
             if before.stage is target:
-                await self._answer_request(rows)
+                await self._answer_request()
                 return
             old, new = STAGES[before.stage], STAGES[target]
             deadline = time.monotonic() + timeout
@@ -376,7 +375,7 @@ class Control:
                 if changed != "UPDATE 1":
                     raise EpochChanged("another change of stage is under way")
             log.info("stage changed", before=before.stage.value, now=self.snapshot.stage.value)
-            await self._answer_request(rows)
+            await self._answer_request()
 
     async def _move(self, target: Stage, *, doubt: bool) -> None:
         """Off <-> dual_write: what the mirror holds is doubtful from here until a copy ends.
