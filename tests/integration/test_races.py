@@ -2,6 +2,9 @@
 
 import asyncio
 import time
+from collections import Counter
+from contextlib import suppress
+from random import Random
 from types import SimpleNamespace
 
 import asyncpg
@@ -12,7 +15,7 @@ from crossfade import control as controls
 from crossfade import pending, recopy
 from crossfade.control import Control
 from crossfade.document import Document
-from crossfade.errors import Internal, Unavailable
+from crossfade.errors import DeadlineExceeded, Internal, Unavailable
 from crossfade.plan import Stage, StoreName
 from crossfade.stores import firestore
 from crossfade.stores.firestore import FirestoreStore
@@ -21,6 +24,7 @@ from crossfade.telemetry import VERDICTS
 from crossfade.wire import parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2
+from crossfade_client import CrossfadeError as CrossfadeClientError
 from crossfade_client import Increment, NotFoundError
 from crossfade_client import Write as ClientWrite
 from tests.sidecar import DATABASE, Running, eventually, running
@@ -494,6 +498,25 @@ async def test_an_answer_lost_on_the_way_back_is_no_foreign_writer(live, monkeyp
     assert live.memory.read("tasks/1").fields == {"n": 2}
 
 
+async def test_remembering_locks_in_the_order_of_commits(live):
+    """A commit holds a, then wants b; who remembers b and a must not hold b meanwhile."""
+    paths = ["notes/a", "notes/b"]
+    await live.client.commit([ClientWrite.set(path, {"n": 1}) for path in paths])
+    await live.settled()
+    mirror = live.sidecar._forward._pending.mirror
+    peers = await mirror.peers(paths, timeout=5)
+    epoch = live.sidecar.control.snapshot.epoch
+    lock = "select from crossfade.versions where path = $1 for update"
+    async with live.sql.transaction():
+        await live.sql.execute(lock, "notes/a")
+        settled = [(peer, 7) for peer in reversed(peers)]
+        remembering = asyncio.create_task(mirror.settle("", settled, epoch=epoch, timeout=5))
+        await asyncio.wait([remembering], timeout=0.3)
+        await live.sql.execute(lock, "notes/b")
+    await remembering
+    assert [peer.peer_time for peer in await mirror.peers(paths, timeout=5)] == [7, 7]
+
+
 async def test_a_reverse_commit_that_arrives_late_brings_nothing_back(live, monkeypatch):
     """A create without an answer, then a delete, then the create arrives."""
     real, held = FirestoreStore.commit, []
@@ -525,3 +548,86 @@ async def _dead(stack: Running) -> bool:
 async def _holds(stack: Running, path: str, fields: dict[str, int]) -> bool:
     document = stack.memory.read(path)
     return document is not None and document.fields == fields
+
+
+# --- all at once -------------------------------------------------------------------------------
+
+
+class Storm:
+    """Faults at random: before a call, after it (its answer is lost), or a delay."""
+
+    def __init__(self, monkeypatch, seed: int, rate: float) -> None:
+        self._random = Random(seed)
+        self._rate = rate
+        self.blowing = False
+        for name in ("_send", "_get_all", "_get_one"):
+            self._disturb(monkeypatch, FirestoreStore, name)
+        for name in ("open_intent", "put", "settle", "peers", "claim", "release", "drop_intent"):
+            self._disturb(monkeypatch, Mirror, name)
+        for name in ("_close", "_open_again", "_drain"):
+            self._disturb(monkeypatch, Control, name)
+
+    def _disturb(self, monkeypatch, owner, name) -> None:
+        real = getattr(owner, name)
+
+        async def disturbed(self_, *args, **options):
+            drawn = self._random.random() if self.blowing else 1.0
+            if drawn < self._rate / 2:
+                raise Unavailable("before")
+            if drawn < self._rate:
+                await real(self_, *args, **options)
+                raise DeadlineExceeded("after")
+            if drawn < 2 * self._rate:
+                await asyncio.sleep(self._random.random() * 0.1)
+            return await real(self_, *args, **options)
+
+        monkeypatch.setattr(owner, name, disturbed)
+
+
+async def test_a_storm_of_faults_loses_doubles_and_hides_nothing(shadowing, monkeypatch):
+    """Counters, raised by callers of whom some go away, while the authority changes."""
+    monkeypatch.setattr(pending, "LEASE_SECONDS", 0.5)
+    storm, random = Storm(monkeypatch, seed=3, rate=0.08), Random(3)
+    acknowledged: Counter[str] = Counter()
+    begun: Counter[str] = Counter()
+    stale: list[str] = []
+
+    async def writer(number: int) -> None:
+        path = f"{('tasks', 'notes')[number % 2]}/{number % 4}"
+        while storm.blowing:
+            begun[path] += 1
+            write = shadowing.client.merge(path, {"total": Increment(1)}, timeout=3)
+            commit = asyncio.create_task(write)
+            if random.random() < 0.1:
+                await asyncio.sleep(random.random() * 0.03)
+                commit.cancel()
+            await asyncio.wait([commit])
+            if not commit.cancelled() and commit.exception() is None:
+                acknowledged[path] += 1
+
+    async def reader(path: str) -> None:
+        while storm.blowing:
+            known = acknowledged[path]
+            with suppress(CrossfadeClientError):
+                found = await shadowing.client.find(path, timeout=3)
+                if (found.fields["total"] if found else 0) < known:
+                    stale.append(path)
+
+    storm.blowing = True
+    paths = ["tasks/0", "notes/1", "tasks/2", "notes/3"]
+    callers = [asyncio.create_task(writer(number)) for number in range(6)]
+    callers += [asyncio.create_task(reader(path)) for path in paths]
+    for stage in ("live", "shadow", "ramp_down", "shadow"):
+        await asyncio.sleep(random.random() * 0.8)
+        request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=2)
+        with suppress(grpc.aio.AioRpcError):
+            await shadowing.admin.SetStage(request)
+    storm.blowing = False
+    await asyncio.gather(*callers)
+    await shadowing.settled(20)
+    assert await dead_letters(shadowing) == 0
+    assert stale == []
+    for path in paths:
+        theirs, ours = shadowing.memory.read(path), await in_postgres(shadowing, path)
+        assert ours.fields == theirs.fields
+        assert acknowledged[path] <= theirs.fields["total"] <= begun[path]
