@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from crossfade import wire
 from crossfade.document import Database, identical
 from crossfade.errors import CrossfadeError
-from crossfade.query import RANGES, Op, Query, leaves
+from crossfade.query import LISTS, Op, Query, leaves
 from crossfade.store import DocumentStore
 from crossfade.stores.firestore import connect
 from crossfade.stores.memory import MemoryStore
@@ -28,6 +28,7 @@ from tests.firestore_fixture import fresh_database
 CASES = int(os.environ.get("CROSSFADE_CASES", "200"))
 SEED = int(os.environ.get("CROSSFADE_SEED", "0"))
 SECONDS = 30.0
+UNARY = {Op.IS_NULL, Op.IS_NOT_NULL, Op.IS_NAN, Op.IS_NOT_NAN}
 
 
 @dataclass
@@ -70,13 +71,13 @@ def emulators_own(writes: Sequence[Write], ours: Answer, theirs: Answer) -> bool
     return len({write.path for write in writes}) < len(writes) and bool(ours.error and theirs.error)
 
 
-def empty_anyway(asked: Query) -> bool:
-    """An inequality with null or NaN: the emulator sees that nothing matches before it
-    sees that the order is illegal."""
-    return any(
-        leaf.op in RANGES | {Op.NOT_EQUAL} and (leaf.value is None or leaf.value != leaf.value)
-        for leaf in leaves(asked.where)
-    )
+def normalised_first(asked: Query) -> bool:
+    """The emulator simplifies before it applies its limits: an operand of null or NaN
+    makes a filter that nothing passes, and the same filter twice is one."""
+    filters = leaves(asked.where)
+    single = [leaf.value for leaf in filters if leaf.op not in LISTS | UNARY]
+    empty = any(value is None or value != value for value in single)
+    return empty or len({(leaf.path, leaf.op) for leaf in filters}) < len(filters)
 
 
 @pytest.mark.official
@@ -108,7 +109,7 @@ async def test_random_commits_and_queries(
         for asked in [everything, *queries]:
             theirs = await query(official, asked, database)
             ours = await query(memory, asked, database)
-            if ours.error and empty_anyway(asked) and not theirs.values:
+            if ours.error and not theirs.error and normalised_first(asked):
                 continue
             assert ours.same(theirs), f"{asked}\n  memory   {ours}\n  official {theirs}"
     finally:

@@ -13,7 +13,7 @@ from crossfade.errors import (
     InvalidArgument,
     Unavailable,
 )
-from crossfade.query import Order, Query
+from crossfade.query import CompositeFilter, FieldFilter, Op, Order, Query
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.memory import MemoryStore
 from crossfade.write import Transform, TransformKind, Write
@@ -62,6 +62,32 @@ async def test_descending_names_alone(memory: MemoryStore, official: FirestoreSt
     with pytest.raises(FailedPrecondition):
         async for _ in official.query(query, timeout=SECONDS):
             pass
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        CompositeFilter(any_of=False, filters=(FieldFilter(("v",), Op.ARRAY_CONTAINS, 1),) * 2),
+        CompositeFilter(any_of=True, filters=(FieldFilter(("v",), Op.EQUAL, 1),) * 31),
+    ],
+)
+async def test_the_same_filter_twice(
+    memory: MemoryStore, official: FirestoreStore, where: CompositeFilter
+) -> None:
+    """Documented are limits of what is sent; the emulator counts a repeated filter once."""
+    query = Query(collection="c", where=where)
+    with pytest.raises(InvalidArgument):
+        memory.run(query)
+    assert [page async for page in official.query(query, timeout=SECONDS)]
+
+
+async def test_a_filter_that_nothing_passes(memory: MemoryStore, official: FirestoreStore) -> None:
+    """The emulator does not look at the order of a query that is empty anyway."""
+    where = FieldFilter(("v",), Op.GREATER_THAN, None)
+    query = Query(collection="c", where=where, order_by=(Order(NAME),))
+    with pytest.raises(InvalidArgument):
+        memory.run(query)
+    assert [page async for page in official.query(query, timeout=SECONDS)]
 
 
 async def test_union_of_arrays(memory: MemoryStore, official: FirestoreStore) -> None:
