@@ -201,6 +201,15 @@ async def test_a_crash_inside_a_barrier_is_undone_by_the_next_start(url):
         assert stack.sidecar.control.snapshot.epoch == epoch + 1
 
 
+async def test_a_commit_is_not_refused_for_the_size_of_its_proof(shadowing):
+    """The names alone are more than one document may hold."""
+    name = "x" * 1400
+    writes = [ClientWrite.set(f"notes/{number}{name}", {"n": 1}) for number in range(800)]
+    await shadowing.client.commit(writes, timeout=20)
+    await shadowing.settled(20)
+    assert (await in_postgres(shadowing, f"notes/799{name}")).fields == {"n": 1}
+
+
 # --- off and dual_write ------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
-from crossfade.document import Database, Fields
+from crossfade.document import Database, Fields, Value
 from crossfade.errors import (
     Aborted,
     AlreadyExists,
@@ -64,6 +64,9 @@ MAX_MESSAGE_BYTES = 16 * 1_048_576
 EXPIRY = "expire_at"
 """Field of an intent document for a TTL policy: it is needed no longer than a request may
 be repeated, and than a commit may be under way."""
+MAX_PATHS_BYTES = 262_144
+"""An intent document names its paths up to here: a commit that Firestore takes must not be
+refused for its proof. The pending rows have all of them."""
 REVOKED_SECONDS = 7 * 86_400.0
 FIRST_PAGE_DOCUMENTS = 30
 """The first page goes out early, so that a reader starts while the rest arrives."""
@@ -284,9 +287,11 @@ class FirestoreStore:
             return await self._send(map(self._write_bytes, writes), deadline)
         # The intent's write comes first, so that a commit that is repeated is refused
         # for its intent and not for what its first attempt did to the documents.
+        paths: list[Value] = list(dict.fromkeys(write.path for write in writes))
+        size = sum(len(write.path.encode()) for write in writes)
         fields: Fields = {
             "epoch": intent.epoch,
-            "paths": list(dict.fromkeys(write.path for write in writes)),
+            "paths": paths if size <= MAX_PATHS_BYTES else [],
             "outbox": False,
             "state": "applied",
             EXPIRY: _after(self._request_window),
