@@ -12,12 +12,12 @@ import structlog
 from crossfade.admin import http
 from crossfade.control import Control, Traffic
 from crossfade.document import Database
-from crossfade.errors import CrossfadeError
+from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
 from crossfade.pending import Pending
-from crossfade.plan import Stage, StoreName
+from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import server as rpc
@@ -48,6 +48,9 @@ log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 2.0
 COMPLETE_SECONDS = 30.0
+KEEPS_UP_SECONDS = 2.0
+RETRY_SECONDS = 1.0
+MAX_RETRY_SECONDS = 60.0
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Sidecar:
     shadow: Shadow
     stores: Stores
     _forward: Forward | None
+    _recopy: Recopy | None
     _server: grpc.aio.Server
     _health: rpc.Health
     _tasks: list[asyncio.Task[None]]
@@ -74,6 +78,8 @@ class Sidecar:
         await self._server.stop(grace)
         if self._forward is not None:
             await self._forward.drain(grace)
+        if self._recopy is not None:
+            await self._recopy.drain(grace)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -167,6 +173,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     if lanes:
         tasks.append(_supervise("control", control.follow))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
+    recopy = None
     if pending is not None and firestore is not None:
         recopy = Recopy(
             control,
@@ -180,9 +187,19 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         control.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
     if to_request is not None:
-        tasks.append(asyncio.create_task(_request(control, to_request)))
+        tasks.append(asyncio.create_task(_carry_out(to_request, control, admin)))
     return Sidecar(
-        address, control, admin, shadow, stores, forward, server, checker, tasks, AsyncExitStack()
+        address,
+        control,
+        admin,
+        shadow,
+        stores,
+        forward,
+        recopy,
+        server,
+        checker,
+        tasks,
+        AsyncExitStack(),
     )
 
 
@@ -274,17 +291,41 @@ def _read_percents(control: Control) -> dict[Labels, float]:
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
 
 
-async def _request(control: Control, stage: Stage) -> None:
-    """Carries out the stage that the settings ask for; a refusal leaves the old one."""
-    try:
-        await control.set_stage(stage)
-    except CrossfadeError as error:
-        log.warning(
-            "the stage that the settings ask for was not reached",
-            asked=stage.value,
-            stands=control.snapshot.stage.value,
-            reason=str(error),
-        )
+async def _carry_out(stage: Stage, control: Control, admin: admin_rpc.Admin) -> None:
+    """Moves to the stage that the settings ask for; a refusal leaves the old one.
+
+    A change of authority waits until the mirror keeps up (after a crash that may take a
+    lease): a barrier that could not end in time would hold back writes for nothing.
+    """
+    pause, waits = RETRY_SECONDS, False
+    while control.request is stage:
+        snapshot = control.snapshot
+        try:
+            moves = STAGES[stage].authority is not snapshot.authority
+            backlog = await admin.backlog() if moves else None
+            if backlog and backlog.oldest_seconds > KEEPS_UP_SECONDS and not backlog.dead:
+                if not waits:
+                    log.info("a change of stage waits for the mirror", asked=stage.value)
+                waits = True
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            await control.set_stage(stage)
+        except (InfrastructureError, EpochChanged) as error:
+            _not_reached(stage, snapshot.stage, error)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, MAX_RETRY_SECONDS)
+        except CrossfadeError as error:
+            _not_reached(stage, snapshot.stage, error)
+            return
+
+
+def _not_reached(asked: Stage, stands: Stage, error: CrossfadeError) -> None:
+    log.warning(
+        "the stage that the settings ask for was not reached",
+        asked=asked.value,
+        stands=stands.value,
+        reason=str(error),
+    )
 
 
 def _supervise(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:

@@ -173,7 +173,8 @@ class Control:
         self._readings = 0
         self._unread: CrossfadeError | None = None
         self._unfinished: Snapshot | None = None
-        self._request: Stage | None = None
+        self.request: Stage | None = None
+        """The stage that the settings ask for, until it is reached or an operator sets another."""
         self.wake_recopy: Callable[[], None] = lambda: None
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
 
@@ -204,20 +205,20 @@ class Control:
         await self.refresh()
         if not explicit or row is None or row["requested"] == requested:
             return None
-        self._request = requested
+        self.request = requested
         return requested
 
     async def _answer_request(self) -> None:
         """What the settings ask for counts as done once a stage was reached: that one, or
         what an operator chose over it. Not before: the sidecar may end, or be refused, and
         the next start has to try again."""
-        if self._request is not None:
+        if self.request is not None:
             await self._change(
                 "update crossfade.control set requested = $2 where grp = $1",
                 GROUP,
-                self._request.value,
+                self.request.value,
             )
-            self._request = None
+            self.request = None
 
     async def _seed(self, requested: Stage) -> None:
         assert self._rows is not None  # noqa: S101 - open() has looked

@@ -10,6 +10,7 @@ overwritten: it becomes a dead letter.
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -75,6 +76,7 @@ class Recopy:
         self._timeout = timeout
         self._request_window = request_window
         self._pruned = 0.0
+        self._working = asyncio.Lock()
         self._sent: dict[str, Sequence[Peer]] = {}
         """Commits to Firestore whose outcome is not remembered yet, by intent."""
 
@@ -88,14 +90,22 @@ class Recopy:
                 pass
             self._pending.woken.clear()
             try:
-                while await self.step():  # noqa: ASYNC110 - a turn for others, no waiting
-                    await asyncio.sleep(0)
-                await self._prune()
+                async with self._working:
+                    while await self.step():  # noqa: ASYNC110 - a turn for others, no waiting
+                        await asyncio.sleep(0)
+                    await self._prune()
             except InfrastructureError as error:
                 log.warning("recopying waits for a store", error=error.code)
                 await asyncio.sleep(1.0)
             except EpochChanged:
                 await self._control.refresh()
+
+    async def drain(self, timeout: float) -> None:
+        """Waits for the batches under way. A claim that is broken off stands to the end of its
+        lease, and holds up the next change of authority as long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout), self._working:
+                pass
 
     async def step(self) -> int:
         """Settles one batch; the number of rows claimed."""
