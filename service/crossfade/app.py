@@ -10,7 +10,7 @@ import grpc.aio
 import structlog
 
 from crossfade.admin import http
-from crossfade.control import Control, Traffic
+from crossfade.control import Control
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
@@ -23,6 +23,7 @@ from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import server as rpc
 from crossfade.settings import Settings, SettingsError
 from crossfade.shadow import Shadow
+from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.lanes import Lanes

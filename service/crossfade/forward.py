@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 
 from crossfade.call import Call
-from crossfade.control import Control, Snapshot
+from crossfade.control import Control
 from crossfade.document import collection_id
 from crossfade.errors import (
     Aborted,
@@ -23,6 +23,7 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
+from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.commit import replayed

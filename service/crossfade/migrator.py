@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from crossfade.call import Call
-from crossfade.control import Control, Snapshot
+from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
     CrossfadeError,
@@ -24,6 +24,7 @@ from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
+from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent, Page, Reading, Stored, Stores
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
 from crossfade.write import Write

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import structlog
 
-from crossfade.control import Control, Snapshot
+from crossfade.control import Control
 from crossfade.document import Database, Document, collection_id, identical
 from crossfade.errors import (
     Aborted,
@@ -30,6 +30,7 @@ from crossfade.errors import (
 )
 from crossfade.pending import Pending, new_intent
 from crossfade.plan import StoreName
+from crossfade.snapshot import Snapshot
 from crossfade.store import Intent, Stored
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.mirror import Peer, PendingRow, Request

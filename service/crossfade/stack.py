@@ -14,7 +14,7 @@ from crossfade import app
 from crossfade.display import StatusLine
 from crossfade.document import Database
 from crossfade.embedded import EmbeddedFirestore, EmbeddedPostgres
-from crossfade.plan import Stage
+from crossfade.plan import STAGES, Stage
 from crossfade.rehearse import load, sample_traffic
 from crossfade.settings import (
     FirestoreSettings,
@@ -94,7 +94,8 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         resources.push_async_callback(sidecar.stop, 5.0)
         channel = await resources.enter_async_context(grpc.aio.insecure_channel(sidecar.address))
         admin = admin_pb2_grpc.AdminStub(channel)
-        if not (await sidecar.status()).copied:
+        status_now = await sidecar.status()
+        if STAGES[Stage(status_now.stage)].mirrored and not status_now.copied:
             async for step in admin.Copy(admin_pb2.CopyRequest()):
                 status.say(f"copying the old documents: {step.copied}")
         status.say(f"firestore  {firestore_address}")

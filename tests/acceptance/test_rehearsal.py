@@ -6,10 +6,10 @@ from random import Random
 import pytest
 
 from crossfade import migrator
-from crossfade.control import Snapshot
 from crossfade.errors import CrossfadeError
 from crossfade.plan import StoreName
 from crossfade.rehearse import RehearsalOptions, Report, rehearse
+from crossfade.snapshot import Snapshot
 from crossfade.stores.postgres.mirror import Mirror
 
 pytestmark = pytest.mark.timeout(180)

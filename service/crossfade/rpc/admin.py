@@ -8,13 +8,14 @@ from typing import Any
 import grpc
 
 from crossfade.call import Call
-from crossfade.control import Control, Traffic, parse_stage
+from crossfade.control import Control
 from crossfade.document import Database, check_id
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
 from crossfade.jobs.backfill import backfill
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.rpc.server import Wrapper, check_visible, parse
+from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.telemetry import (
