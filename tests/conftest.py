@@ -1,9 +1,14 @@
 """Fixtures that every test may ask for."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
+
+# Before gRPC is loaded: its fork handlers crash children that are forked from a process
+# with channels open, and starting PostgreSQL forks.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 pytest_plugins = ["tests.firestore_fixture", "tests.postgres_fixture"]
 

@@ -68,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     # gRPC remarks on a taken port in words of its own; ours name the option.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Its fork handlers crash what is forked while channels are open (stopping PostgreSQL is).
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in tokens
     with suppress(ValueError):
