@@ -135,8 +135,16 @@ def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
         raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
 
 
+# What nearly every path looks like: legal at a glance, a tenth of the whole check's cost.
+_PLAIN_PATH = re.compile(
+    r"[a-z0-9][a-z0-9_]{0,99}/[a-z0-9][a-z0-9_-]{0,99}", re.ASCII | re.IGNORECASE
+)
+
+
 def check_document_path(path: str, field: str = "name") -> str:
     """`path` itself, when it names a document. Raises InvalidArgument otherwise."""
+    if _PLAIN_PATH.fullmatch(path):
+        return path
     segments = path.split("/")
     if len(segments) % 2:
         raise InvalidArgument(
