@@ -11,6 +11,7 @@ import struct
 import sys
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
@@ -42,14 +43,16 @@ class EmbeddedError(Exception):
     """A child could not be started; the message says why and what to do."""
 
 
-class _Child:
+class _Child(ABC):
     """`async with` starts and stops."""
 
+    @abstractmethod
     async def start(self) -> None:
-        raise NotImplementedError
+        """Ready when it returns."""
 
+    @abstractmethod
     async def stop(self) -> None:
-        raise NotImplementedError
+        """Nothing of it runs when it returns. May be called twice."""
 
     async def __aenter__(self) -> Self:
         await self.start()

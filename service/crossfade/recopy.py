@@ -84,11 +84,9 @@ class Recopy:
     async def run(self) -> None:
         """Runs for ever: at once when woken, else every `interval` seconds."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(self._interval):
                     await self._pending.woken.wait()
-            except TimeoutError:
-                pass
             self._pending.woken.clear()
             try:
                 async with self._working:

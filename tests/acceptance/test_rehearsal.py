@@ -47,7 +47,7 @@ async def test_puts_out_of_order_are_harmless_only_because_of_the_version_guard(
     real, random = Mirror.put, Random(1)
 
     async def put(self, images, *, epoch, timeout, **owner):
-        await asyncio.sleep(random.random() * 0.05)  # the later one may come first
+        await asyncio.sleep(random.random() * 0.4)  # the later one may come first
         if not guarded:
             await self._lanes.execute(
                 "update crossfade.versions set epoch = 0 where path = any($1::text[])",
