@@ -149,6 +149,23 @@ async def test_lanes_reconnect_after_the_server_ended_them(postgres_lanes: MakeL
     assert lanes.in_use == 0
 
 
+async def test_a_driver_that_lost_the_thread_is_an_outage_and_costs_the_connection(
+    postgres_lanes: MakeLanes, monkeypatch: pytest.MonkeyPatch
+):
+    lanes = await postgres_lanes(size=1)
+    before = await lanes.fetchval("select pg_backend_pid()", timeout=5)
+
+    async def broken(*_args: object, **_kwargs: object) -> None:
+        raise asyncpg.InternalClientError("got result for unknown protocol state")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncpg.Connection, "_execute", broken)
+        with pytest.raises(Unavailable, match="broke"):
+            await lanes.fetchval("select 1", timeout=5)
+    assert await lanes.fetchval("select pg_backend_pid()", timeout=5) != before
+    assert lanes.in_use == 0
+
+
 async def test_a_block_that_leaves_a_transaction_open_loses_the_connection(
     postgres_lanes: MakeLanes,
 ):

@@ -301,5 +301,7 @@ def _translated(error: BaseException, connection: "Connection | None") -> BaseEx
             return Unavailable("PostgreSQL: the connection is closed")
         return Internal(f"PostgreSQL's driver refused a call ({type(error).__name__})")
     if isinstance(error, asyncpg.InternalClientError):
-        return Internal(f"PostgreSQL's driver failed ({type(error).__name__})")
+        # The driver has lost the thread: a server that ends a connection in the moment in which
+        # it is asked looks like this, too. Nobody knows what became of the statement.
+        return Unavailable(f"PostgreSQL: the connection broke ({type(error).__name__})")
     return error
