@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
+from typing import Any, TypeAlias
 
 from crossfade import query as queries
 from crossfade import wire
@@ -27,6 +28,7 @@ from crossfade.document import (
     identical,
     path_key,
 )
+from crossfade.errors import ResourceExhausted
 from crossfade.plan import StoreName
 from crossfade.query import Order, Query
 from crossfade.store import (
@@ -42,6 +44,10 @@ from crossfade.store import (
 from crossfade.write import Write
 
 _BY_NAME = (Order(NAME),)
+
+Journal: TypeAlias = Callable[[Database, int, Sequence[tuple[str, Document | None]]], None]
+"""Told of a commit (its time, and each changed path with what it will be) before it takes
+effect. Where it raises, nothing has changed."""
 
 
 def wall_clock() -> int:
@@ -72,7 +78,8 @@ class MemoryStore:
     """Documents in dicts. `clock` gives microseconds since 1970; times rise even if it does not.
 
     `name` is the store it stands for. It knows no versions but update times, so epochs
-    of its versions are 0, and it keeps no record of intents.
+    of its versions are 0, and it keeps no record of intents. A commit that would add to more
+    than `max_documents` is refused.
     """
 
     def __init__(
@@ -80,11 +87,16 @@ class MemoryStore:
         database: Database,
         clock: Callable[[], int] = wall_clock,
         name: StoreName = StoreName.FIRESTORE,
+        *,
+        max_documents: int | None = None,
+        journal: Journal | None = None,
     ) -> None:
         self.database = database
         self.name = name
         self.last_commit = 0
         self._clock = clock
+        self._max_documents = max_documents
+        self._journal = journal
         self._time = 0
         self._documents: dict[str, Document] = {}
         self._bytes: dict[str, bytes] = {}
@@ -134,12 +146,12 @@ class MemoryStore:
             base = None if outcome.fields is None else before.base
             staged[write.path] = _Staged(base, outcome.fields)
             results.append(outcome.results)
-        self._time = self.last_commit = now
-        times: dict[str, int | None] = {}
-        for path, after in staged.items():
-            document = after.document(path, now)
-            times[path] = None if document is None else document.update_time
-            self._set(path, document)
+        made = {path: after.document(path, now) for path, after in staged.items()}
+        self._apply(now, made)
+        times = {
+            path: None if document is None else document.update_time
+            for path, document in made.items()
+        }
         return CommitOutcome(
             tuple(
                 WriteOutcome(times[write.path], values)
@@ -152,8 +164,9 @@ class MemoryStore:
         """Every document, by path."""
         return iter(sorted(self._documents.values(), key=lambda document: document.path))
 
-    def load(self, documents: Iterable[Document]) -> None:
-        """Adds documents with the times they had."""
+    def load(self, documents: Iterable[Document], time: int = 0) -> None:
+        """Adds documents with the times they had. Every later commit is after `time`, too."""
+        self._time = max(self._time, time)
         for document in documents:
             self._time = max(self._time, document.update_time)
             self._set(document.path, document)
@@ -167,9 +180,38 @@ class MemoryStore:
             for path in self._by_id.get(collection, ())
             if isinstance(when := self._documents[path].fields.get(field), datetime) and when <= now
         ]
-        for path in past:
-            self._set(path, None)
+        if past:
+            self._apply(max(self._clock(), self._time + 1), dict.fromkeys(past))
         return len(past)
+
+    def reset(self) -> None:
+        """Deletes every document, as one commit."""
+        self._apply(max(self._clock(), self._time + 1), dict.fromkeys(self._documents))
+
+    def _apply(self, now: int, made: dict[str, Document | None]) -> None:
+        """Makes the changes of one commit. Raises where there is no room, or no journal."""
+        changes = [
+            (path, document)
+            for path, document in made.items()
+            if self._documents.get(path) is not document
+        ]
+        self._check_room(changes)
+        if self._journal is not None and changes:
+            self._journal(self.database, now, changes)
+        self._time = self.last_commit = now
+        for path, document in changes:
+            self._set(path, document)
+
+    def _check_room(self, changes: Sequence[tuple[str, Document | None]]) -> None:
+        limit = self._max_documents
+        if limit is None:
+            return
+        more = sum((new is not None) - (path in self._documents) for path, new in changes)
+        if more > 0 and len(self._documents) + more > limit:
+            raise ResourceExhausted(
+                f"commit: {len(self._documents) + more} documents would be stored, the limit of "
+                f"this server is {limit} (--max-documents)"
+            )
 
     def _set(self, path: str, document: Document | None) -> None:
         before = self._documents.get(path)
@@ -248,16 +290,17 @@ class MemoryStore:
 
 
 class MemoryStores:
-    """One store per database, made when it is first asked for."""
+    """One store per database, made with `options` when it is first asked for."""
 
-    def __init__(self, clock: Callable[[], int] = wall_clock) -> None:
+    def __init__(self, clock: Callable[[], int] = wall_clock, **options: Any) -> None:
         self._clock = clock
+        self._options = options
         self._stores: dict[Database, MemoryStore] = {}
 
     def __call__(self, database: Database) -> MemoryStore:
         store = self._stores.get(database)
         if store is None:
-            store = self._stores[database] = MemoryStore(database, self._clock)
+            store = self._stores[database] = MemoryStore(database, self._clock, **self._options)
         return store
 
     def __iter__(self) -> Iterator[MemoryStore]:
