@@ -18,6 +18,7 @@ from crossfade import wire
 from crossfade.document import Database, FieldPath, check_document_path, parse_field_path
 from crossfade.errors import InvalidArgument, NotFound, Unimplemented
 from crossfade.query import project
+from crossfade.rpc.firestore_v1_faults import Faults
 from crossfade.rpc.status import refuse
 from crossfade.store import CommitOutcome, DocumentStore
 from crossfade.write import MAX_COMMIT_BYTES
@@ -220,7 +221,10 @@ def _left(context: Any) -> float:
     return DEFAULT_SECONDS if left is None else left
 
 
-def _unary(name: str, method: Unary) -> Any:
+def _unary(name: str, method: Unary, faults: Faults | None) -> Any:
+    if faults is not None:
+        method = faults.unary(method)
+
     async def handle(data: bytes, context: Any) -> bytes:
         try:
             return await method(data, _left(context))
@@ -231,7 +235,10 @@ def _unary(name: str, method: Unary) -> Any:
     return grpc.unary_unary_rpc_method_handler(handle)
 
 
-def _stream(name: str, method: Streaming) -> Any:
+def _stream(name: str, method: Streaming, faults: Faults | None) -> Any:
+    if faults is not None:
+        method = faults.streaming(method)
+
     async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
         try:
             async for frame in method(data, _left(context)):
@@ -251,16 +258,16 @@ def _both_ways(name: str) -> Any:
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def handlers(front: Front) -> grpc.GenericRpcHandler:
+def handlers(front: Front, faults: Faults | None = None) -> grpc.GenericRpcHandler:
     """Every method of the service, to be added to a server."""
     methods = {
-        "GetDocument": _unary("GetDocument", front.get_document),
-        "Commit": _unary("Commit", front.commit),
-        "BatchGetDocuments": _stream("BatchGetDocuments", front.batch_get_documents),
-        "RunQuery": _stream("RunQuery", front.run_query),
+        "GetDocument": _unary("GetDocument", front.get_document, faults),
+        "Commit": _unary("Commit", front.commit, faults),
+        "BatchGetDocuments": _stream("BatchGetDocuments", front.batch_get_documents, faults),
+        "RunQuery": _stream("RunQuery", front.run_query, faults),
     }
-    methods |= {name: _unary(name, _later) for name in LATER}
-    methods |= {name: _stream(name, _later_stream) for name in LATER_STREAMS}
+    methods |= {name: _unary(name, _later, faults) for name in LATER}
+    methods |= {name: _stream(name, _later_stream, faults) for name in LATER_STREAMS}
     methods |= {name: _both_ways(name) for name in LATER_BOTH_WAYS}
     return grpc.method_handlers_generic_handler(SERVICE, methods)
 
@@ -277,7 +284,7 @@ class Server:
         await self._server.stop(grace)
 
 
-async def serve(stores: Stores, host: str, port: int) -> Server:
+async def serve(stores: Stores, host: str, port: int, faults: Faults | None = None) -> Server:
     """A running server. Port 0 takes a free one. Raises OSError for one that is taken."""
     server = grpc.aio.server(
         options=(
@@ -287,7 +294,7 @@ async def serve(stores: Stores, host: str, port: int) -> Server:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )
-    server.add_generic_rpc_handlers((handlers(Front(stores)),))
+    server.add_generic_rpc_handlers((handlers(Front(stores), faults),))
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:
