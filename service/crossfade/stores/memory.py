@@ -216,7 +216,7 @@ class MemoryStore:
     async def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:  # noqa: ARG002
         found = self.run(query)
         tail = wire.field_bytes(3, wire.time_bytes(self.now()))
-        whole = query.select is None
+        whole = query.whole
         frames: list[bytes] = []
         size, pages = 0, 0
         # The bytes are taken now: what later commits change is not in this result.
