@@ -240,6 +240,14 @@ def check_field_path(path: FieldPath, field: str) -> None:
         raise InvalidArgument(f'{field}: names of the form "__.*__" are reserved')
 
 
+def check_reserved_name(name: str, field: str) -> None:
+    """Raises InvalidArgument for the name of a field that a result may not have."""
+    if len(utf8(name, field)) > MAX_NAME_BYTES:
+        raise InvalidArgument(f"{field}: The name is longer than {MAX_NAME_BYTES} bytes.")
+    if _RESERVED.fullmatch(name):
+        raise InvalidArgument(f'{field}: The name "{name[:120]}" is reserved.')
+
+
 ABSENT = object()
 
 

@@ -17,8 +17,6 @@ from typing import Any
 from crossfade.document import (
     GeoPoint,
     Kind,
-    Reference,
-    from_micros,
     kind,
     numeric_id,
     to_micros,
@@ -47,7 +45,8 @@ def bytes_key(data: bytes) -> bytes:
 def value_key(value: Any) -> bytes:
     """The key of a value: its kind, then what orders it among its kind."""
     which = kind(value)
-    return _TAGS[which] + _KEYS[which](value)
+    key: bytes = _TAGS[which] + _KEYS[which](value)
+    return key
 
 
 def prefix_of(which: Kind) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from crossfade import nearest as neighbours
 from crossfade.document import (
     ABSENT,
     NAME,
@@ -28,6 +29,7 @@ from crossfade.document import (
     with_field,
 )
 from crossfade.errors import InvalidArgument
+from crossfade.nearest import Nearest
 
 MAX_IN = 30
 MAX_NOT_IN = 10
@@ -119,11 +121,18 @@ class Query:
     offset: int = 0
     limit: int | None = None
     select: tuple[FieldPath, ...] | None = None
+    nearest: Nearest | None = None
     raw: bytes | None = field(default=None, init=False, compare=False, repr=False)
 
     def keep_raw(self, raw: bytes) -> None:
         """For the decoder only: `raw` says exactly what the other fields say."""
         object.__setattr__(self, "raw", raw)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the result's documents are as they are stored: nothing left out or added."""
+        added = self.nearest is not None and self.nearest.result_field is not None
+        return self.select is None and not added
 
     @property
     def collection_path(self) -> str | None:
@@ -143,12 +152,14 @@ def run(query: Query, documents: Iterable[Document]) -> list[Document]:
 def finish(
     query: Query, orders: tuple[Order, ...], documents: list[Document], *, ordered: bool = False
 ) -> list[Document]:
-    """Order, offset, limit and projection of documents that match. Sorts in place, unless
-    they are `ordered`."""
+    """Order, offset, limit (or nearest neighbours) and projection of documents that match.
+    Sorts in place, unless they are `ordered`."""
     for order in () if ordered else reversed(orders):  # stable, so the last order first
         documents.sort(
             key=lambda d: order_key(field_value(d, order.path)), reverse=order.descending
         )
+    if query.nearest is not None:
+        documents = neighbours.find(query.nearest, documents)
     stop = None if query.limit is None else query.offset + query.limit
     return [project(document, query.select) for document in documents[query.offset : stop]]
 
@@ -310,6 +321,8 @@ def check(query: Query) -> tuple[Order, ...]:
     _check_orders(query, filters)
     for path in query.select or ():
         check_field_path(path, "query.select")
+    if query.nearest is not None:
+        _check_nearest(query, query.nearest)
     orders = full_order(query)
     for name, cursor in (("start_at", query.start), ("end_at", query.end)):
         if cursor is not None:
@@ -392,6 +405,18 @@ def _check_cursor(cursor: Cursor, orders: tuple[Order, ...], field: str) -> None
     for order, value in zip(orders, cursor.values, strict=False):
         if order.path == NAME and kind(value) is not Kind.REFERENCE:
             raise InvalidArgument(f"{field}: the value for __name__ is a document reference")
+
+
+def _check_nearest(query: Query, nearest: Nearest) -> None:
+    neighbours.check(nearest)
+    if query.limit is not None:
+        raise InvalidArgument("query.limit: A query limit cannot be used with FindNearest")
+    if query.offset:
+        raise InvalidArgument("query.offset: A query offset cannot be used with FindNearest")
+    if query.start is not None or query.end is not None:
+        raise InvalidArgument(
+            "query.start_at, query.end_at: A cursor cannot be used with FindNearest"
+        )
 
 
 def _has_or(where: Filter) -> bool:

@@ -4,6 +4,6 @@ The front holds protocol only: which messages in which order. What a query match
 a write makes of a document and what a transaction may see is the backend's.
 """
 
-from crossfade.rpc.firestore_v1.server import SERVICE, Server, serve
+from crossfade.rpc.firestore_v1.server import SERVICE, Server, methods, serve
 
-__all__ = ["SERVICE", "Server", "serve"]
+__all__ = ["SERVICE", "Server", "methods", "serve"]

@@ -23,7 +23,7 @@ from crossfade.rpc.firestore_v1 import requests
 from crossfade.rpc.firestore_v1.backend import Backend, Backends
 from crossfade.rpc.firestore_v1.requests import parse
 from crossfade.rpc.status import code_of, details
-from crossfade.store import NOW, At, CommitOutcome, WriteOutcome
+from crossfade.store import At, WriteOutcome
 from crossfade.write import MAX_COMMIT_BYTES, Write
 
 MOST_IN_PAGE = 300
@@ -185,9 +185,7 @@ class Front:
         if request.document.name:
             raise InvalidArgument("document.name: it must not be set; document_id names it")
         database, parent = requests.parent_of(request.parent)
-        identity = request.document_id or "".join(
-            secrets.choice(_ID_LETTERS) for _ in range(20)
-        )
+        identity = request.document_id or "".join(secrets.choice(_ID_LETTERS) for _ in range(20))
         check_id(identity, "document_id")
         path = f"{requests.collection_of(parent, request.collection_id)}/{identity}"
         message = types.Write.pb()()
@@ -260,8 +258,11 @@ class Front:
         request = parse(_RunAggregationQuery, data)
         aggregation = request.structured_aggregation_query
         named = request.HasField("structured_aggregation_query")
-        database, query = _query(request, named and aggregation.HasField("structured_query"),
-                                 aggregation.structured_query)
+        database, query = _query(
+            request,
+            named and aggregation.HasField("structured_query"),
+            aggregation.structured_query,
+        )
         aggregations = wire.decode_aggregations(aggregation)
         backend = self._backends(database)
         at, began = await requests.moment_of(request, backend)

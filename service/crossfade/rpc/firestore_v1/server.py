@@ -55,8 +55,8 @@ def _stream(name: str, method: Streaming) -> Any:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def handlers(backends: Backends) -> grpc.GenericRpcHandler:
-    """Every method of the service, to be added to a server."""
+def methods(backends: Backends) -> dict[str, Any]:
+    """A handler for every method of the service, by name."""
     front = Front(backends)
     unary: dict[str, Unary] = {
         "BatchWrite": front.batch_write,
@@ -77,9 +77,8 @@ def handlers(backends: Backends) -> grpc.GenericRpcHandler:
         "RunAggregationQuery": front.run_aggregation_query,
         "RunQuery": front.run_query,
     }
-    methods = {name: _unary(name, method) for name, method in unary.items()}
-    methods |= {name: _stream(name, method) for name, method in streaming.items()}
-    return grpc.method_handlers_generic_handler(SERVICE, methods)
+    found = {name: _unary(name, method) for name, method in unary.items()}
+    return found | {name: _stream(name, method) for name, method in streaming.items()}
 
 
 @dataclass(slots=True)
@@ -104,7 +103,8 @@ async def serve(backends: Backends, host: str, port: int) -> Server:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )
-    server.add_generic_rpc_handlers((handlers(backends),))
+    handlers = grpc.method_handlers_generic_handler(SERVICE, methods(backends))
+    server.add_generic_rpc_handlers((handlers,))
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

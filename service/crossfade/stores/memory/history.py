@@ -59,10 +59,8 @@ class History:
 
     def changed_since(self, time: int) -> dict[bytes, Document | None]:
         """The keys that changed after `time`, with the documents that they had then."""
-        states: dict[bytes, Document | None] = {}
-        for _, key, before in self._after(time):
-            states[key] = before  # the earliest comes last
-        return states
+        # The earliest comes last, and stays.
+        return {key: before for _, key, before in self._after(time)}
 
     def _after(self, time: int) -> Iterator[tuple[int, bytes, Document | None]]:
         """The changes after `time`, the latest first."""

@@ -170,9 +170,7 @@ class Indexes:
         group = self._groups.get(query.collection)
         return (_NONE if group is None else group.names), below_key(query.parent)
 
-    def _named(
-        self, query: Query, orders: tuple[Order, ...], scope: tuple[Any, bytes]
-    ) -> Found:
+    def _named(self, query: Query, orders: tuple[Order, ...], scope: tuple[Any, bytes]) -> Found:
         """The names of the scope, within what filters and cursors of `__name__` leave."""
         names, prefix = scope
         if not names:
@@ -326,9 +324,7 @@ class _FieldIndex:
         count = self._entries.bisect_right(last) - self._entries.bisect_left(first)
         if count <= 0:
             return Found((), 0)
-        return Found(
-            (key for _, key in self._entries.irange(first, last, reverse=reverse)), count
-        )
+        return Found((key for _, key in self._entries.irange(first, last, reverse=reverse)), count)
 
     def _values(self, document: Document | None) -> set[bytes]:
         value = ABSENT if document is None else get_field(document.fields, self._path)

@@ -77,7 +77,7 @@ class MemoryStore:
         self.name = name
         self._clock = clock
         self._time = 0
-        self._last_commit = 0
+        self.last_commit = 0
         self._max_documents = max_documents
         self._journal = journal
         self._documents: dict[bytes, Document] = {}
@@ -106,16 +106,14 @@ class MemoryStore:
         moment that is illegal, FailedPrecondition for one that is too long ago."""
         return self._run(query, queries.check(query), at)[0]
 
-    def _run(
-        self, query: Query, orders: tuple[Order, ...], at: At
-    ) -> tuple[list[Document], int]:
+    def _run(self, query: Query, orders: tuple[Order, ...], at: At) -> tuple[list[Document], int]:
         """A legal query's documents and the time of the read."""
         moment, transaction = self._moment(at)
         if transaction is not None:
             transaction.saw_query(query, orders)
         matches = queries.matcher(query, orders)
         found, ordered = self._candidates(query, orders, moment)
-        matching = (document for document in found if matches(document))
+        matching: Iterable[Document] = filter(matches, found)
         if ordered and query.limit is not None and query.nearest is None:
             matching = islice(matching, query.offset + query.limit)
         finished = queries.finish(query, orders, list(matching), ordered=ordered)
@@ -146,7 +144,7 @@ class MemoryStore:
             moment = transaction.read_time
         elif moment is not None and moment > self.now():
             raise InvalidArgument("read_time: it cannot be in the future")
-        if moment is None or moment >= self._last_commit:
+        if moment is None or moment >= self.last_commit:
             return None, transaction
         self._history.check(moment)
         return moment, transaction
@@ -190,8 +188,10 @@ class MemoryStore:
             results.append(outcome.results)
         after = {path: staged[path].document(path, now) for path in staged}
         self._apply(now, after, sum(sizes))
-        times = {path: None if document is None else document.update_time
-                 for path, document in after.items()}
+        times = {
+            path: None if document is None else document.update_time
+            for path, document in after.items()
+        }
         return CommitOutcome(
             tuple(
                 WriteOutcome(times[write.path], values)
@@ -208,13 +208,15 @@ class MemoryStore:
             if (before := self._documents.get(key := name_key(path))) is not document
         ]
         if self._max_documents is not None:
-            self._check_room(sum((new is not None) - (old is not None) for _, _, old, new in changes))
+            self._check_room(
+                sum((new is not None) - (old is not None) for _, _, old, new in changes)
+            )
         if self._journal is not None and changes:
             self._journal(self.database, now, [(path, new) for _, path, _, new in changes])
         self._time = now
         if not changes:
             return
-        self._last_commit = now
+        self.last_commit = now
         for key, _, before, document in changes:
             self._history.record(now, key, before, size)
             size = 0
@@ -263,12 +265,12 @@ class MemoryStore:
             self._set(key, self._documents[key], new.pop(key))
         self._documents.update(new)
         self._indexes.load(new.items())
-        self._last_commit = self._time
+        self.last_commit = self._time
         self._history.forget_all(self._time)
 
     def advance(self, moment: int) -> None:
         """Later commits get later times than `moment`: what was deleted by then stays older."""
-        self._time = self._last_commit = max(self._time, moment)
+        self._time = self.last_commit = max(self._time, moment)
 
     def reset(self) -> None:
         """Deletes every document, as one commit."""
@@ -381,7 +383,7 @@ class MemoryStore:
     def _disturbed(self, transaction: Transaction) -> bool:
         """Whether something that a transaction read is no longer so."""
         moment = transaction.read_time
-        if transaction.read_only or moment >= self._last_commit:
+        if transaction.read_only or moment >= self.last_commit:
             return False
         if moment < self._history.oldest:
             return True  # what has changed since is no longer known
