@@ -2,6 +2,7 @@
 
 import copy
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any
 
 import pytest
@@ -51,7 +52,6 @@ def store(clock: Clock) -> MemoryStore:
 def _indexed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every collection is large enough to be indexed."""
     monkeypatch.setattr(index, "SMALL", 0)
-    monkeypatch.setattr(index, "MOST_INDEXES", 3)
 
 
 def attempt(work: Any) -> Any:
@@ -96,6 +96,59 @@ def test_an_indexed_query_finds_what_a_scan_finds(
             scanned = attempt(lambda query=query: queries.run(query, store.dump()))
             found = attempt(lambda query=query: store.run(query))
             assert same(found, scanned), query
+
+
+def _some_query(random: Random) -> Query:
+    """A query of fields that are there, as applications ask them."""
+    values = [None, 0, 1, 1.5, 2, "a", "b"]
+    path = (random.choice("nmt"),)
+    operator = random.choice(list(Op))
+    operand: Any = random.choice(values)
+    if operator in queries.LISTS:
+        operand = random.sample(values, 3)
+    where: Any = FieldFilter(path, operator, operand)
+    if random.random() < 0.5:
+        other = FieldFilter((random.choice("nm"),), random.choice([Op.EQUAL, Op.LESS_THAN]), 2)
+        where = CompositeFilter(random.random() < 0.3, (where, other))
+    field = (random.choice("nm"),)
+    cursor = queries.Cursor((random.choice(values),), random.random() < 0.5)
+    return (
+        Query(
+            collection="c",
+            where=where if random.random() < 0.8 else None,
+            order_by=(Order(field, random.random() < 0.5),) if random.random() < 0.6 else (),
+            limit=random.choice([None, 1, 3]),
+            offset=random.choice([0, 0, 2]),
+            all_descendants=random.random() < 0.2,
+        )
+        if random.random() < 0.7
+        else Query(
+            collection="c",
+            order_by=(Order(field, random.random() < 0.5),),
+            start=cursor if random.random() < 0.7 else None,
+            end=cursor if random.random() < 0.3 else None,
+            limit=random.choice([None, 2, 5]),
+        )
+    )
+
+
+@pytest.mark.usefixtures("_indexed")
+def test_indexes_follow_what_changes() -> None:
+    random = Random(1)
+    store = MemoryStore(DATABASE)
+    values: list[Any] = [None, 0, 1, 1.5, 2, 2.0, "a", "b", [1], {"x": 1}]
+    refused = 0
+    for _ in range(1500):
+        path = f"{random.choice(['c', 'c', 'c/1/c'])}/{random.randrange(12)}"
+        fields: Any = {name: random.choice(values) for name in "nm" if random.random() < 0.8} | {
+            "t": random.sample(values[:5], 2)
+        }
+        commit(store, [Write(path, None if random.random() < 0.3 else fields)])
+        query = _some_query(random)
+        scanned = attempt(lambda q=query: queries.run(q, store.dump()))
+        refused += not isinstance(scanned, list)
+        assert same(attempt(lambda q=query: store.run(q)), scanned), query
+    assert refused < 500
 
 
 def many(store: MemoryStore, count: int) -> None:
