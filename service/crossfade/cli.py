@@ -273,7 +273,7 @@ def firestore(
     """
     from crossfade import logs
     from crossfade.embedded import HTTP, READY, FirestoreOptions, serve_firestore
-    from crossfade.rpc import firestore_v1_faults as faults
+    from crossfade.rpc.firestore_v1 import faults
 
     try:
         feigned = faults.parse(latency, fail, seed)

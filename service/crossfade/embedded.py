@@ -17,15 +17,17 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import asyncpg
 
 from crossfade.errors import CrossfadeError
 from crossfade.journal import COMPACT_BYTES, Journal, JournalError
-from crossfade.rpc.firestore_v1_faults import Faults
 from crossfade.stores.firestore import EXPIRY, INTENTS
 from crossfade.stores.memory import MemoryStores
+
+if TYPE_CHECKING:  # the parent needs none of the protocol, and it takes long to import
+    from crossfade.rpc.firestore_v1.faults import Faults
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
@@ -276,7 +278,7 @@ class FirestoreOptions:
     fsync: bool = False
     compact_bytes: int = COMPACT_BYTES
     max_documents: int | None = None
-    faults: Faults | None = None
+    faults: "Faults | None" = None
 
 
 async def serve_firestore(
@@ -322,7 +324,8 @@ def restore(journal: Journal, stores: MemoryStores) -> None:
     gc.disable()  # for there is no garbage, and it would look at every document, over and over
     try:
         for database, held in journal.open().items():
-            stores(database).load(held.drain(), held.time)
+            stores(database).load(held.drain())
+            stores(database).advance(held.time)
     except JournalError as error:
         raise EmbeddedError(str(error)) from error
     finally:

@@ -46,7 +46,8 @@ class Served:
         self.journal = Journal(directory, **options)
         self.stores = MemoryStores(journal=self.journal.append)
         for database, held in self.journal.open().items():
-            self.stores(database).load(held.drain(), held.time)
+            self.stores(database).load(held.drain())
+            self.stores(database).advance(held.time)
 
     def commit(self, *writes: Write, database: Database = ONE) -> int:
         return self.stores(database).apply_commit(writes).commit_time
@@ -440,7 +441,7 @@ async def test_a_snapshot_that_fails_is_tried_again_later(
 
     with structlog.testing.capture_logs() as logged:
         await grow()
-    assert 1 <= len(logged) <= 6
+    assert 1 <= len(logged) <= 12  # 46 KB, and not once for each of 200 commits
     assert {entry["reason"] for entry in logged} == {os.strerror(errno.ENOSPC)}
     assert not [name for name in files(tmp_path) if name.startswith("snapshot")]
     expect_same(served, Served(tmp_path))

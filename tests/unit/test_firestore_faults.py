@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from crossfade.errors import CrossfadeError, NotFound
-from crossfade.rpc.firestore_v1_faults import Failure, Faults, Latency, parse
+from crossfade.rpc.firestore_v1.faults import Failure, Faults, Latency, parse
 
 
 class Method:
