@@ -258,7 +258,7 @@ def firestore(
     :param port: 0 takes a free port.
     :param http_port: Where the HTTP endpoints are; 0 takes a free port.
     :param data_dir: Where the documents are kept. Without it they end with the process.
-    :param fsync: A commit waits until the disk has it. Costs milliseconds each.
+    :param fsync: A commit waits until the disk has it, and so does whoever comes after it.
     :param latency: MEAN,JITTER in milliseconds: every call takes that much longer, half
         before it takes effect and half before its (first) answer. Normally distributed
         with that mean and standard deviation, never below zero.

@@ -70,7 +70,7 @@ def build(stores: Iterable[Resettable]) -> Any:
 class EmulatorServer(HttpServer):
     """Listens from the start; the application is made when the first caller comes.
 
-    Importing FastAPI takes as long as everything else of the embedded Firestore's start,
+    Importing FastAPI takes more than half as long as all the rest of the start,
     and most runs never ask for it.
     """
 
