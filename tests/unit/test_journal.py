@@ -19,8 +19,9 @@ import structlog
 from crossfade import journal as journals
 from crossfade import records
 from crossfade.document import Database, Document, Fields, GeoPoint, Reference, identical
-from crossfade.errors import ResourceExhausted, Unavailable
+from crossfade.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from crossfade.journal import Journal, JournalError
+from crossfade.store import At
 from crossfade.stores.memory import MemoryStores
 from crossfade.write import Write
 
@@ -127,6 +128,20 @@ def test_commit_times_go_on_from_the_last_one_even_of_a_deletion(tmp_path: Path)
         deleted = again.commit(Write("tasks/2", None))
         if not compacted:
             asyncio.run(again.journal.compact(again.capture))
+
+
+async def test_the_time_before_a_start_cannot_be_read(tmp_path: Path):
+    """What was deleted then is not known any more: not found would be wrong."""
+    served = Served(tmp_path)
+    served.commit(Write("tasks/1", {}))
+    before = served.commit(Write("tasks/2", {}))
+    last = served.commit(Write("tasks/1", None))
+    again = Served(tmp_path).stores(ONE)
+
+    with pytest.raises(FailedPrecondition, match="too old"):
+        await again.get(["tasks/1"], timeout=1, at=At(read_time=before))
+    reading = await again.get(["tasks/1", "tasks/2"], timeout=1, at=At(read_time=last))
+    assert [stored.data is None for stored in reading.documents] == [True, False]
 
 
 def test_what_changes_nothing_is_not_written(tmp_path: Path):
