@@ -109,10 +109,10 @@ class Faults:
 
         return faulty
 
-    def streaming(self, method: Streaming) -> Streaming:
+    def streaming(self, method: Streaming) -> Callable[..., AsyncGenerator[bytes, None]]:
         """The same for a method that answers in frames: the first one has the way back."""
 
-        async def faulty(*arguments: object) -> AsyncIterator[bytes]:
+        async def faulty(*arguments: object) -> AsyncGenerator[bytes, None]:
             trip = self._trip()
             await trip.there()
             frames = method(*arguments)
