@@ -130,8 +130,7 @@ def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
         )
     if not _RESERVED.fullmatch(segment):
         return
-    match = _NUMERIC_ID.fullmatch(segment) if numeric else None
-    if match is None or not INT64_MIN <= int(match[1]) <= INT64_MAX:
+    if not numeric or numeric_id(segment) is None:
         raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
 
 
@@ -175,13 +174,20 @@ def is_own(path: str) -> bool:
     return path.startswith(OWN_COLLECTION_PREFIX)
 
 
+def numeric_id(segment: str) -> int | None:
+    """7 of "__id7__", None of any other id."""
+    match = _NUMERIC_ID.fullmatch(segment)
+    number = None if match is None else int(match[1])
+    return number if number is not None and INT64_MIN <= number <= INT64_MAX else None
+
+
 def id_key(segment: str) -> tuple[int, int, str]:
     """Sort key of one id: numeric ids first, by number, then by UTF-8 bytes.
 
     Python orders strings by code point, which is the order of their UTF-8 bytes.
     """
-    match = _NUMERIC_ID.fullmatch(segment)
-    return (0, int(match[1]), "") if match else (1, 0, segment)
+    number = numeric_id(segment)
+    return (1, 0, segment) if number is None else (0, number, "")
 
 
 def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
@@ -310,7 +316,11 @@ _KINDS: dict[type, Kind] = {
 
 
 def is_vector(value: dict[str, Any]) -> bool:
-    return value.get("__type__") == "__vector__" and value.keys() == VECTOR_KEYS
+    return (
+        value.get("__type__") == "__vector__"
+        and value.keys() == VECTOR_KEYS
+        and isinstance(value["value"], list)
+    )
 
 
 def kind(value: Any) -> Kind:
@@ -412,8 +422,11 @@ def utf8(text: str, field: str) -> bytes:
         raise InvalidArgument(f"{field}: the text is not valid Unicode") from error
 
 
-def check_document(path: str, fields: Fields) -> None:
-    """Raises InvalidArgument when Firestore would refuse to store these fields at `path`."""
+def check_document(path: str, fields: Fields) -> int:
+    """The size in bytes by which Firestore counts a document.
+
+    Raises InvalidArgument when Firestore would refuse to store these fields at `path`.
+    """
     size = sum(len(part.encode()) + 1 for part in path.split("/")) + 16 + 32
     for name, value in fields.items():
         _check_name(name, ())
@@ -423,6 +436,7 @@ def check_document(path: str, fields: Fields) -> None:
             f"document {path[:120]}: its size of {size} bytes is over the limit of "
             f"{MAX_DOCUMENT_BYTES} bytes"
         )
+    return size
 
 
 def _check_name(name: str, parent: FieldPath) -> None:

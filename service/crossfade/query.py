@@ -149,27 +149,19 @@ def run(query: Query, documents: Iterable[Document]) -> list[Document]:
     return finish(query, orders, [document for document in documents if matching(document)])
 
 
-def finish(query: Query, orders: tuple[Order, ...], documents: list[Document]) -> list[Document]:
-    """Order, cursors, offset, limit (or nearest neighbours) and projection of documents
-    that match. Sorts in place."""
-    for order in reversed(orders):  # stable, so the last order first
+def finish(
+    query: Query, orders: tuple[Order, ...], documents: list[Document], *, ordered: bool = False
+) -> list[Document]:
+    """Order, offset, limit (or nearest neighbours) and projection of documents that match.
+    Sorts in place, unless they are `ordered`."""
+    for order in () if ordered else reversed(orders):  # stable, so the last order first
         documents.sort(
             key=lambda d: order_key(field_value(d, order.path)), reverse=order.descending
         )
-    if query.start is not None:
-        low = query.start
-        documents = [d for d in documents if _side(d, orders, low) >= (0 if low.before else 1)]
-    if query.end is not None:
-        high = query.end
-        documents = [d for d in documents if _side(d, orders, high) < (0 if high.before else 1)]
     if query.nearest is not None:
         documents = neighbours.find(query.nearest, documents)
     stop = None if query.limit is None else query.offset + query.limit
     return [project(document, query.select) for document in documents[query.offset : stop]]
-
-
-def _sort_key(path: FieldPath) -> Callable[[Document], tuple[Any, ...]]:
-    return lambda document: order_key(field_value(document, path))
 
 
 def field_value(document: Document, path: FieldPath) -> Any:
@@ -192,8 +184,9 @@ def project(document: Document, select: tuple[FieldPath, ...] | None) -> Documen
 
 
 def matcher(query: Query, orders: tuple[Order, ...]) -> Callable[[Document], bool]:
-    """Whether a document is in the query's scope, passes its filter and has its order fields."""
-    where = query.where
+    """Whether a document is in the query's scope, passes its filter, has its order fields and
+    lies between its cursors."""
+    where, start, end = query.where, query.start, query.end
     needed = [order.path for order in orders if order.path != NAME]
 
     def matches(document: Document) -> bool:
@@ -201,6 +194,8 @@ def matcher(query: Query, orders: tuple[Order, ...]) -> Callable[[Document], boo
             in_scope(query, document.path)
             and all(get_field(document.fields, path) is not ABSENT for path in needed)
             and (where is None or passes(where, document))
+            and (start is None or _side(document, orders, start) >= (0 if start.before else 1))
+            and (end is None or _side(document, orders, end) < (0 if end.before else 1))
         )
 
     return matches

@@ -99,10 +99,12 @@ def fold(writes: Sequence[Write]) -> list[Folded]:
     return list(folded.values())
 
 
-def check(write: Write) -> None:
-    """Raises InvalidArgument when the write alone shows that it is illegal."""
-    if write.fields is not None:
-        check_document(write.path, write.fields)
+def check(write: Write) -> int:
+    """The size of the fields that it brings, in bytes.
+
+    Raises InvalidArgument when the write alone shows that it is illegal.
+    """
+    size = 0 if write.fields is None else check_document(write.path, write.fields)
     if len(write.transforms) > MAX_TRANSFORMS:
         raise InvalidArgument(
             f"document {write.path}: {len(write.transforms)} transforms, "
@@ -129,6 +131,7 @@ def check(write: Write) -> None:
             raise InvalidArgument(
                 f"document {write.path}: {transform.kind} needs an integer or a double"
             )
+    return size
 
 
 def check_precondition(write: Write, current: Document | None) -> None:
