@@ -5,12 +5,14 @@ documents meet, equal and nearly equal one another; paths and field names likewi
 """
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
+from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.document import (
     INT64_MAX,
     INT64_MIN,
@@ -19,6 +21,7 @@ from crossfade.document import (
     GeoPoint,
     Reference,
 )
+from crossfade.nearest import Measure, Nearest
 from crossfade.query import (
     ARRAYS,
     LISTS,
@@ -50,9 +53,13 @@ SCALARS: list[Any] = [
     *(Reference(f"{_OTHER}/c/a"), Reference(f"{_OTHER}/c/__id7__"), Reference(f"{_OTHER}/c/a/d/b")),
     *(GeoPoint(0.0, 0.0), GeoPoint(-0.0, 1.0), GeoPoint(90.0, -180.0), GeoPoint(-90.0, 180.0)),
 ]
+# Their distances are exact, whatever the order in which their parts are added.
 VECTORS: list[Any] = [
     {"__type__": "__vector__", "value": list(items)}
-    for items in ([1.0], [2.0], [1.0, 2.0], [-0.0], [math.inf, 1.0])
+    for items in (
+        *([1.0], [2.0], [-0.0], [-3.0]),
+        *([1.0, 2.0], [2.0, 1.0], [3.0, 4.0], [-0.5, 8.0], [0.0, 0.0], [math.inf, 1.0]),
+    )
 ]
 FIELD_NAMES = ["a", "b", "c", "a.b", "`\\", "ünï", "0"]
 # Mostly the same few, so that what is asked for is there.
@@ -228,4 +235,47 @@ def queries(draw: st.DrawFn) -> Query:
         offset=draw(st.sampled_from([0, 0, 0, 0, 1, 3])),
         limit=draw(st.sampled_from([None, None, None, 1, 2, 5])),
         select=draw(_SELECTS),
+    )
+
+
+@cache
+def nearest() -> st.SearchStrategy[Nearest]:
+    return st.builds(
+        Nearest,
+        st.sampled_from([("a",), ("a",), ("a",), ("b",), ("a", "b"), NAME]),
+        st.sampled_from(VECTORS),
+        st.sampled_from(Measure),
+        st.sampled_from([1, 2, 10, 10, 1000]),
+        st.sampled_from([None, "far", "far", "a", "a.b"]),
+        st.sampled_from([None, None, 0.0, 1.0, 2.5, -1.0]),
+    )
+
+
+@st.composite
+def neighbours(draw: st.DrawFn) -> Query:
+    """A query for nearest neighbours; rarely with what may not stand beside them."""
+    query = draw(queries())
+    plain = {"start": None, "end": None, "offset": 0, "limit": None}
+    return replace(query, nearest=draw(nearest()), **draw(_RARELY) or plain)
+
+
+_RARELY = st.sampled_from([{}] * 9 + [{"start": None, "end": None}])
+
+
+@cache
+def aggregations() -> st.SearchStrategy[list[Aggregation]]:
+    """Up to five, with and without aliases, rarely twice the same one."""
+    aliases = st.sampled_from(["", "", "", "n", "s", "field_1", "a.b", "ünï"])
+    return st.lists(
+        st.builds(
+            Aggregation, st.just(AggregationKind.COUNT), aliases, up_to=st.sampled_from([None, 1, 3])
+        )
+        | st.builds(
+            Aggregation,
+            st.sampled_from([AggregationKind.SUM, AggregationKind.AVERAGE]),
+            aliases,
+            field_paths(),
+        ),
+        min_size=1,
+        max_size=3,
     )
