@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 from google.cloud.firestore_v1 import types
-from google.rpc import code_pb2
+from google.rpc import code_pb2  # type: ignore[import-untyped]
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind
@@ -78,7 +78,7 @@ class ListDocuments:
     page_size: int = 0
     mask: tuple[FieldPath, ...] | None = None
     order_by: str = ""
-    show_missing: bool = False
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,8 @@ class Session:
         self._versions: dict[str, list[int]] = {}
 
     async def ask(self, request: Request) -> Answer:
-        self._steps += 1
+        if isinstance(request, Commit | BatchWrite):
+            self._steps += 1
         try:
             return Answer(values=await _ASK[type(request)](self, request))
         except grpc.aio.AioRpcError as error:
@@ -204,13 +205,12 @@ class Session:
     async def _run_query(self, asked: RunQuery) -> list[Any]:
         request = types.RunQueryRequest.pb()(parent=self.database.full(asked.query.parent))
         self._fill_query(asked.query, request.structured_query)
-        skipped, documents = 0, []
+        documents: list[Any] = []
         for data in await self.server.stream("RunQuery", request):
             frame = types.RunQueryResponse.pb().FromString(data)
-            skipped += frame.skipped_results
             if frame.HasField("document"):
                 documents.append(self._document(frame.document))
-        return [skipped, *documents]
+        return documents
 
     async def _aggregate(self, asked: Aggregate) -> list[Any]:
         request = types.RunAggregationQueryRequest.pb()(
@@ -232,7 +232,7 @@ class Session:
             collection_id=asked.collection,
             page_size=asked.page_size,
             order_by=asked.order_by,
-            show_missing=asked.show_missing,
+            show_missing=asked.missing,
         )
         _fill_mask(asked.mask, request)
         pages: list[list[Any]] = []

@@ -49,17 +49,26 @@ def stories(draw: st.DrawFn) -> Story:
 _FIRST = st.lists(st.builds(Write, some.paths(), some.fields()), min_size=3, max_size=7)
 
 
+_WRITES = some.writes()
+
+
 @st.composite
 def _conditional(draw: st.DrawFn) -> Write:
     """A write that may have a precondition of any kind."""
-    write = draw(some.writes())
-    if write.exists is not None or draw(st.integers(0, 4)):
-        return write
-    return replace(write, update_time=draw(st.sampled_from([REAL, REAL, STALE, FUTURE])))
+    write = draw(_WRITES)
+    return write if write.exists is not None else replace(write, update_time=draw(_TIMES))
+
+
+_TIMES = st.sampled_from([None] * 12 + [REAL, REAL, STALE, FUTURE])
 
 
 def limit_to_last(query: Query) -> Query:
-    """What the client asks for a query's last documents: all orders and cursors turned round."""
+    """What the client asks for a query's last documents: all orders and cursors turned round.
+
+    Not by names alone: the emulator refuses to scan them downwards.
+    """
+    if not query.order_by or query.order_by[0].path == NAME:
+        return query
     turned = tuple(Order(order.path, not order.descending) for order in query.order_by)
     return replace(
         query,
@@ -78,13 +87,7 @@ def _turned(cursor: Cursor | None) -> Cursor | None:
 @cache
 def queries() -> st.SearchStrategy[Query]:
     plain = some.queries()
-    ordered = plain.filter(lambda query: _by_fields(query.order_by)).map(limit_to_last)
-    return st.one_of(plain, plain, plain, ordered, _elsewhere())
-
-
-def _by_fields(orders: tuple[Order, ...]) -> bool:
-    """The emulator refuses a scan by descending names alone."""
-    return bool(orders) and orders[0].path != NAME
+    return st.one_of(plain, plain, plain, plain.map(limit_to_last), _elsewhere())
 
 
 @st.composite
@@ -101,21 +104,19 @@ def _elsewhere(draw: st.DrawFn) -> Query:
 _PARENTS = st.sampled_from(["", "", "c/a", "c/b", "c/a/sub/a", "d/nothing"])
 _MASKS = st.none() | st.none() | st.lists(some.field_paths(), max_size=3).map(tuple)
 _SIZES = st.sampled_from([0, 1, 2, 3, 100])
+_MISSING = st.booleans()
 _LIST_ORDERS = st.sampled_from(["", "", "", "a", "a desc", "b,a", "__name__", "a desc,__name__"])
 
 
 @st.composite
 def _lists(draw: st.DrawFn) -> ListDocuments:
-    order = draw(_LIST_ORDERS)
-    return ListDocuments(
-        draw(_PARENTS),
-        draw(st.sampled_from(["c", "c", "sub", "d"])),
-        draw(_SIZES),
-        draw(_MASKS),
-        order,
-        # Together they are refused.
-        show_missing=draw(st.booleans()) and (not order or draw(st.integers(0, 5)) == 0),
-    )
+    """Pages in an order of fields, and a mask beside show_missing, are left out, because the
+    emulator cannot do them (test_known_differences.py)."""
+    order, mask = draw(_LIST_ORDERS), draw(_MASKS)
+    size = draw(_SIZES) if not order else draw(st.sampled_from([0, 100]))
+    missing = mask is None and draw(_MISSING)
+    collection = draw(st.sampled_from(["c", "c", "sub", "d"]))
+    return ListDocuments(draw(_PARENTS), collection, size, mask, order, missing)
 
 
 _COMMITS = st.lists(_conditional(), min_size=1, max_size=3).map(Commit)

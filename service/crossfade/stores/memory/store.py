@@ -180,7 +180,7 @@ class MemoryStore:
         now = max(self._clock(), self._time + 1)
         staged: dict[str, _Staged] = {}
         results: list[tuple[Value, ...]] = []
-        for write in writes:
+        for write in writing.collapse(writes):
             before = staged.get(write.path) or _staged(self.read(write.path))
             outcome = writing.apply(write, before.document(write.path, now), now)
             base = None if outcome.fields is None else before.base
