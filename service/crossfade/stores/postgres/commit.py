@@ -80,7 +80,7 @@ class Committer:
                 if done is not None:
                     return replayed(done[0], done[1], len(writes))
             staged, now = await self._load(connection, paths)
-            outcomes = _apply(writes, staged, now)
+            outcomes = _apply(writing.collapse(writes), staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             await self._write(connection, staged, changed, epoch)
             if changed or replayable:
