@@ -290,6 +290,86 @@ async def test_a_conversation_with_both_firestores(
         assert (name, ours[name]) == (name, official[name])
 
 
+# --- where the official emulator differs -------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def official(official_emulator: str) -> AsyncIterator[tuple[grpc.aio.Channel, Conversation]]:
+    """A stream with the official emulator that follows the query c, with the document a."""
+    database = fresh_database()
+    async with grpc.aio.insecure_channel(official_emulator) as channel:
+        await commit(channel, database, a=1)
+        talk = Conversation(Wire(channel, database), database)
+        await talk.follow(2, collection())
+        await talk.snapshot()
+        yield channel, talk
+        await talk.close()
+
+
+@pytest.mark.official
+async def test_emulator_sends_all_over_again(official: tuple[Any, Conversation]) -> None:
+    """Ours sends differences, as logs of the cloud show (nodejs-firestore issue 1057: one
+    document_change, then NO_CHANGE, of a listener on 3,182 documents)."""
+    channel, talk = official
+    await commit(channel, talk.database, b=2)
+    assert await talk.quiet() == [
+        "RESET 2",
+        "CHANGE c/a=1 2",
+        "CHANGE c/b=2 2",
+        "CURRENT 2",
+        "NO_CHANGE",
+    ]
+
+
+@pytest.mark.official
+async def test_emulator_resumes_nothing(official: tuple[Any, Conversation]) -> None:
+    """Ours resumes: Target.resume_token and Target.read_time in google.firestore.v1."""
+    channel, talk = official
+    again = Conversation(Wire(channel, talk.database), talk.database, talk.view)
+    await again.follow(2, collection(), resume_token=talk.view.token)
+    assert (await again.quiet())[:3] == ["ADD 2", "RESET 2", "CHANGE c/a=1 2"]
+    await again.close()
+
+
+@pytest.mark.official
+async def test_emulator_knows_no_once(official: tuple[Any, Conversation]) -> None:
+    """Ours removes such a target when it is current: Target.once in google.firestore.v1."""
+    _, talk = official
+    await talk.follow(4, collection(), once=True)
+    assert (await talk.quiet())[-1] == "NO_CHANGE"
+    assert 4 in talk.view.targets
+
+
+@pytest.mark.official
+async def test_emulator_ends_the_stream_for_a_used_id(
+    official: tuple[Any, Conversation],
+) -> None:
+    """Ours ends the target, with the error that applications saw of the cloud (flutterfire
+    issue 7197: already-exists, "Target ID already exists: 2", of a listener)."""
+    _, talk = official
+    await talk.follow(2, collection())
+    assert (await talk.ended()).code == "UNKNOWN"
+
+
+@pytest.mark.official
+async def test_emulator_ends_the_stream_for_a_bad_query(official: tuple[Any, Conversation]) -> None:
+    """Ours ends the target, as both do for a bad document name: TargetChange.cause."""
+    _, talk = official
+    await talk.follow(4, collection(limit=-1))
+    assert (await talk.ended()).code == "UNKNOWN"
+
+
+@pytest.mark.official
+async def test_emulator_takes_an_id_after_it_chose_one(official: tuple[Any, Conversation]) -> None:
+    """Ours refuses it: Target.target_id in google.firestore.v1."""
+    _, talk = official
+    await talk.follow(0, collection())
+    await talk.snapshot()
+    await talk.follow(10, collection())
+    await talk.snapshot()
+    assert talk.view.current == {2, 3, 10}
+
+
 # --- many writers, slow readers, clients that vanish -------------------------------------------
 
 

@@ -683,6 +683,25 @@ async def test_a_reader_so_slow_that_the_moment_is_gone(store: Watched, desk: De
     assert sum(is_consistent(frame) for frame in talk.frames) == 1
 
 
+async def test_a_target_that_is_too_long_ago_at_any_moment_ends(store: Watched, desk: Desk) -> None:
+    """Also while others have news in every round."""
+    store.put(a=0)
+    talk = desk.open()
+    await talk.follow(2, collection())
+    await talk.follow(4, documents=["c/b"])
+
+    def gone(_: At) -> None:
+        if store.gets[-1:] == [["c/b"]]:
+            raise FailedPrecondition("too old")
+
+    store.reading = gone
+    for n in range(1, 30):
+        await talk.next()
+        store.put(a=n)
+    assert talk.view.refused == {4: (9, "too old")}
+    await talk.until(2, {"a": 29})
+
+
 async def test_a_stream_without_news_says_that_it_is_alive(store: Watched) -> None:
     talk = Conversation(Direct(Listen(lambda _: store, idle=0.05)), DATABASE)
     await talk.follow(2, collection())
