@@ -145,7 +145,7 @@ class Target(ABC):
         mistaken = resume is not None and not reset and resume.expected not in {None, _count(known)}
         for state in states:
             if state.data is None:
-                self._forget(state.path, known)
+                known.pop(state.path, None)
             else:
                 known[state.path] = state.time
         self._known, self._resume = known, None
@@ -203,9 +203,6 @@ class Target(ABC):
             return wire.field_bytes(6, name + wire.field_bytes(2, self._ids) + time)
         return wire.field_bytes(4, name + time + wire.field_bytes(6, self._ids))
 
-    def _forget(self, path: str, known: dict[str, int]) -> None:
-        known.pop(path, None)
-
     def _filter(self, count: int) -> bytes:
         reply = types.ListenResponse.pb()()
         reply.filter.target_id = self.number
@@ -241,9 +238,6 @@ class DocumentsTarget(Target):
             else _State(found.path, _identify(found.data)[1], found.data, exists=True)
             for found in reading.documents
         ]
-
-    def _forget(self, path: str, known: dict[str, int]) -> None:
-        known[path] = _MISSING
 
 
 class QueryTarget(Target):
