@@ -20,6 +20,9 @@ from crossfade.rpc.firestore_v1.backend import Backend
 from crossfade.store import NOW, At
 from crossfade.write import MAX_COMMIT_BYTES, Write
 
+MAX_DATABASE_NAME = 100
+"""Characters. Firestore's own limits, 30 and 63, are checked where databases are made."""
+
 
 def parse(kind: Any, data: bytes) -> Any:
     """The request as a message of a protobuf class. Raises InvalidArgument for bytes that
@@ -33,9 +36,14 @@ def parse(kind: Any, data: bytes) -> Any:
 
 
 def database_of(name: str, field: str = "database") -> Database:
-    parts = name.split("/")
+    parts = name.split("/", 4)
     if len(parts) != 4 or parts[0] != "projects" or parts[2] != "databases" or not all(parts):
         raise InvalidArgument(f'{field}: "{name[:120]}" is not projects/PROJECT/databases/DATABASE')
+    if max(len(parts[1]), len(parts[3])) > MAX_DATABASE_NAME:
+        raise InvalidArgument(
+            f"{field}: the name of a project or a database has more than {MAX_DATABASE_NAME} "
+            f"characters, the limit"
+        )
     return Database(parts[1], parts[3])
 
 

@@ -10,6 +10,7 @@ import grpc.aio
 
 from crossfade.errors import Unimplemented
 from crossfade.rpc.firestore_v1.backend import Backends
+from crossfade.rpc.firestore_v1.faults import Faults
 from crossfade.rpc.firestore_v1.front import Front
 from crossfade.rpc.firestore_v1.listen import Listen
 from crossfade.rpc.firestore_v1.write_stream import WriteStreams
@@ -71,7 +72,7 @@ def _both_ways(name: str, method: BothWays) -> Any:
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def methods(backends: Backends) -> dict[str, Any]:
+def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
     """A handler for every method of the service, by name."""
     front = Front(backends)
     unary: dict[str, Unary] = {
@@ -97,6 +98,10 @@ def methods(backends: Backends) -> dict[str, Any]:
         "Listen": Listen(backends).serve,
         "Write": WriteStreams(backends).serve,
     }
+    if faults is not None:
+        unary = {name: faults.unary(method) for name, method in unary.items()}
+        streaming = {name: faults.streaming(method) for name, method in streaming.items()}
+        both_ways = {name: faults.streaming(method) for name, method in both_ways.items()}
     found = {name: _unary(name, method) for name, method in unary.items()}
     found |= {name: _stream(name, method) for name, method in streaming.items()}
     return found | {name: _both_ways(name, method) for name, method in both_ways.items()}
@@ -114,7 +119,7 @@ class Server:
         await self._server.stop(grace)
 
 
-async def serve(backends: Backends, host: str, port: int) -> Server:
+async def serve(backends: Backends, host: str, port: int, faults: Faults | None = None) -> Server:
     """A running server. Port 0 takes a free one. Raises OSError for one that is taken."""
     server = grpc.aio.server(
         options=(
@@ -124,7 +129,7 @@ async def serve(backends: Backends, host: str, port: int) -> Server:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )
-    handlers = grpc.method_handlers_generic_handler(SERVICE, methods(backends))
+    handlers = grpc.method_handlers_generic_handler(SERVICE, methods(backends, faults))
     server.add_generic_rpc_handlers((handlers,))
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
