@@ -15,7 +15,6 @@ from crossfade.document import (
     NAME,
     Document,
     FieldPath,
-    Fields,
     Kind,
     Reference,
     Value,
@@ -26,7 +25,7 @@ from crossfade.document import (
     get_field,
     kind,
     order_key,
-    with_field,
+    with_fields,
 )
 from crossfade.errors import InvalidArgument
 from crossfade.nearest import Nearest
@@ -35,6 +34,8 @@ MAX_IN = 30
 MAX_NOT_IN = 10
 MAX_DISJUNCTIONS = 30
 MAX_INEQUALITY_FIELDS = 10
+MAX_FILTERS = 100
+"""Filters and orders of one query together."""
 
 
 class Op(StrEnum):
@@ -172,12 +173,9 @@ def field_value(document: Document, path: FieldPath) -> Any:
 def project(document: Document, select: tuple[FieldPath, ...] | None) -> Document:
     if select is None:
         return document
-    fields: Fields = {}
-    for path in select:
-        value = ABSENT if path == NAME else get_field(document.fields, path)
-        if value is not ABSENT:
-            fields = with_field(fields, path, value)
-    return replace(document, fields=fields)
+    values = ((path, get_field(document.fields, path)) for path in select if path != NAME)
+    found = ((path, value) for path, value in values if value is not ABSENT)
+    return replace(document, fields=with_fields({}, found))
 
 
 # --- matching ----------------------------------------------------------------------------------
@@ -314,6 +312,11 @@ def check(query: Query) -> tuple[Order, ...]:
     if query.limit is not None and query.limit < 0:
         raise InvalidArgument("query.limit: may not be negative")
     filters = leaves(query.where)
+    if len(filters) + len(query.order_by) > MAX_FILTERS:
+        raise InvalidArgument(
+            f"query: {len(filters)} filters and {len(query.order_by)} orders, the limit is "
+            f"{MAX_FILTERS} together"
+        )
     for leaf in filters:
         _check_filter(leaf)
     if query.where is not None:
@@ -443,4 +446,6 @@ def _disjunctions(where: Filter) -> int:
     product = 1
     for size in sizes:
         product *= size
+        if product > MAX_DISJUNCTIONS:  # enough to know
+            break
     return product

@@ -21,7 +21,8 @@ from crossfade.errors import (
 )
 from crossfade.query import CompositeFilter, FieldFilter, Op, Order, Query
 from crossfade.store import At
-from crossfade.stores.memory import MemoryStore, history, index, transactions
+from crossfade.stores.memory import MemoryStore, MemoryStores, history, index, transactions
+from crossfade.stores.memory import store as store_module
 from crossfade.write import Transform, TransformKind, Write
 from tests import strategies as some
 
@@ -248,7 +249,12 @@ def test_a_narrow_query_looks_at_few(
 
     def counting(*arguments: Any) -> Any:
         matches = made(*arguments)
-        return lambda document: looked.append(document.path) or matches(document)
+
+        def counted(document: Document) -> bool:
+            looked.append(document.path)
+            return bool(matches(document))
+
+        return counted
 
     monkeypatch.setattr(queries, "matcher", counting)
     found = store.run(query)
@@ -571,3 +577,18 @@ async def test_partitions_cut_evenly(store: MemoryStore) -> None:
     assert cuts == ["c/00025", "c/00050", "c/00075"]
     assert await store.partition(Query(collection="none", all_descendants=True), 3) == []
     assert len(await store.partition(query, 1000)) == 99
+
+
+def test_databases_that_were_only_named_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MOST_DATABASES", 3)
+    stores = MemoryStores()
+    kept = stores(Database("kept"))
+    kept.apply_commit([Write("c/a", {})])
+    for number in range(10):
+        stores(Database(f"p{number}"))
+    assert stores(Database("kept")) is kept
+    assert len(list(stores)) <= 3
+    for number in range(2):
+        stores(Database(f"used{number}")).apply_commit([Write("c/a", {})])
+    with pytest.raises(ResourceExhausted, match="3 databases hold documents"):
+        stores(Database("another"))

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +18,10 @@ from crossfade.document import (
 from crossfade.errors import InvalidArgument
 from crossfade.rpc.firestore_v1.backend import Backend
 from crossfade.store import NOW, At
+from crossfade.write import MAX_COMMIT_BYTES, Write
+
+MAX_DATABASE_NAME = 100
+"""Characters. Firestore's own limits, 30 and 63, are checked where databases are made."""
 
 
 def parse(kind: Any, data: bytes) -> Any:
@@ -31,9 +36,14 @@ def parse(kind: Any, data: bytes) -> Any:
 
 
 def database_of(name: str, field: str = "database") -> Database:
-    parts = name.split("/")
+    parts = name.split("/", 4)
     if len(parts) != 4 or parts[0] != "projects" or parts[2] != "databases" or not all(parts):
         raise InvalidArgument(f'{field}: "{name[:120]}" is not projects/PROJECT/databases/DATABASE')
+    if max(len(parts[1]), len(parts[3])) > MAX_DATABASE_NAME:
+        raise InvalidArgument(
+            f"{field}: the name of a project or a database has more than {MAX_DATABASE_NAME} "
+            f"characters, the limit"
+        )
     return Database(parts[1], parts[3])
 
 
@@ -71,6 +81,25 @@ def mask_of(message: Any, field: str = "mask") -> tuple[FieldPath, ...] | None:
     if not message.HasField(field):
         return None
     return tuple(parse_field_path(text, field) for text in getattr(message, field).field_paths)
+
+
+def writes_of(messages: Sequence[Any], database: Database) -> list[Write]:
+    """The writes of a commit."""
+    writes = []
+    for index, message in enumerate(messages):
+        field = f"writes[{index}]"
+        name = message.update.name or message.delete or message.transform.document
+        path_of(name, database, f"{field}.name")
+        writes.append(wire.decode_write(message, database, field))
+    return writes
+
+
+def check_size(data: bytes) -> None:
+    """Raises InvalidArgument for a request with more writes than one may hold."""
+    if len(data) > MAX_COMMIT_BYTES:
+        raise InvalidArgument(
+            f"commit: its size of {len(data)} bytes is over the limit of {MAX_COMMIT_BYTES}"
+        )
 
 
 async def moment_of(request: Any, backend: Backend) -> tuple[At, bytes]:

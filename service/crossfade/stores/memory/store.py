@@ -8,7 +8,6 @@ methods of the store contract stand on top of it.
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias
 
@@ -17,7 +16,7 @@ from crossfade import query as queries
 from crossfade import wire
 from crossfade import write as writing
 from crossfade.aggregate import Aggregation
-from crossfade.document import Database, Document, Fields, Value, from_micros, identical
+from crossfade.document import Database, Document, Value, from_micros
 from crossfade.errors import Aborted, InvalidArgument, ResourceExhausted
 from crossfade.key import after as after_key
 from crossfade.key import below_key, name_key, path_of
@@ -47,6 +46,7 @@ Journal: TypeAlias = Callable[[Database, int, Sequence[Change]], None]
 Watcher: TypeAlias = Callable[[int, Sequence[str]], None]
 """Told of every commit that changed something: its time, and the paths."""
 
+MOST_DATABASES = 10_000
 CACHE_BYTES = 64 * 1_048_576
 """Serialised documents that are kept, so that reading one again costs no encoding."""
 
@@ -90,6 +90,11 @@ class MemoryStore:
 
     def __len__(self) -> int:
         return len(self._documents)
+
+    @property
+    def used(self) -> bool:
+        """Whether something happened here that has to be remembered."""
+        return bool(self.last_commit or self._watchers or self._transactions)
 
     # --- the synchronous core: reading ---------------------------------------------------------
 
@@ -178,15 +183,7 @@ class MemoryStore:
         """All writes, evaluated in order, or none. Raises the first error met."""
         sizes = [writing.check(write) for write in writes]
         now = max(self._clock(), self._time + 1)
-        staged: dict[str, _Staged] = {}
-        results: list[tuple[Value, ...]] = []
-        for write in writing.collapse(writes):
-            before = staged.get(write.path) or _staged(self.read(write.path))
-            outcome = writing.apply(write, before.document(write.path, now), now)
-            base = None if outcome.fields is None else before.base
-            staged[write.path] = _Staged(base, outcome.fields)
-            results.append(outcome.results)
-        after = {path: staged[path].document(path, now) for path in staged}
+        after, results = writing.apply_all(writes, self.read, now)
         self._apply(now, after, sum(sizes))
         times = {
             path: None if document is None else document.update_time
@@ -269,8 +266,12 @@ class MemoryStore:
         self._history.forget_all(self._time)
 
     def advance(self, moment: int) -> None:
-        """Later commits get later times than `moment`: what was deleted by then stays older."""
+        """Later commits get later times than `moment`: what was deleted by then stays older.
+
+        As with `load`, nothing can be read at an earlier time.
+        """
         self._time = self.last_commit = max(self._time, moment)
+        self._history.forget_all(self._time)
 
     def reset(self) -> None:
         """Deletes every document, as one commit."""
@@ -490,6 +491,7 @@ class MemoryStores:
     def __call__(self, database: Database) -> MemoryStore:
         store = self._stores.get(database)
         if store is None:
+            self._make_room()
             store = self._stores[database] = MemoryStore(
                 database, self._clock, max_documents=self._max_documents, journal=self._record
             )
@@ -498,29 +500,17 @@ class MemoryStores:
     def __iter__(self) -> Iterator[MemoryStore]:
         return iter(self._stores.values())
 
+    def _make_room(self) -> None:
+        """A database is made by naming it. Those in which nothing ever happened are forgotten
+        when there are too many. Raises ResourceExhausted."""
+        if len(self._stores) < MOST_DATABASES:
+            return
+        self._stores = {name: store for name, store in self._stores.items() if store.used}
+        if len(self._stores) >= MOST_DATABASES:
+            raise ResourceExhausted(
+                f"database: {MOST_DATABASES} databases hold documents, the limit of this server"
+            )
+
     def _record(self, database: Database, time: int, changes: Sequence[Change]) -> None:
         if self.journal is not None:
             self.journal(database, time, changes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Staged:
-    """A document inside a commit: what was stored when it began, unless deleted since,
-    and the fields as they are now."""
-
-    base: Document | None
-    fields: Fields | None
-
-    def document(self, path: str, now: int) -> Document | None:
-        """What the commit would leave. Fields as before the commit keep the update_time."""
-        if self.fields is None:
-            return None
-        if self.base is None:
-            return Document(path, self.fields, now, now)
-        if identical(self.base.fields, self.fields):
-            return self.base
-        return Document(path, self.fields, self.base.create_time, now)
-
-
-def _staged(document: Document | None) -> _Staged:
-    return _Staged(document, None if document is None else document.fields)

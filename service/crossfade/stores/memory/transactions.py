@@ -16,6 +16,8 @@ from crossfade.errors import InvalidArgument, ResourceExhausted
 from crossfade.query import Order, Query
 
 MOST_OPEN = 10_000
+MOST_QUERIES = 1_000
+"""Of one transaction."""
 LIFETIME = 270_000_000
 IDLE = 60_000_000
 """Microseconds, as in Firestore."""
@@ -44,8 +46,13 @@ class Transaction:
             self._prefixes.add(prefix)
 
     def saw_query(self, query: Query, orders: tuple[Order, ...]) -> None:
-        if not self.read_only:
-            self._queries.append((query, orders))
+        if self.read_only:
+            return
+        if len(self._queries) >= MOST_QUERIES:
+            raise InvalidArgument(
+                f"transaction: it ran {MOST_QUERIES} queries, the limit of this server"
+            )
+        self._queries.append((query, orders))
 
     def met(self, key: bytes, states: tuple[Document | None, Document | None]) -> bool:
         """Whether a change, from the first state to the second, touches what it read: also
@@ -65,6 +72,9 @@ class Transactions:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._open: dict[bytes, Transaction] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     def begin(self, read_time: int, *, read_only: bool) -> bytes:
         """The id of a new transaction. Raises ResourceExhausted."""
