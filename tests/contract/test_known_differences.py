@@ -49,9 +49,11 @@ def memory(database: Database) -> MemoryStore:
     return MemoryStore(database)
 
 
-@pytest.fixture
-def official(database: Database, official_emulator: str) -> FirestoreStore:
-    return connect(database, official_emulator)
+@pytest_asyncio.fixture
+async def official(database: Database, official_emulator: str) -> AsyncIterator[FirestoreStore]:
+    store = connect(database, official_emulator)
+    yield store
+    await store.close()
 
 
 async def both(
