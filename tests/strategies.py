@@ -227,6 +227,10 @@ def _cursors(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor:
     return Cursor(taken, draw(st.booleans()))
 
 
+def _maybe_cursor(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor | None:
+    return draw(_cursors(orders)) if orders and draw(_RATHER_NOT) else None
+
+
 @st.composite
 def queries(draw: st.DrawFn) -> Query:
     """Legal and illegal queries: every operator, order, cursors, offset, limit, projection."""
@@ -246,8 +250,8 @@ def queries(draw: st.DrawFn) -> Query:
         all_descendants=draw(_RATHER_NOT),
         where=where,
         order_by=order_by,
-        start=draw(_cursors(order_by)) if order_by and draw(_RATHER_NOT) else None,
-        end=draw(_cursors(order_by)) if order_by and draw(_RATHER_NOT) else None,
+        start=_maybe_cursor(draw, order_by),
+        end=_maybe_cursor(draw, order_by),
         offset=draw(_OFFSETS),
         limit=draw(_LIMITS),
         select=draw(_SELECTS),
