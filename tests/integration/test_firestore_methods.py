@@ -65,7 +65,7 @@ class Caller:
         return reply.commit_time
 
     async def get(self, *paths: str, **selector: Any) -> list[Any]:
-        return await self(  # type: ignore[no-any-return]
+        return await self(
             "BatchGetDocuments",
             database=self.database.name,
             documents=[self.name(path) for path in paths],
@@ -78,7 +78,7 @@ class Caller:
 
     async def query(self, **selector: Any) -> list[Any]:
         query = {"from_": [{"collection_id": "c"}]}
-        return await self("RunQuery", parent=self.root, structured_query=query, **selector)  # type: ignore[no-any-return]
+        return await self("RunQuery", parent=self.root, structured_query=query, **selector)
 
 
 def integers(**values: int) -> dict[str, Any]:
@@ -185,7 +185,7 @@ async def test_partitions(ours: Caller) -> None:
     """The official emulator has no PartitionQuery."""
     for number in range(10):
         await ours.put(f"p{number % 2}/x/c/{number}", n=number)
-    query = {"from_": [{"collection_id": "c", "all_descendants": True}]}
+    query: dict[str, Any] = {"from_": [{"collection_id": "c", "all_descendants": True}]}
     request = {"parent": ours.root, "structured_query": query, "partition_count": 3}
     whole = await ours("PartitionQuery", **request)
     cuts = [partition.values[0].reference_value for partition in whole.partitions]
@@ -199,7 +199,7 @@ async def test_partitions(ours: Caller) -> None:
     request["partition_count"] = 0
     assert await ours.refused("PartitionQuery", **request) == "INVALID_ARGUMENT"
     request["partition_count"] = 2
-    query["limit"] = 3  # type: ignore[assignment]
+    query["limit"] = 3
     assert await ours.refused("PartitionQuery", **request) == "INVALID_ARGUMENT"
 
 
@@ -220,7 +220,7 @@ async def test_collection_ids_have_pages(call: Caller) -> None:
 
 async def begin(call: Caller, **options: Any) -> bytes:
     reply = await call("BeginTransaction", database=call.database.name, options=options)
-    return reply.transaction  # type: ignore[no-any-return]
+    return reply.transaction
 
 
 async def commit(call: Caller, transaction: bytes, path: str, **values: int) -> Any:
