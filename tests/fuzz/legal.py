@@ -152,6 +152,23 @@ def batch_get(*paths: str, **rest: Any) -> tuple[str, Fields]:
     }
 
 
+def documents() -> list[Fields]:
+    """Writes that fill the database: more documents in `c` than are looked through without
+    an index, some in groups and below missing ones."""
+    values = [*EVERY_TYPE.values(), number(1), text("a"), vector(1.0, 0.5), array(number(1))]
+    made = []
+    for index in range(DOCUMENTS):
+        value, other = values[index % len(values)], values[index * 7 % len(values)]
+        fields = {"n": number(index % 10), "s": value, "v": vector(index, 1.0), "m": mapping(x=other)}
+        made.append(set_to(f"c/{index:03}", {**fields, "tags": array(text("x"), number(index))}))
+    made += [set_to(f"c/{index:03}/sub/x", {"n": number(index % 3)}) for index in range(40)]
+    made += [set_to(f"gone/{index}/sub/y", {"n": number(1)}) for index in range(5)]
+    return made
+
+
+DOCUMENTS = 300
+
+
 def recently() -> Fields:
     """A read_time that every version window still holds."""
     return {"seconds": int(time.time()) - 1}

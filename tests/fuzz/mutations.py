@@ -5,8 +5,8 @@ when they are applied. So a failing case shrinks to few mutations of low numbers
 is printed as what was done to which conversation.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -17,8 +17,6 @@ from tests.fuzz.methods import methods
 from tests.fuzz.talking import EDITS, Edit, Ending, Message
 from tests.fuzz.tree import BYTES, Field, Leaf, Place, Tree, places, wire_type
 
-_LARGE = 1 << 20
-
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
@@ -28,6 +26,18 @@ class Mutation:
     kind: str
     at: int
     pick: int
+
+    def apply(self, found: list[Place]) -> None:
+        """`found`: every field of the conversation."""
+        place = found[self.at % len(found)]
+        if self.kind != EVERYWHERE:
+            MUTATIONS[self.kind](place, self.pick)
+            return
+        # The same for all fields of the kind, so that they still fit one another.
+        field = place.field.descriptor
+        for other in reversed(found):  # inner ones first: outer ones replace them
+            if other.field.descriptor is field:
+                _replace(other, self.pick)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,16 @@ class Case:
     raw: bytes | None = None
     """Sent instead of every message."""
 
+    def simpler(self) -> Iterator["Case"]:
+        """The same with one change less; the ones to try first come last."""
+        for index in range(len(self.mutations)):
+            kept = self.mutations[:index] + self.mutations[index + 1 :]
+            yield replace(self, mutations=kept)
+        for index in range(len(self.edits)):
+            yield replace(self, edits=self.edits[:index] + self.edits[index + 1 :])
+        if self.ending is not Ending.PROPER:
+            yield replace(self, ending=Ending.PROPER)
+
     def calls(self) -> list[tuple[str, list[Message]]]:
         source = next(c for c in legal.conversations() if c.name == self.conversation)
         trees = [[tree.copy() for tree in call.messages] for call in source.calls]
@@ -51,7 +71,7 @@ class Case:
         for mutation in self.mutations:
             found = [place for tree in every for place in places(tree)]
             if found:
-                MUTATIONS[mutation.kind](found[mutation.at % len(found)], mutation.pick)
+                mutation.apply(found)
         edits: dict[int, list[Edit]] = {}
         for number, edit in self.edits:
             edits.setdefault(number % len(every), []).append(edit)
@@ -187,6 +207,7 @@ def _graft(place: Place, pick: int) -> None:
         place.field.content = donors[pick % len(donors)].copy()
 
 
+EVERYWHERE = "everywhere"
 MUTATIONS: dict[str, Callable[[Place, int], None]] = {
     "replace": _replace,
     "drop": _drop,
@@ -200,6 +221,7 @@ MUTATIONS: dict[str, Callable[[Place, int], None]] = {
 }
 WEIGHTS = {
     "replace": 8,
+    EVERYWHERE: 4,
     "drop": 2,
     "repeat": 2,
     "add": 3,
@@ -218,7 +240,7 @@ def make(descriptor: Any, pick: int) -> Field:
     if descriptor.message_type is not None:
         content = _message(descriptor.message_type, pick)
     elif descriptor.type == descriptor.TYPE_STRING:
-        content = Leaf(_one(hostile.TEXTS, hostile.LARGE_TEXTS, pick))
+        content = Leaf(_one(hostile.texts_for(descriptor.name), hostile.LARGE_TEXTS, pick))
     elif descriptor.type == descriptor.TYPE_BYTES:
         content = Leaf(_one(hostile.BLOBS, hostile.LARGE_BLOBS, pick))
     elif wire == 0:
