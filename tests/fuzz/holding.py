@@ -12,7 +12,7 @@ import grpc.aio
 from tests.fuzz.methods import methods
 from tests.fuzz.mutations import Case
 from tests.fuzz.server import MEBIBYTE, Watched, watched
-from tests.fuzz.talking import Ending, Outcome, Tokens, ask
+from tests.fuzz.talking import Ending, Message, Outcome, Tokens, ask
 
 DEFECTS = {
     grpc.StatusCode.INTERNAL,
@@ -108,7 +108,9 @@ class Holding:
             self._channel = self._server.channel()
             await self._server.prepare()
         channel = self._channel
-        found = await asyncio.gather(*(self._converse(channel, case) for case in held))
+        # Made before the first is sent: making one takes time, which is not the server's.
+        made = [(case.calls(), case.ending) for case in held]
+        found = await asyncio.gather(*(self._converse(channel, *one) for one in made))
         wrong = [text for text in found if text is not None]
         if (complaint := await self._server.complaint(channel)) is not None:
             wrong.append(f"afterwards {complaint}")
@@ -116,13 +118,15 @@ class Holding:
             self.resident = self._server.resident()
         return "\n".join(wrong) or None
 
-    async def _converse(self, channel: grpc.aio.Channel, case: Case) -> str | None:
+    async def _converse(
+        self, channel: grpc.aio.Channel, calls: list[tuple[str, list[Message]]], ending: Ending
+    ) -> str | None:
         tokens = Tokens()
-        for name, messages in case.calls():
-            outcome = await ask(channel, methods()[name], messages, tokens, case.ending)
+        for name, messages in calls:
+            outcome = await ask(channel, methods()[name], messages, tokens, ending)
             self.requests += len(outcome.sent)
             self.statuses["hung up" if outcome.code is None else outcome.code.name] += 1
-            if wrong := defect(outcome, case.ending):
+            if wrong := defect(outcome, ending):
                 return wrong
         return None
 

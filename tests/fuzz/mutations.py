@@ -17,6 +17,12 @@ from tests.fuzz.methods import methods
 from tests.fuzz.talking import EDITS, Edit, Ending, Message
 from tests.fuzz.tree import BYTES, Field, Leaf, Place, Tree, places, wire_type
 
+_PICKS = 4_096
+_LARGE = _PICKS - 64
+"""Picks from here on choose contents of a megabyte."""
+_MOST_FIELDS = 5_000
+"""What has grown so large is not changed further: repetitions multiply."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
@@ -37,7 +43,7 @@ class Mutation:
         field = place.field.descriptor
         for other in reversed(found):  # inner ones first: outer ones replace them
             if other.field.descriptor is field:
-                _replace(other, self.pick)
+                _replace(other, self.pick % _LARGE)  # a megabyte each would be too much
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class Case:
         every = [tree for messages in trees for tree in messages]
         for mutation in self.mutations:
             found = [place for tree in every for place in places(tree)]
-            if found:
+            if 0 < len(found) < _MOST_FIELDS:
                 mutation.apply(found)
         edits: dict[int, list[Edit]] = {}
         for number, edit in self.edits:
@@ -95,7 +101,7 @@ def cases() -> st.SearchStrategy[Case]:
             Mutation,
             st.sampled_from([kind for kind, weight in WEIGHTS.items() for _ in range(weight)]),
             st.integers(0, 4_095),
-            st.integers(0, 4_095),
+            st.integers(0, _PICKS - 1),
         ),
         max_size=4,
     ).map(tuple)
@@ -139,7 +145,9 @@ def _drop(place: Place, _: int) -> None:
 
 
 def _repeat(place: Place, pick: int) -> None:
-    times = (2, 3, 11, 31, 101, 501)[pick % 6]
+    content = place.field.content
+    size = 1 + sum(1 for _ in places(content)) if isinstance(content, Tree) else 1
+    times = min((2, 3, 11, 31, 101, 501)[pick % 6], 1 + _MOST_FIELDS // size)
     copies = [place.field.copy() for _ in range(times)]
     place.owner.fields[place.index : place.index + 1] = copies
 
@@ -252,9 +260,9 @@ def make(descriptor: Any, pick: int) -> Field:
 
 
 def _one(common: tuple[bytes, ...], large: tuple[bytes, ...], pick: int) -> bytes:
-    """A large one once in 64 times: each is a megabyte."""
-    if pick % 64 == 63:
-        return large[pick // 64 % len(large)]
+    """Seldom a large one: each is a megabyte."""
+    if pick >= _LARGE:
+        return large[pick % len(large)]
     return common[pick % len(common)]
 
 

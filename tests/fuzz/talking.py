@@ -12,7 +12,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from tests.fuzz import legal
-from tests.fuzz.methods import Kind, Method
+from tests.fuzz.methods import Kind, Method, methods
 from tests.fuzz.tree import Leaf, Tree, places, write
 
 DEADLINE_SECONDS = 10.0
@@ -146,6 +146,13 @@ async def ask(
         if ending is Ending.PROPER:
             raise
     return outcome
+
+
+async def asked(channel: grpc.aio.Channel, method: str, *messages: dict[str, Any]) -> Outcome:
+    """Makes a call of messages given as fields."""
+    kind = methods()[method]
+    sent = [Message(kind.request(**fields).SerializeToString()) for fields in messages]
+    return await ask(channel, kind, sent, Tokens())
 
 
 async def _one_request(
