@@ -228,7 +228,8 @@ def _cursors(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor:
 
 
 def _maybe_cursor(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor | None:
-    return draw(_cursors(orders)) if orders and draw(_RATHER_NOT) else None
+    wanted: bool = bool(orders) and draw(_RATHER_NOT)
+    return draw(_cursors(orders)) if wanted else None
 
 
 @st.composite
