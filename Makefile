@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick rehearse conformance clean
+.PHONY: help setup run test lint format proto lock load bench-quick rehearse conformance differential clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ test: setup ## every test that needs only Python and make
 
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
+
+differential: setup ## 50,000 random databases, here and on the official emulator, in an hour
+	$(BIN)/python -m tests.differential
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse

@@ -227,8 +227,9 @@ def _cursors(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor:
     return Cursor(taken, draw(st.booleans()))
 
 
-def _maybe_cursor(draw: Any, orders: tuple[Order, ...]) -> Cursor | None:
-    return draw(_cursors(orders)) if orders and draw(_RATHER_NOT) else None
+def _maybe_cursor(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor | None:
+    wanted: bool = bool(orders) and draw(_RATHER_NOT)
+    return draw(_cursors(orders)) if wanted else None
 
 
 @st.composite

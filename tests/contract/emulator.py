@@ -80,8 +80,10 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _empty(leaf: FieldFilter) -> bool:
-    if leaf.op in UNARY or leaf.op is Op.NOT_IN:
+    if leaf.op in UNARY:
         return False
+    if leaf.op is Op.NOT_IN:
+        return isinstance(leaf.value, list) and None in leaf.value
     operands = leaf.value if leaf.op in LISTS and isinstance(leaf.value, list) else [leaf.value]
     return all(_nothing(operand, leaf.op) for operand in operands)
 
