@@ -4,7 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick rehearse conformance differential clean
+.PHONY: help setup run test lint format proto lock load bench-quick bench-firestore rehearse
+.PHONY: conformance differential fuzz clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +31,11 @@ conformance: setup ## the Python client's own system tests against the embedded 
 differential: setup ## 50,000 random databases, here and on the official emulator, in an hour
 	$(BIN)/python -m tests.differential
 
+fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED and _REQUESTS replay
+	CROSSFADE_FUZZ_REQUESTS=$${CROSSFADE_FUZZ_REQUESTS:-100000} \
+		CROSSFADE_FUZZ_SEED=$${CROSSFADE_FUZZ_SEED:-$$(date +%s)} \
+		$(BIN)/pytest -q -s tests/fuzz
+
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse
 
@@ -38,6 +44,9 @@ load: setup ## Locust against a throwaway stack, HTML report in build/
 
 bench-quick: setup ## the request path against the bare stack and the alternatives, as ratios
 	$(BIN)/python -m loadtests.bench
+
+bench-firestore: setup ## the embedded Firestore against a bare handler, as ratios; its memory
+	$(BIN)/python -m loadtests.firestore
 
 lint: setup ## ruff, mypy, import stack, generated code
 	$(BIN)/ruff check .

@@ -14,6 +14,11 @@ from structlog.typing import Processor
 from crossfade.settings import LogSettings
 
 
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Not what gRPC says, with a traceback, of each caller that hung up while it was answered."""
+    return not str(record.msg).startswith("ExecuteBatchError raised in core")
+
+
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Sets up structlog and the standard library's logging (of the libraries) alike."""
     stream = stream or sys.stderr
@@ -47,6 +52,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
         )
     )
+    handler.addFilter(_is_of_interest)
     logging.root.handlers = [handler]
     # The libraries' own remarks are only of interest when something is wrong.
     logging.root.setLevel(max(level, logging.WARNING))

@@ -61,6 +61,8 @@ class Holding:
         self.failures: list[str] = []
         self.resident = 0
         """Bytes of the server's memory after the last conversations."""
+        self.warm = 0
+        """The same after the first ones, as the caller decides."""
 
     def close(self) -> None:
         self._lose()
@@ -88,18 +90,16 @@ class Holding:
         """The failure as a single case with as few changes as show it, if one alone does."""
         ends = time.monotonic() + SHRINK_SECONDS
         for case in held:
-            found = self._try([case])
-            if found is None and time.monotonic() < ends:
-                continue
-            if found is None:
+            if time.monotonic() > ends:
                 break
-            smaller = list(case.simpler())
+            if (found := self._try([case])) is None:
+                continue
+            smallest, smaller = case, list(case.simpler())
             while smaller and time.monotonic() < ends:
                 simple = smaller.pop()
                 if (again := self._try([simple])) is not None:
-                    case, found = simple, again
-                    smaller = list(simple.simpler())
-            return f"{case!r}\n{found}"
+                    smallest, found, smaller = simple, again, list(simple.simpler())
+            return f"{smallest!r}\n{found}"
         return f"only together, or only once: {held!r}\n{wrong}"
 
     async def _hold(self, held: list[Case]) -> str | None:

@@ -7,7 +7,7 @@ from google.cloud.firestore_v1 import types
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.protobuf.wrappers_pb2 import DoubleValue, Int32Value
 
-from tests.fuzz.legal import DATABASE, ROOT, array, mapping, name, number, text, vector
+from tests.fuzz.pieces import DATABASE, ROOT, array, mapping, name, number, text, vector
 from tests.fuzz.tree import BYTES, END_GROUP, FIXED32, FIXED64, GROUP, VARINT, Tree, double, parse
 
 MEBIBYTE = 1 << 20
@@ -17,13 +17,11 @@ NUMBERS = (
     *(2**31 - 1, 2**31, -(2**31), -(2**31) - 1, 2**32, 2**53 + 1),
     *(2**63 - 1, -(2**63), 2**64 - 1, 253_402_300_800, -62_135_596_801),
 )
-DOUBLES = tuple(
-    double(value)
-    for value in (
-        *(0.0, -0.0, 1.5, -1.0, 5e-324, 1.7976931348623157e308, 90.000001, -180.5),
-        *(float("inf"), float("-inf"), float("nan")),
-    )
-) + (b"\xff" * 8, b"\x01\x00\x00\x00\x00\x00\xf0\x7f")  # NaNs with contents of their own
+DOUBLES = (
+    *map(double, (0.0, -0.0, 1.5, -1.0, 5e-324, 1.7976931348623157e308, 90.000001, -180.5)),
+    *map(double, (float("inf"), float("-inf"), float("nan"))),
+    *(b"\xff" * 8, b"\x01\x00\x00\x00\x00\x00\xf0\x7f"),  # NaNs with contents of their own
+)
 
 
 def _encoded(*items: str | bytes) -> tuple[bytes, ...]:
@@ -43,13 +41,29 @@ _PATHS = _encoded(
     *("`", "``", "`a", "a.", ".a", "a..b", "`a\\`", "`a\\``.b", "a`b", "`a.b`", "`\\``", "ü"),
     *("__name__", "`__name__`", "__name__.a", "__x__", "a.__x__", "\0", b"\xed\xa0\x80"),
     *("a." * 19 + "a", "a." * 99 + "a", "a." * 740 + "a", "a." * 5_000 + "a", "a" * 1_501),
-    *("n asc, n desc", "n desc,", "n,,s", "`,` desc", "n desc, __name__", "__name__, n", "n sideways"),
+    *(
+        "n asc, n desc",
+        "n desc,",
+        "n,,s",
+        "`,` desc",
+        "n desc, __name__",
+        "__name__, n",
+        "n sideways",
+    ),
 )
 _NAMES = _encoded(
     *("", "/", "c/a", "/c/a", "projects/", "projects//databases//documents/c/a", DATABASE, ROOT),
     *(f"{ROOT}/", f"{ROOT}//a", f"{DATABASE}/docs/c", "projects/-/databases/-/documents"),
     *("projects/other/databases/(default)/documents/c/a", "projects/other/databases/(default)"),
-    *(name("c"), name("c/a"), name("c/000"), name("c/a/b"), name("c/a/"), name("c/.."), name("c/\0")),
+    *(
+        name("c"),
+        name("c/a"),
+        name("c/000"),
+        name("c/a/b"),
+        name("c/a/"),
+        name("c/.."),
+        name("c/\0"),
+    ),
     *(name("c/__x__"), name("c/__id7__"), name("__id7__/a"), name("c/ü"), name("c/a") + "\n"),
     *(name("c/a" + "/b/c" * 49), name("c/a" + "/b/c" * 200), name("c/" + "a" * 1_500)),
     *(name("c/" + "a" * 1_501), name("_crossfade_intents/x"), b"projects/\xff/databases/x"),

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from tests.fuzz import hostile, legal
 from tests.fuzz.methods import methods
 from tests.fuzz.talking import EDITS, Edit, Ending, Message
-from tests.fuzz.tree import BYTES, Field, Leaf, Place, Tree, places, wire_type
+from tests.fuzz.tree import (
+    BYTES,
+    FIXED64,
+    VARINT,
+    Field,
+    Leaf,
+    Place,
+    Tree,
+    places,
+    wire_type,
+    write,
+)
 
 _PICKS = 4_096
 _LARGE = _PICKS - 64
@@ -39,10 +50,11 @@ class Mutation:
         if self.kind != EVERYWHERE:
             MUTATIONS[self.kind](place, self.pick)
             return
-        # The same for all fields of the kind, so that they still fit one another.
+        # The same for all fields of one name, so that they still fit one another.
         field = place.field.descriptor
         for other in reversed(found):  # inner ones first: outer ones replace them
-            if other.field.descriptor is field:
+            known = other.field.descriptor
+            if known is not None and field is not None and known.name == field.name:
                 _replace(other, self.pick % _LARGE)  # a megabyte each would be too much
 
 
@@ -108,9 +120,7 @@ def cases() -> st.SearchStrategy[Case]:
     edits = st.lists(
         st.tuples(
             st.integers(0, 7),
-            st.builds(
-                Edit, st.sampled_from(EDITS), st.integers(0, 2_047), st.integers(0, 255)
-            ),
+            st.builds(Edit, st.sampled_from(EDITS), st.integers(0, 2_047), st.integers(0, 255)),
         ),
         min_size=1,
         max_size=3,
@@ -126,6 +136,33 @@ def cases() -> st.SearchStrategy[Case]:
         st.builds(Case, names, mutations, ending=endings, method=others),
         st.builds(Case, names, method=others, raw=st.binary(max_size=64)),
     )
+
+
+def single_cases() -> list[Case]:
+    """Every hostile content in every field of every conversation, one at a time."""
+    return [
+        Case(conversation.name, (Mutation("replace", at, pick),))
+        for conversation in legal.conversations()
+        for at, place in enumerate(_fields(conversation))
+        for pick in range(_contents(place.field.descriptor))
+    ]
+
+
+def _fields(conversation: legal.Conversation) -> list[Place]:
+    trees = [tree for call in conversation.calls for tree in call.messages]
+    return [place for tree in trees for place in places(tree)]
+
+
+def _contents(descriptor: Any) -> int:
+    """How many different contents `make` has for a field."""
+    if descriptor.message_type is not None:
+        pool = hostile.messages().get(descriptor.message_type.full_name)
+        return len(pool) if pool else 3 * max(1, len(descriptor.message_type.fields))
+    if descriptor.type == descriptor.TYPE_STRING:
+        return len(hostile.texts_for(descriptor.name))
+    if descriptor.type == descriptor.TYPE_BYTES:
+        return len(hostile.BLOBS)
+    return len(hostile.NUMBERS if wire_type(descriptor) == VARINT else hostile.DOUBLES)
 
 
 # --- the kinds -----------------------------------------------------------------------------------
@@ -170,12 +207,13 @@ def _nest(place: Place, pick: int) -> None:
         _replace(place, pick)
         return
     way = ways[pick % len(ways)]
+    # As bytes: a tree so deep could not be walked.
+    data = write(inner)
     for _ in range((10, 15, 20, 21, 33, 50, 100, 200)[pick // 4 % 8]):
         for step in reversed(way):
-            content = Tree(step.containing_type, [Field(step.number, BYTES, step, inner)])
-            content.fields += _companions(step)
-            inner = content
-    field.content = inner
+            content = [Field(step.number, BYTES, step, Leaf(data)), *_companions(step)]
+            data = write(Tree(step.containing_type, content))
+    field.content = Leaf(data)
 
 
 def _companions(step: Any) -> list[Field]:
@@ -188,9 +226,7 @@ def _companions(step: Any) -> list[Field]:
 def _unknown(place: Place, pick: int) -> None:
     numbers = (99, 536_870_911, 19_000, 0)
     wire, value = hostile.UNKNOWN[pick % len(hostile.UNKNOWN)]
-    place.owner.fields.insert(
-        place.index, Field(numbers[pick // 8 % 4], wire, None, Leaf(value))
-    )
+    place.owner.fields.insert(place.index, Field(numbers[pick // 8 % 4], wire, None, Leaf(value)))
 
 
 def _renumber(place: Place, pick: int) -> None:
@@ -251,11 +287,11 @@ def make(descriptor: Any, pick: int) -> Field:
         content = Leaf(_one(hostile.texts_for(descriptor.name), hostile.LARGE_TEXTS, pick))
     elif descriptor.type == descriptor.TYPE_BYTES:
         content = Leaf(_one(hostile.BLOBS, hostile.LARGE_BLOBS, pick))
-    elif wire == 0:
+    elif wire == VARINT:
         content = Leaf(hostile.NUMBERS[pick % len(hostile.NUMBERS)])
     else:
         doubles = hostile.DOUBLES[pick % len(hostile.DOUBLES)]
-        content = Leaf(doubles[: 8 if wire == 1 else 4])
+        content = Leaf(doubles[: 8 if wire == FIXED64 else 4])
     return Field(descriptor.number, wire, descriptor, content)
 
 

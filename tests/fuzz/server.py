@@ -8,14 +8,15 @@ import grpc.aio
 import psutil
 
 from loadtests.bench import servers
-from tests.fuzz import legal
+from loadtests.bench.measure import cpu_seconds
 from tests.fuzz.methods import methods
+from tests.fuzz.pieces import DATABASE, documents
 from tests.fuzz.talking import METADATA, OPTIONS
 
 MEBIBYTE = 1 << 20
 _HEALTH = "projects/health/databases/(default)"
 _DOCUMENT = f"{_HEALTH}/documents/c/a"
-_HEALTH_SECONDS = 10.0
+_HEALTH_SECONDS = 20.0
 _HEALTHY = [{"update": {"name": _DOCUMENT, "fields": {"n": {"integer_value": 1}}}}]
 _SHOWN = 2_000
 
@@ -39,6 +40,10 @@ class Watched:
         size: int = self._process.memory_info().rss
         return size
 
+    def cpu(self) -> float:
+        """Seconds of CPU that it has taken so far."""
+        return cpu_seconds([self._process.pid])
+
     def open_files(self) -> int:
         count: int = self._process.num_fds()
         return count
@@ -53,7 +58,7 @@ class Watched:
         """Fills the database that is fuzzed, so that queries find something and use indexes,
         and another one, which nothing else touches, for `complaint`."""
         async with self.channel() as channel:
-            for database, writes in ((_HEALTH, _HEALTHY), (legal.DATABASE, legal.documents())):
+            for database, writes in ((_HEALTH, _HEALTHY), (DATABASE, documents())):
                 request = methods()["Commit"].request(database=database, writes=writes)
                 await channel.unary_unary(methods()["Commit"].path)(
                     request.SerializeToString(), timeout=_HEALTH_SECONDS, metadata=METADATA
@@ -67,7 +72,7 @@ class Watched:
         get = methods()["GetDocument"]
         request = get.request(name=_DOCUMENT).SerializeToString()
         try:
-            answer = await channel.unary_unary(get.path)(
+            answer: bytes = await channel.unary_unary(get.path)(
                 request, timeout=_HEALTH_SECONDS, metadata=METADATA
             )
         except grpc.aio.AioRpcError as error:

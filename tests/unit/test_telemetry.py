@@ -486,3 +486,12 @@ def test_json_logs_are_one_object_a_line(stream):
 
     assert (ours["event"], ours["level"], ours["documents"]) == ("kept", "warning", 3)
     assert (theirs["event"], theirs["logger"]) == ("kept too", "library")
+
+
+def test_a_caller_that_hung_up_is_no_error(stream):
+    logs.configure(LogSettings(level="warning"), stream)
+    grpc = logging.getLogger("grpc._cython.cygrpc")
+    grpc.error("ExecuteBatchError raised in core by servicer method [%s]", "/service/Method")
+    assert not stream.getvalue()
+    grpc.error("Unexpected [%s] raised by servicer method [%s]", "ValueError", "/service/Method")
+    assert "ValueError" in stream.getvalue()
