@@ -119,20 +119,27 @@ def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
     """Raises InvalidArgument unless `segment` is a legal id. `numeric`: __id7__ is one too,
     as it is for documents and not for collections."""
     if not segment:
-        raise InvalidArgument(f"{field}: a path segment is empty")
+        raise InvalidArgument(f"{field}: it lacks a resource id: a path segment is empty")
     if segment in {".", ".."}:
-        raise InvalidArgument(f'{field}: a path segment may not be "." or ".."')
+        raise InvalidArgument(f'{field}: it contains a resource id "{segment}"')
     if "/" in segment:
-        raise InvalidArgument(f'{field}: "{segment[:120]}" holds "/", so it is a path and no id')
-    size = len(utf8(segment, field))
-    if size > MAX_NAME_BYTES:
         raise InvalidArgument(
-            f"{field}: an id of {size} bytes is over the limit of {MAX_NAME_BYTES} bytes"
+            f'{field}: {_id_of(numeric)} "{segment[:120]}" is invalid because it contains "/".'
+        )
+    if len(utf8(segment, field)) > MAX_NAME_BYTES:
+        raise InvalidArgument(
+            f"{field}: The key path element name is longer than {MAX_NAME_BYTES} bytes."
         )
     if not _RESERVED.fullmatch(segment):
         return
     if not numeric or numeric_id(segment) is None:
-        raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
+        raise InvalidArgument(
+            f'{field}: {_id_of(numeric)} "{segment[:120]}" is invalid because it is reserved.'
+        )
+
+
+def _id_of(document: bool) -> str:
+    return "Resource id" if document else "Collection id"
 
 
 # What nearly every path looks like: legal at a glance, a tenth of the whole check's cost.
@@ -148,8 +155,8 @@ def check_document_path(path: str, field: str = "name") -> str:
     segments = path.split("/")
     if len(segments) % 2:
         raise InvalidArgument(
-            f'{field}: "{path[:120]}" names a collection, not a document: '
-            f"a document path has an even number of segments"
+            f'{field}: Document name "{path[:120]}" lacks "/": it names a collection, not a '
+            f"document, whose path has an even number of segments"
         )
     for index, segment in enumerate(segments):
         check_id(segment, field, numeric=bool(index % 2))
@@ -201,7 +208,7 @@ def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
 FieldPath: TypeAlias = tuple[str, ...]
 NAME: FieldPath = ("__name__",)
 _SIMPLE = re.compile(r"[A-Za-z_][A-Za-z_0-9]*")
-_SEGMENT = re.compile(r"`((?:[^`\\]|\\.)*)`|([^.`]+)", re.DOTALL)
+_SEGMENT = re.compile(r"`((?:[^`\\]|\\.)+)`|([A-Za-z_][A-Za-z_0-9]*)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
@@ -211,23 +218,27 @@ def parse_field_path(text: str, field: str = "field_path") -> FieldPath:
         return (text,)
     if len(text) > MAX_NAME_BYTES or len(utf8(text, field)) > MAX_NAME_BYTES:
         raise InvalidArgument(
-            f"{field}: a field path of over {MAX_NAME_BYTES} bytes, the limit, beginning with "
+            f"{field}: property path is longer than {MAX_NAME_BYTES} bytes. It begins with "
             f'"{text[:100]}"'
         )
+    if not text:
+        raise InvalidArgument(f"{field}: Invalid empty property path string.")
     segments: list[str] = []
     position = 0
-    while True:
-        match = _SEGMENT.match(text, position)
-        if match is None or match.end() == position:
-            raise InvalidArgument(f'{field}: "{text[:120]}" is not a field path')
+    while (match := _SEGMENT.match(text, position)) is not None:
         quoted, plain = match.groups()
         segments.append(_ESCAPE.sub(r"\1", quoted) if plain is None else plain)
         position = match.end()
         if position == len(text):
             return tuple(segments)
         if text[position] != ".":
-            raise InvalidArgument(f'{field}: "{text[:120]}" is not a field path')
+            break
         position += 1
+    raise InvalidArgument(
+        f'{field}: Invalid property path "{text[:120]}". Unquoted property paths must match regex '
+        f"([a-zA-Z_][a-zA-Z_0-9]*), and quoted property paths must match regex "
+        r"(`(?:[^`\\]|(?:\\.))+`)"
+    )
 
 
 def format_field_path(path: FieldPath) -> str:
@@ -242,16 +253,19 @@ def format_field_path(path: FieldPath) -> str:
 
 def check_field_path(path: FieldPath, field: str) -> None:
     """Raises InvalidArgument for a path of reserved names; `__name__` itself is none."""
-    if path != NAME and any(_RESERVED.fullmatch(part) for part in path):
-        raise InvalidArgument(f'{field}: names of the form "__.*__" are reserved')
+    if path == NAME:
+        return
+    for part in path:
+        if _RESERVED.fullmatch(part):
+            raise InvalidArgument(f"{field}: Invalid reserved name in field path {part[:120]}")
 
 
 def check_reserved_name(name: str, field: str) -> None:
     """Raises InvalidArgument for the name of a field that a result may not have."""
     if len(utf8(name, field)) > MAX_NAME_BYTES:
-        raise InvalidArgument(f"{field}: The name is longer than {MAX_NAME_BYTES} bytes.")
+        raise InvalidArgument(f"{field}: The property.name is longer than {MAX_NAME_BYTES} bytes.")
     if _RESERVED.fullmatch(name):
-        raise InvalidArgument(f'{field}: The name "{name[:120]}" is reserved.')
+        raise InvalidArgument(f'{field}: The property.name "{name[:120]}" is reserved.')
 
 
 ABSENT = object()
@@ -455,8 +469,8 @@ def check_document(path: str, fields: Fields) -> int:
         size += _check_name(name, ()) + 1 + _check_value(value, (name,), 0)
     if size > MAX_DOCUMENT_BYTES:
         raise TooLarge(
-            f"document {path[:120]}: its size of {size} bytes is over the limit of "
-            f"{MAX_DOCUMENT_BYTES} bytes"
+            f"Document '{path[:120]}' cannot be written because its size ({size:,} bytes) exceeds "
+            f"the maximum allowed size of {MAX_DOCUMENT_BYTES:,} bytes."
         )
     return size
 
@@ -466,18 +480,25 @@ def _check_name(name: str, parent: FieldPath) -> int:
     if not parent and len(name) <= 100 and name.isascii() and name and name[0] != "_":
         return len(name)
     if not name:
-        inside = f" in {format_field_path(parent)}" if parent else ""
-        raise InvalidArgument(f"fields: a field name{inside} is empty")
+        raise (
+            _nested(parent, "the name of a field is empty")
+            if parent
+            else InvalidArgument("fields: The property.name is the empty string.")
+        )
     own = len(utf8(name, f"field name in {_shown(parent)}" if parent else "field name"))
     size = own + sum(len(p.encode()) + 1 for p in parent)
     if size > MAX_NAME_BYTES:
-        raise InvalidArgument(
-            f"field {_shown((*parent, name))}: a name of {size} bytes, with those of the maps "
-            f"around it, is over the limit of {MAX_NAME_BYTES} bytes"
+        why = f"the names around it and its own are longer than {MAX_NAME_BYTES} bytes"
+        raise (
+            _nested((*parent, name), why)
+            if parent
+            else InvalidArgument(
+                f"field {_shown((name,))}: The property.name is longer than {MAX_NAME_BYTES} bytes."
+            )
         )
     if _RESERVED.fullmatch(name):
         raise InvalidArgument(
-            f'field {_shown((*parent, name))}: names of the form "__.*__" are reserved'
+            f"field {_shown((*parent, name))}: field name '{name[:120]}' is reserved."
         )
     return own
 
@@ -504,8 +525,8 @@ def _check_value(value: Any, where: FieldPath, depth: int) -> int:
     elif isinstance(value, GeoPoint):
         if not (-90 <= value.latitude <= 90 and -180 <= value.longitude <= 180):
             raise InvalidArgument(
-                f"field {_shown(where)}: a geo point's latitude lies in -90..90, "
-                f"its longitude in -180..180"
+                f"field {_shown(where)}: Geo point latitude outside permitted range -90.0 to "
+                f"90.0, or longitude outside -180.0 to 180.0."
             )
         size = 16
     elif isinstance(value, list):
@@ -523,17 +544,21 @@ def _shown(where: FieldPath) -> str:
 def _check_size(size: int, where: FieldPath) -> None:
     if size > MAX_VALUE_BYTES:
         raise InvalidArgument(
-            f"field {_shown(where)}: a value of {size} bytes is over the limit of "
-            f"{MAX_VALUE_BYTES} bytes"
+            f'The value of property "{_shown(where)}" is longer than {MAX_VALUE_BYTES} bytes.'
         )
+
+
+def _nested(where: FieldPath, why: str) -> InvalidArgument:
+    """Firestore names the outermost field only."""
+    top = _shown(where[:1])
+    return InvalidArgument(
+        f"Property {top} contains an invalid nested entity. At {_shown(where)}: {why}"
+    )
 
 
 def _check_depth(where: FieldPath, depth: int) -> None:
     if depth >= MAX_DEPTH:
-        raise InvalidArgument(
-            f"field {_shown(where)}: maps and arrays are nested deeper than the limit of "
-            f"{MAX_DEPTH}"
-        )
+        raise _nested(where, f"maps and arrays are nested deeper than the limit of {MAX_DEPTH}")
 
 
 def _check_array(value: list[Any], where: FieldPath, depth: int) -> int:
@@ -542,10 +567,12 @@ def _check_array(value: list[Any], where: FieldPath, depth: int) -> int:
     for index, item in enumerate(value):
         if isinstance(item, list):
             raise InvalidArgument(
-                f"field {_shown(where)}[{index}]: an array may not hold an array directly"
+                f"field {_shown(where)}[{index}]: Cannot convert an array value in an array value."
             )
         if isinstance(item, dict) and is_vector(item):
-            raise InvalidArgument(f"field {_shown(where)}[{index}]: an array may not hold a vector")
+            raise InvalidArgument(
+                f"field {_shown(where)}[{index}]: Cannot convert a vector value in an array value."
+            )
         size += _check_value(item, where, depth + 1)
     return size
 
@@ -562,16 +589,30 @@ def _check_map(value: dict[str, Any], where: FieldPath, depth: int) -> int:
 
 def _check_vector(value: dict[str, Any], where: FieldPath) -> int:
     """A map with the key `__type__` is a vector or illegal."""
-    items = value.get("value")
-    if not is_vector(value) or not isinstance(items, list):
-        raise InvalidArgument(f"field {_shown(where)}: a map may not hold the name __type__")
-    if not 1 <= len(items) <= MAX_VECTOR:
-        raise InvalidArgument(
-            f"field {_shown(where)}: a vector has 1 to {MAX_VECTOR} dimensions, not {len(items)}"
-        )
-    if not all(isinstance(item, float) and item == item for item in items):
-        raise InvalidArgument(f"field {_shown(where)}: a vector holds doubles, and no NaN")
+    if value["__type__"] != "__vector__":
+        raise _nested((*where, "__type__"), "the name is reserved")
+    if (fault := vector_fault(value)) is not None:
+        raise InvalidArgument(f"field {_shown(where)}: {fault}")
+    items: Any = value["value"]
     return 32 + sum(len(key) + 1 for key in VECTOR_KEYS) + len("__vector__") + 1 + 8 * len(items)
+
+
+def vector_fault(value: dict[str, Any]) -> str | None:
+    """What is wrong with a map that says it is a vector. Firestore's words."""
+    if "value" not in value:
+        return "Vector map is missing key 'value'."
+    if len(value) > len(VECTOR_KEYS):
+        return "Vector Value map has extraneous entries."
+    items = value["value"]
+    if not isinstance(items, list) or not all(isinstance(item, float) for item in items):
+        return "Vector must only contain values of type 'double'"
+    if not items:
+        return "Cannot have a zero length vector."
+    if len(items) > MAX_VECTOR:
+        return f"Vectors must be at most {MAX_VECTOR} dimensions."
+    if any(item != item for item in items):
+        return "Vector cannot contain NaN values."
+    return None
 
 
 def _check_reference(value: Reference, where: FieldPath) -> int:

@@ -22,6 +22,7 @@ from crossfade.document import (
     collection_id,
     collection_path,
     equal,
+    format_field_path,
     get_field,
     kind,
     order_key,
@@ -308,9 +309,9 @@ def full_order(query: Query) -> tuple[Order, ...]:
 def check(query: Query) -> tuple[Order, ...]:
     """The query's full order. Raises InvalidArgument where Firestore would."""
     if query.offset < 0:
-        raise InvalidArgument("query.offset: may not be negative")
+        raise InvalidArgument("query.offset: offset is negative")
     if query.limit is not None and query.limit < 0:
-        raise InvalidArgument("query.limit: may not be negative")
+        raise InvalidArgument("query.limit: limit is negative")
     filters = leaves(query.where)
     if len(filters) + len(query.order_by) > MAX_FILTERS:
         raise InvalidArgument(
@@ -337,42 +338,63 @@ def _check_filter(leaf: FieldFilter) -> None:
     check_field_path(leaf.path, "query.where.field")
     if leaf.op in LISTS:
         most = MAX_NOT_IN if leaf.op is Op.NOT_IN else MAX_IN
-        if not isinstance(leaf.value, list) or not leaf.value:
-            raise InvalidArgument(f"query.where: {leaf.op} needs an array that is not empty")
+        if not isinstance(leaf.value, list):
+            raise InvalidArgument(f"query.where: '{leaf.op}' requires an ArrayValue.")
+        if not leaf.value:
+            raise InvalidArgument(f"query.where: '{leaf.op}' requires an non-empty ArrayValue.")
         if len(leaf.value) > most:
             raise InvalidArgument(
-                f"query.where: {leaf.op} has {len(leaf.value)} values, the limit is {most}"
+                f"query.where: '{leaf.op}' supports up to {most} comparison values. "
+                f"It has {len(leaf.value)}."
             )
     if leaf.path == NAME:
         if leaf.op in ARRAYS:
-            raise InvalidArgument(f"query.where: __name__ is no array, {leaf.op} cannot hold")
+            raise InvalidArgument(
+                f"query.where: the name __key__ is reserved, {leaf.op} cannot hold"
+            )
         operands = leaf.value if isinstance(leaf.value, list) else [leaf.value]
         if not all(kind(operand) is Kind.REFERENCE for operand in operands):
-            raise InvalidArgument("query.where: __name__ is compared with document references")
+            raise InvalidArgument(
+                "query.where: __key__ filter value must be a Key: __name__ is compared with "
+                "document references"
+            )
 
 
 def _check_together(where: Filter, filters: list[FieldFilter]) -> None:
     """The rules for filters beside one another."""
     if sum(leaf.op in NEGATIONS for leaf in filters) > 1:
         raise InvalidArgument(
-            "query.where: at most one NOT_EQUAL, NOT_IN, IS_NOT_NULL or IS_NOT_NAN is allowed"
+            "query.where: Only a single 'NOT_EQUAL', 'NOT_IN', 'IS_NOT_NAN', or 'IS_NOT_NULL' "
+            "filter allowed per query."
         )
-    if len({leaf.path for leaf in filters if leaf.op in INEQUALITIES}) > MAX_INEQUALITY_FIELDS:
+    unequal = {leaf.path for leaf in filters if leaf.op in INEQUALITIES}
+    if len(unequal) > MAX_INEQUALITY_FIELDS:
         raise InvalidArgument(
-            f"query.where: inequalities on more than {MAX_INEQUALITY_FIELDS} fields"
+            f"query.where: The query contains {len(unequal)} distinct inequality fields. A query "
+            f"may not have more than {MAX_INEQUALITY_FIELDS} distinct inequality fields."
         )
     if any(leaf.op is Op.NOT_IN for leaf in filters) and (
         any(leaf.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for leaf in filters) or _has_or(where)
     ):
-        raise InvalidArgument("query.where: NOT_IN may not stand beside IN, another list or OR")
+        raise InvalidArgument(
+            "query.where: 'NOT_IN' cannot be used in the same query with 'IN', "
+            "'ARRAY_CONTAINS_ANY' or 'OR'."
+        )
     if _arrays(where) > 1:
         raise InvalidArgument(
-            "query.where: at most one ARRAY_CONTAINS or ARRAY_CONTAINS_ANY in each disjunction"
+            "query.where: A maximum of 1 'ARRAY_CONTAINS' filter is allowed per disjunction."
         )
     if (size := _disjunctions(where)) > MAX_DISJUNCTIONS:
         raise InvalidArgument(
-            f"query.where: {size} disjunctions after expansion, the limit is {MAX_DISJUNCTIONS}"
+            f"query.where: Too many disjunctions after normalization. Result had {size} "
+            f"disjunctions which is more than the maximum of {MAX_DISJUNCTIONS}"
         )
+
+
+_AFTER_THE_KEY = (
+    "query.order_by: order by clause cannot contain more fields after the key, and fields "
+    "with an inequality are part of it"
+)
 
 
 def _check_orders(query: Query, filters: list[FieldFilter]) -> None:
@@ -380,34 +402,40 @@ def _check_orders(query: Query, filters: list[FieldFilter]) -> None:
     for order in query.order_by:
         check_field_path(order.path, "query.order_by")
         if NAME in seen:
-            raise InvalidArgument("query.order_by: nothing may follow __name__")
+            raise InvalidArgument(_AFTER_THE_KEY)
         if order.path in seen:
-            raise InvalidArgument("query.order_by: the same field twice")
+            raise InvalidArgument(
+                f"query.order_by: order by clause cannot contain duplicate fields "
+                f"{format_field_path(order.path)[:120]}"
+            )
         seen.add(order.path)
     if NAME in seen and any(leaf.op in INEQUALITIES and leaf.path not in seen for leaf in filters):
-        raise InvalidArgument(
-            "query.order_by: a field with an inequality comes before __name__, and it is not there"
-        )
+        raise InvalidArgument(_AFTER_THE_KEY)
     by_field = any(leaf.path != NAME for leaf in filters) or bool(seen - {NAME})
     if query.collection is None and (by_field or any(order.descending for order in query.order_by)):
         raise InvalidArgument(
-            "query.from.collection_id: without one, only __name__ may be filtered and ordered by"
+            "query.from.collection_id: kind is required for all filters but __key__ and all "
+            "orders except __key__ ascending"
         )
     if query.collection is not None and query.all_descendants and query.parent and by_field:
         raise InvalidArgument(
-            "parent: below a document, only __name__ of a collection group may be filtered "
-            "and ordered by"
+            "parent: collection group queries are only allowed at the root parent, unless "
+            "they filter and order by __name__ only"
         )
 
 
 def _check_cursor(cursor: Cursor, orders: tuple[Order, ...], field: str) -> None:
     if len(cursor.values) > len(orders):
         raise InvalidArgument(
-            f"{field}: {len(cursor.values)} values for {len(orders)} order_by fields"
+            f"{field}: Cursor has too many values. It has {len(cursor.values)}, and order_by "
+            f"has {len(orders)} fields"
         )
     for order, value in zip(orders, cursor.values, strict=False):
         if order.path == NAME and kind(value) is not Kind.REFERENCE:
-            raise InvalidArgument(f"{field}: the value for __name__ is a document reference")
+            raise InvalidArgument(
+                f"{field}: Cursor __key__ value is not a document reference. It stands for "
+                f"__name__."
+            )
 
 
 def _check_nearest(query: Query, nearest: Nearest) -> None:

@@ -75,7 +75,9 @@ def decode_value(message: Any) -> Value:
         return Reference(message.reference_value)
     if which == "geo_point_value":
         return GeoPoint(message.geo_point_value.latitude, message.geo_point_value.longitude)
-    raise InvalidArgument("a Value without a type, or of a type that may not be stored")
+    raise InvalidArgument(
+        "Cannot convert firestore.v1.Value with type unset, or with one that may not be stored"
+    )
 
 
 _PLAIN = {"integer_value", "double_value", "boolean_value", "bytes_value"}
@@ -172,7 +174,8 @@ def decode_time(message: Any, field: str = "timestamp") -> int:
     seconds, nanos = message.seconds, message.nanos
     if not _MIN_SECONDS <= seconds <= _MAX_SECONDS or not 0 <= nanos < 1_000_000_000:
         raise InvalidArgument(
-            f"{field}: it lies outside the years 1 to 9999, or its nanos outside 0..999999999"
+            f"{field}: Timestamp seconds exceeds limit for field (the years 1 to 9999), or nanos "
+            f"(0..999999999)"
         )
     return seconds * 1_000_000 + nanos // 1_000  # type: ignore[no-any-return]
 
@@ -293,7 +296,9 @@ def decode_write(message: Any, database: Database, field: str = "write") -> Writ
     """A Write of either package. Raises InvalidArgument; limits are `write.check`'s business."""
     operation = message.WhichOneof("operation")
     if operation is None:
-        raise InvalidArgument(f"{field}: one of update, delete or transform must be set")
+        raise InvalidArgument(
+            f"{field}: empty write operation; one of update, delete or transform must be set"
+        )
     mask: tuple[FieldPath, ...] | None = None
     transforms: list[Transform] = []
     fields: Fields | None = None
@@ -317,6 +322,8 @@ def decode_write(message: Any, database: Database, field: str = "write") -> Writ
         transforms = [_decode_transform(item, field) for item in message.transform.field_transforms]
     else:
         name = message.delete
+        if message.HasField("update_mask"):
+            raise InvalidArgument(f"{field}: a delete must not specify a document mask.")
     path = check_document_path(database.relative(name, f"{field}.name"), f"{field}.name")
     exists: bool | None = None
     update_time: int | None = None
@@ -335,8 +342,9 @@ def _decode_transform(message: Any, field: str) -> Transform:
     if which == "set_to_server_value":
         if message.set_to_server_value != 1:
             raise InvalidArgument(
-                f"{field}.set_to_server_value: {message.set_to_server_value} is not a known "
-                f"server value; REQUEST_TIME (1) is"
+                f"{field}.set_to_server_value: ServerValue type must be specified for "
+                f"set_to_server_value transformation: REQUEST_TIME (1), not "
+                f"{message.set_to_server_value}"
             )
         return Transform(path, TransformKind.REQUEST_TIME)
     if which in {"append_missing_elements", "remove_all_from_array"}:
@@ -345,7 +353,9 @@ def _decode_transform(message: Any, field: str) -> Transform:
         ]
         return Transform(path, TransformKind(which), items)
     if which is None:
-        raise InvalidArgument(f"{field}: a transform without a type")
+        raise InvalidArgument(
+            f"{field}: Operation type must be specified for field transformation."
+        )
     operand = decode_value_at(getattr(message, which), f"{field}.{which}")
     return Transform(path, TransformKind(which), operand)
 
@@ -403,7 +413,9 @@ def decode_query(message: Any, parent: str, database: Database) -> Query:
     if parent:
         check_document_path(parent, "parent")
     if len(_selectors(message)) > 1:
-        raise InvalidArgument("query.from: at most one collection selector is allowed")
+        raise InvalidArgument(
+            "query.from: StructuredQuery.from cannot have more than one collection selector."
+        )
     collection, descendants = None, False
     for selector in _selectors(message):
         collection = selector.collection_id or None
@@ -451,7 +463,7 @@ def _selectors(message: Any) -> Any:
 def _decode_order(message: Any) -> Order:
     if message.direction not in {0, 1, 2}:
         raise InvalidArgument(
-            f"query.order_by.direction: {message.direction} is not a known direction"
+            f"query.order_by.direction: Unrecognized ordering: {message.direction}"
         )
     return Order(
         parse_field_path(message.field.field_path, "query.order_by"), message.direction == 2
@@ -471,7 +483,9 @@ def _decode_filter(message: Any, database: Database) -> Filter:
     if which == "composite_filter":
         composite = message.composite_filter
         if composite.op not in {1, 2}:
-            raise InvalidArgument(f"query.where.op: {composite.op} is not a known operator")
+            raise InvalidArgument(
+                f"query.where.op: Unsupported CompositeFilter operator: {composite.op}"
+            )
         inner = tuple(_decode_filter(item, database) for item in composite.filters)
         if not inner:
             raise InvalidArgument("query.where: a composite filter without filters")
@@ -480,7 +494,7 @@ def _decode_filter(message: Any, database: Database) -> Filter:
         leaf = message.field_filter
         operator = _OPERATORS.get(leaf.op)
         if operator is None:
-            raise InvalidArgument(f"query.where.op: {leaf.op} is not a known operator")
+            raise InvalidArgument(f"query.where.op: Unknown FieldFilter operator: {leaf.op}")
         path = parse_field_path(leaf.field.field_path, "query.where.field")
         value = decode_value_at(leaf.value, "query.where.value")
         if path == NAME:
@@ -494,9 +508,9 @@ def _decode_filter(message: Any, database: Database) -> Filter:
         unary = message.unary_filter
         operator = _UNARY.get(unary.op)
         if operator is None:
-            raise InvalidArgument(f"query.where.op: {unary.op} is not a known operator")
+            raise InvalidArgument(f"query.where.op: Unknown UnaryFilter operator: {unary.op}")
         return FieldFilter(parse_field_path(unary.field.field_path, "query.where.field"), operator)
-    raise InvalidArgument("query.where: an empty filter")
+    raise InvalidArgument("query.where: Unknown Filter type: an empty filter")
 
 
 _MEASURES = {1: Measure.EUCLIDEAN, 2: Measure.COSINE, 3: Measure.DOT_PRODUCT}

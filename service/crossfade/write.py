@@ -13,6 +13,7 @@ from crossfade.document import (
     ABSENT,
     INT64_MAX,
     INT64_MIN,
+    Database,
     Document,
     FieldPath,
     Fields,
@@ -108,17 +109,18 @@ def check(write: Write) -> int:
     size = 0 if write.fields is None else check_document(write.path, write.fields)
     if len(write.transforms) > MAX_TRANSFORMS:
         raise InvalidArgument(
-            f"document {write.path}: {len(write.transforms)} transforms, "
+            f"document {write.path[:120]}: {len(write.transforms)} transforms, "
             f"the limit is {MAX_TRANSFORMS}"
         )
     paths = [transform.path for transform in write.transforms]
     for where, names in (("update_mask", write.mask or ()), ("field_path", paths)):
         for path in names:
             shown = format_field_path(path)[:120]
-            check_field_path(path, f"document {write.path}: {where} {shown}")
+            check_field_path(path, f"document {write.path[:120]}: {where} {shown}")
     if any(one != other and one == other[: len(one)] for one in paths for other in paths):
         raise InvalidArgument(
-            f"document {write.path}: a field and one inside it are transformed by one write"
+            f"document {write.path[:120]}: Cannot transform property {_outer(paths)} and its "
+            f"nested property at the same time."
         )
     for transform in write.transforms:
         numeric = transform.kind in {
@@ -130,7 +132,8 @@ def check(write: Write) -> int:
             isinstance(transform.operand, bool) or not isinstance(transform.operand, int | float)
         ):
             raise InvalidArgument(
-                f"document {write.path}: {transform.kind} needs an integer or a double"
+                f"document {write.path[:120]}: {transform.kind} of "
+                f"{format_field_path(transform.path)[:120]}: Input must be int64 or double."
             )
     return size
 
@@ -182,23 +185,34 @@ def _verb(write: Write) -> str:
     return "insert" if write.exists is False else "update"
 
 
-def check_precondition(write: Write, current: Document | None) -> None:
-    """Raises the error of a precondition that does not hold."""
+def _outer(paths: Sequence[FieldPath]) -> str:
+    """The first of the paths in which another one lies."""
+    for path in paths:
+        if any(path != other and path == other[: len(path)] for other in paths):
+            return format_field_path(path)[:120]
+    return ""
+
+
+def check_precondition(
+    write: Write, current: Document | None, database: Database | None = None
+) -> None:
+    """Raises the error of a precondition that does not hold. Firestore's words, with the full
+    name where the database is known."""
+    name = write.path if database is None else database.full(write.path)
     if write.exists is False and current is not None:
-        raise AlreadyExists(f"Document already exists: {write.path}")
+        raise AlreadyExists(f"Document already exists: {name}")
     if write.exists is True and current is None:
-        raise NotFound(f"No document to update: {write.path}")
+        raise NotFound(f"No document to update: {name}")
     if write.update_time is not None:
-        if current is None:
-            raise FailedPrecondition(f"document {write.path}: it does not exist")
-        if current.update_time < write.update_time:
+        stored = 0 if current is None else current.update_time
+        if 0 < stored < write.update_time:
             raise InvalidArgument(
-                f"document {write.path}: the update_time that the write expects is later "
-                f"than the document's"
+                f"Invalid base version, it is greater than the stored version: {name}"
             )
-        if current.update_time != write.update_time:
+        if stored != write.update_time or current is None:
             raise FailedPrecondition(
-                f"document {write.path}: its update_time is not the one the write expects"
+                f"document {write.path[:120]}: the stored version ({stored}) does not match the "
+                f"required base version ({write.update_time})"
             )
 
 
@@ -224,12 +238,16 @@ def apply(write: Write, current: Document | None, now: int) -> Outcome:
 
 
 def apply_all(
-    writes: Sequence[Write], read: Callable[[str], Document | None], now: int
+    writes: Sequence[Write],
+    read: Callable[[str], Document | None],
+    now: int,
+    database: Database | None = None,
 ) -> tuple[dict[str, Document | None], list[tuple[Value, ...]]]:
     """The documents after a commit of legal writes at `now`, by path, and each write's results.
 
     `read` gives what is stored at a path. A document that does not change is the very one
-    that was read, with the update_time that it had. Raises the first error met.
+    that was read, with the update_time that it had. Raises the first error met, which says
+    names in full if it is given the database.
     """
     staged: dict[str, _Staged] = {}
     results: list[tuple[Value, ...]] = []
@@ -237,7 +255,7 @@ def apply_all(
         before = staged.get(write.path)
         if before is None:
             before = _Staged.of(read(write.path))
-            check_precondition(write, before.base)
+            check_precondition(write, before.base, database)
         outcome = _changed(write, before.fields, now)
         base = None if outcome.fields is None else before.base
         partial = outcome.fields is not None and (before.partial or write.partial)

@@ -219,7 +219,7 @@ class Session:
         message = request.structured_aggregation_query
         self._fill_query(asked.query, message.structured_query)
         for aggregation in asked.aggregations:
-            _fill_aggregation(aggregation, message.aggregations.add())
+            fill_aggregation(aggregation, message.aggregations.add())
         values: dict[str, Value] = {}
         for data in await self.server.stream("RunAggregationQuery", request):
             frame = types.RunAggregationQueryResponse.pb().FromString(data)
@@ -341,7 +341,7 @@ def _fill_mask(mask: tuple[FieldPath, ...] | None, request: Any) -> None:
         request.mask.SetInParent()
 
 
-def _fill_aggregation(aggregation: Aggregation, into: Any) -> None:
+def fill_aggregation(aggregation: Aggregation, into: Any) -> None:
     into.alias = aggregation.alias
     if aggregation.path is not None:
         getattr(into, aggregation.kind).field.field_path = format_field_path(aggregation.path)

@@ -116,7 +116,7 @@ NAMES = {
     "tasks/": "empty",
     "tasks//chunks/1": "empty",
     "tasks/..": '".."',
-    "./1": '".."',
+    "./1": 'id "."',
     "tasks/__x__": "reserved",
     "__x__/1": "reserved",
     "__id7__/1": "reserved",
@@ -252,7 +252,7 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
                 b=Value(bytes_value=SECRET.encode() * 40_000),
             )
         ),
-        (REFUSED, "1048576 bytes"),
+        (REFUSED, "1,048,576 bytes"),
     ),
     "a value over its limit": (
         lambda: commit(update(REFUSED, huge=Value(string_value=SECRET * 75_000))),
@@ -262,7 +262,7 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     "deeper than protobuf reads": (lambda: nested_bytes(120), ("CommitRequest", "nests deeper")),
     "an array in an array": (
         lambda: commit(update(REFUSED, outer=array(ONE, array(ONE)))),
-        ("outer[1]", "array directly"),
+        ("outer[1]", "an array value in an array value"),
     ),
     "no type": (lambda: commit(update(REFUSED, typeless=WITHOUT_TYPE)), ("typeless", "type")),
     "no type, deep inside": (
@@ -289,11 +289,11 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "a latitude beyond the pole": (
         lambda: commit(update(REFUSED, where=point(90.5, 0))),
-        ("where", "-90..90"),
+        ("where", "-90.0 to 90.0"),
     ),
     "no number as latitude": (
         lambda: commit(update(REFUSED, where=point(float("nan"), 0))),
-        ("where", "-90..90"),
+        ("where", "-90.0 to 90.0"),
     ),
     "a reference to nothing": (
         lambda: commit(update(REFUSED, ref=Value(reference_value=SECRET))),
@@ -301,7 +301,7 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "a field without name": (
         lambda: commit(update(REFUSED, **{"": ONE})),
-        ("field name", "empty"),
+        ("property.name", "empty"),
     ),
     "a reserved field name": (
         lambda: commit(update(REFUSED, __x__=ONE)),
@@ -312,14 +312,17 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
         ("fff", "1500 bytes"),
     ),
     "no UTF-8": (surrogate, ("CommitRequest",)),
-    "an empty mask path": (lambda: commit(masked("")), ("writes[0].update_mask", "field path")),
+    "an empty mask path": (
+        lambda: commit(masked("")),
+        ("writes[0].update_mask", "empty property path"),
+    ),
     "a mask path with a hole": (
         lambda: commit(masked("a..b")),
         ("writes[0].update_mask", '"a..b"'),
     ),
     "a mask path with an open quote": (
         lambda: commit(masked("a.`b")),
-        ("writes[0].update_mask", "field path"),
+        ("writes[0].update_mask", 'property path "a.`b"'),
     ),
     "a reserved mask path": (
         lambda: commit(masked("a.__x__")),
@@ -327,7 +330,7 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "a transform of nothing": (
         lambda: commit(transformed("", increment=ONE)),
-        ("writes[0]", "field path"),
+        ("writes[0]", "empty property path"),
     ),
     "a transform without a kind": (lambda: commit(transformed()), ("writes[0]", "type")),
     "an unknown server value": (
@@ -336,7 +339,7 @@ COMMITS: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "an increment by a text": (
         lambda: commit(transformed(increment=Value(string_value=SECRET))),
-        ("increment", "integer or a double"),
+        ("increment", "int64 or double"),
     ),
     "an increment by nothing": (
         lambda: commit(transformed(increment=WITHOUT_TYPE)),
@@ -437,7 +440,7 @@ QUERIES: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "two collections": (
         lambda: request(Structured(**{"from": [{"collection_id": "a"}, {"collection_id": "b"}]})),
-        ("query.from", "at most one"),
+        ("query.from", "more than one"),
     ),
     "a collection as parent": (lambda: request(asked(), "tasks"), ("parent", "even number")),
     "another database as parent": (lambda: request(asked(), OTHER), ("parent", DATABASE.name)),
@@ -475,7 +478,7 @@ QUERIES: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "an empty field path": (
         lambda: request(asked(where=where(Op.EQUAL, TEXT, ""))),
-        ("query.where.field", "field path"),
+        ("query.where.field", "empty property path"),
     ),
     "an illegal field path": (
         lambda: request(asked(order_by=[ordered(1, "a..b")])),
@@ -509,11 +512,11 @@ QUERIES: dict[str, tuple[Callable[[], Message | bytes], tuple[str, ...]]] = {
     ),
     "two values for one order": (
         lambda: request(asked(order_by=[ordered(1)], start_at={"values": [TEXT, TEXT]})),
-        ("query.start_at", "2 values", "1 order_by"),
+        ("query.start_at", "has 2", "has 1 fields"),
     ),
     "a value for no order": (
         lambda: request(asked(end_at={"values": [TEXT]})),
-        ("query.end_at", "1 values", "0 order_by"),
+        ("query.end_at", "has 1", "has 0 fields"),
     ),
     "a cursor without type": (
         lambda: request(asked(order_by=[ordered(1)], start_at={"values": [WITHOUT_TYPE]})),

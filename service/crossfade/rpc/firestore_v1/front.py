@@ -97,7 +97,7 @@ class Front:
     async def list_documents(self, data: bytes, left: float) -> bytes:
         request = parse(_ListDocuments, data)
         if request.show_missing and request.order_by:
-            raise InvalidArgument("order_by: it may not stand beside show_missing")
+            raise InvalidArgument("order_by: cannot specify an order when show_missing is true")
         database, parent = requests.parent_of(request.parent)
         backend = self._backends(database)
         mask = requests.mask_of(request)
@@ -333,7 +333,9 @@ class Front:
         database = requests.database_of(request.database)
         writes = requests.writes_of(request.writes, database)
         if len({write.path for write in writes}) < len(writes):
-            raise InvalidArgument("writes: a document may be written only once in a BatchWrite")
+            raise InvalidArgument(
+                "writes: the same document cannot be written more than once in a single request"
+            )
         for write in writes:  # what is illegal by itself fails the whole call
             with suppress(TooLarge):
                 check(write)
@@ -369,7 +371,9 @@ class Front:
 def _query(request: Any, given: bool, message: Any = None) -> tuple[Database, Query]:
     """The query of a request and whose it is."""
     if not given:
-        raise InvalidArgument("structured_query: it must be set")
+        raise InvalidArgument(
+            "structured_query: only structured queries are supported, and it is not set"
+        )
     if "explain_options" in request.DESCRIPTOR.fields_by_name and request.HasField(
         "explain_options"
     ):

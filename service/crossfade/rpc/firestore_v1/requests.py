@@ -38,7 +38,9 @@ def parse(kind: Any, data: bytes) -> Any:
 def database_of(name: str, field: str = "database") -> Database:
     parts = name.split("/", 4)
     if len(parts) != 4 or parts[0] != "projects" or parts[2] != "databases" or not all(parts):
-        raise InvalidArgument(f'{field}: "{name[:120]}" is not projects/PROJECT/databases/DATABASE')
+        raise InvalidArgument(
+            f'{field}: Database name "{name[:120]}" is not projects/PROJECT/databases/DATABASE'
+        )
     if max(len(parts[1]), len(parts[3])) > MAX_DATABASE_NAME:
         raise InvalidArgument(
             f"{field}: the name of a project or a database has more than {MAX_DATABASE_NAME} "
@@ -51,7 +53,9 @@ def parent_of(name: str, field: str = "parent") -> tuple[Database, str]:
     """The database and the document, "" for the root, below which something lies."""
     start, separator, path = name.partition("/documents")
     if not separator or (path and not path.startswith("/")):
-        raise InvalidArgument(f'{field}: "{name[:120]}" is not .../documents or a document name')
+        raise InvalidArgument(
+            f'{field}: Document parent name "{name[:120]}" is not .../documents or a document name'
+        )
     if path:
         check_document_path(path[1:], field)
     return database_of(start, field), path[1:]
@@ -66,7 +70,7 @@ def document_of(name: str, field: str) -> tuple[Database, str]:
 def path_of(name: str, database: Database, field: str) -> str:
     """The relative path of a full name. The protocol knows no relative ones."""
     if not name.startswith("projects/"):
-        raise InvalidArgument(f'{field}: "{name[:120]}" is not a full document name')
+        raise InvalidArgument(f'{field}: Document name "{name[:120]}" lacks "projects" at index 0.')
     return check_document_path(database.relative(name, field), field)
 
 
@@ -88,8 +92,9 @@ def writes_of(messages: Sequence[Any], database: Database) -> list[Write]:
     writes = []
     for index, message in enumerate(messages):
         field = f"writes[{index}]"
-        name = message.update.name or message.delete or message.transform.document
-        path_of(name, database, f"{field}.name")
+        if message.WhichOneof("operation") is not None:  # else the decoder refuses
+            name = message.update.name or message.delete or message.transform.document
+            path_of(name, database, f"{field}.name")
         writes.append(wire.decode_write(message, database, field))
     return writes
 
@@ -130,7 +135,7 @@ def page_size(request: Any, most: int, field: str = "page_size") -> int:
     """Between 1 and `most`; 0 stands for `most`."""
     size: int = getattr(request, field)
     if size < 0:
-        raise InvalidArgument(f"{field}: it may not be negative")
+        raise InvalidArgument(f"{field}: Page size must be nonnegative.")
     return min(size, most) or most
 
 

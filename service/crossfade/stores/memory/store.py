@@ -183,7 +183,7 @@ class MemoryStore:
         """All writes, evaluated in order, or none. Raises the first error met."""
         sizes = [writing.check(write) for write in writes]
         now = max(self._clock(), self._time + 1)
-        after, results = writing.apply_all(writes, self.read, now)
+        after, results = writing.apply_all(writes, self.read, now, self.database)
         self._apply(now, after, sum(sizes))
         times = {
             path: None if document is None else document.update_time
