@@ -25,6 +25,7 @@ async def test_concurrent_creation_of_everything(
             timeout=5,
         )
         assert [row["name"] for row in found] == [
+            "crossfade.applied",
             "crossfade.control",
             "crossfade.documents",
             "crossfade.pending",

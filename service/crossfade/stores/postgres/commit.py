@@ -140,7 +140,8 @@ class Committer:
             else:
                 await connection.executemany(table.upsert, rows)
         for table, keys in deletes.items():
-            await connection.execute(table.delete, keys)
+            for several in table.deletions(keys):
+                await connection.execute(table.delete, several)
 
 
 def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:

@@ -415,7 +415,8 @@ class Mirror:
         for table, rows in upserts.items():
             await connection.executemany(table.upsert, rows)
         for table, keys in deletes.items():
-            await connection.execute(table.delete, keys)
+            for several in table.deletions(keys):
+                await connection.execute(table.delete, several)
         return accepted
 
     async def _check(self, connection: Connection, epoch: int, refused: StoreName) -> None:

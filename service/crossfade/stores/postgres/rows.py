@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import dialect
 from crossfade.document import Database, Document, Fields, collection_id, collection_path
 from crossfade.mapping import (
     CollectionMapping,
+    DerivedMapping,
     Mappings,
     escape_path,
     from_json,
@@ -24,6 +25,7 @@ from crossfade.mapping import (
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
+from crossfade.stores.postgres.placement import derived_source
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -69,6 +71,9 @@ class DocumentTable:
         self.mapping = mapping
         table: Table = tables.documents if mapping is None else mapping.table
         self.name = _preparer.format_table(table)
+        derived = isinstance(mapping, DerivedMapping)
+        # What is read: of a derived collection, the content that its owners hold.
+        self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
         self.collection = None if mapping is None else mapping.collection_id
         self.rest = "fields" if mapping is None else "remainder"
@@ -82,28 +87,31 @@ class DocumentTable:
         self.decode = make_decoder(mapping)
         self._prefix = f"{database.root}/"
 
-        kinds = ["text", *(entry.codec.sql for entry in mapping.columns)] if mapping else ["text"]
+        self._stored = () if mapping is None or derived else mapping.columns
+        kinds = ["text", *(entry.codec.sql for entry in self._stored)]
         own = ["collection_path", "collection_id"] if mapping is None else ["misfits"]
         kinds += ["jsonb", *(["text", "text"] if mapping is None else ["text[]"])]
-        written = [self.key, *columns, self.rest, *own]
+        written = [self.key, *(quoted(entry.column) for entry in self._stored), self.rest, *own]
         self.width = len(written)
         self._values = ", ".join(f"${n}::{kind}" for n, kind in enumerate(kinds, start=1))
         self._written = ", ".join([*written, "create_time", "update_time", "epoch"])
         create, update, epoch = (f"${self.width + n}::int8" for n in (1, 2, 3))
         self._times = f"coalesce({create}, {update}), {update}, {epoch}"
+        # A derived row's owner is nobody's to give: the trigger looks it up.
+        changed = [*written[1:], "update_time", "epoch", *(["owner"] if derived else [])]
         self._update = ", ".join(
-            [f"{name} = excluded.{name}" for name in (*written[1:], "update_time", "epoch")]
+            [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
         )
         self.get_one = f"""select {self.select}, {_EXTRAS}
             from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            left join {self.name} t on t.{self.key} = k.key
+            left join {self.source} t on t.{self.key} = k.key
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4"""
         self.get_many = f"""select {self.select}, {_EXTRAS}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            left join {self.name} t on t.{self.key} = k.key
+            left join {self.source} t on t.{self.key} = k.key
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
@@ -146,6 +154,14 @@ class DocumentTable:
                 on conflict ({self.key}) do update set {self._update})
             select exists (select from c), exists (select from guard)"""
 
+    def deletions(self, keys: Sequence[str]) -> list[list[str]]:
+        """What `delete` is called with, one after the other. A statement cannot delete a row
+        that it has just taken a reference from, as it does in a table that refers to itself."""
+        mapping = self.mapping
+        if mapping is not None and any(r.target is mapping.table for r in mapping.references):
+            return [[key] for key in keys]
+        return [list(keys)]
+
     # --- conversions --------------------------------------------------------------------------
 
     def key_of(self, path: str) -> str:
@@ -165,7 +181,7 @@ class DocumentTable:
             parent = collection_path(key)
             return [key, to_json(fields), parent, parent.rpartition("/")[2]]
         row = self.mapping.to_row(fields)
-        return [key, *row.values, row.remainder, row.misfits]
+        return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
 
     def fields(self, row: Any) -> Fields:
         rest = row[self.rest_index]

@@ -1,5 +1,6 @@
 """Creates what is missing in PostgreSQL: Crossfade's own tables and the mapped ones."""
 
+import hashlib
 from collections.abc import Iterator
 
 from sqlalchemy import MetaData, Table
@@ -8,14 +9,21 @@ from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable, Executable
 
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres import tables
-from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.placement import FUNCTIONS, name_of, placements
 
 # Sidecars that start together create one after the other.
 _LOCK = 0x63726F7373666164
+_TRIGGERS = """select tgname from pg_trigger
+where tgrelid = $1::text::regclass and not tgisinternal and tgname like 'crossfade\\_%'"""
+_APPLIED = "select name, fingerprint from crossfade.applied"
+_APPLY = """insert into crossfade.applied (name, fingerprint) values ($1, $2)
+on conflict (name) do update set fingerprint = excluded.fingerprint"""
 
 
 def statements(mappings: Mappings) -> list[str]:
-    """The DDL, every statement of it without effect where the thing exists."""
+    """The DDL of tables and indexes, every statement of it without effect where the thing
+    exists."""
     compiled = dialect()  # type: ignore[no-untyped-call]
     return [str(item.compile(dialect=compiled)) for item in _elements(mappings)]
 
@@ -39,8 +47,34 @@ def _mapped(metadata: MetaData, mappings: Mappings) -> list[Table]:
 
 
 async def create_schema(lanes: Lanes, mappings: Mappings, *, timeout: float = 30.0) -> None:
-    """Creates schemas, tables and indexes that are not there. Changes none that is."""
+    """Creates schemas, tables, indexes and triggers that are not there. Changes no table
+    that is."""
     async with lanes.transaction(timeout) as connection:
         await connection.execute("select pg_advisory_xact_lock($1)", _LOCK)
         for statement in statements(mappings):
             await connection.execute(statement)
+        await _place(connection, mappings)
+
+
+async def _place(connection: Connection, mappings: Mappings) -> None:
+    """Functions and triggers, where they are others than the ones that were made last."""
+    applied = {row[0]: row[1] for row in await connection.fetch(_APPLIED)}
+    if applied.get("") != (mark := _fingerprint(FUNCTIONS)):
+        for statement in FUNCTIONS:
+            await connection.execute(statement)
+        await connection.execute(_APPLY, "", mark)
+    for table, placement in placements(mappings).items():
+        name = name_of(table)
+        for statement in placement.indexes:
+            await connection.execute(statement)
+        if applied.get(name) == (mark := _fingerprint(placement.triggers)):
+            continue
+        for row in await connection.fetch(_TRIGGERS, name):
+            await connection.execute(f'drop trigger "{row[0]}" on {name}')
+        for statement in placement.triggers:
+            await connection.execute(statement)
+        await connection.execute(_APPLY, name, mark)
+
+
+def _fingerprint(texts: tuple[str, ...]) -> str:
+    return hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()

@@ -53,12 +53,12 @@ def compile_query(
     plain = [*scope, condition.sql, *(within or [])]
     if odd:
         plain.append(f"({' or '.join(odd)}) is not true")
-    body = f"(select {table.select}, false as odd from {table.name} t where {_and(plain)}"
+    body = f"(select {table.select}, false as odd from {table.source} t where {_and(plain)}"
     if limited and query.limit is not None:
         body += f" order by {sorting} limit {arguments.add(query.offset + query.limit, 'int8')}"
     body += ")"
     if odd:
-        body += f""" union all (select {table.select}, true from {table.name} t
+        body += f""" union all (select {table.select}, true from {table.source} t
             where {_and([*scope, f"({' or '.join(odd)})"])})"""
     sql = f"with s as materialized ({state}) select d.*, s.* from s left join ({body}) d on true"
     exact = condition.exact and bounded and by_name and not spread
