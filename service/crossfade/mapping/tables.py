@@ -27,7 +27,7 @@ def document_table(name: str, metadata: MetaData, *items: SchemaItem) -> Table:
     misfits and the deletion of what it refers to need.
     """
     table = Table(name, metadata, *document_columns(), *items)
-    leading = {next(iter(index.columns)).name for index in table.indexes}
+    leading = {str(column.name) for index in table.indexes for column in index.columns[:1]}
     for key in sorted(table.foreign_keys, key=lambda key: str(key.parent.name)):
         if key.parent.name not in leading:
             Index(f"{name}_{key.parent.name}", key.parent)
@@ -44,13 +44,14 @@ def derived_table(name: str, metadata: MetaData, owner: Table) -> Table:
         *document_columns(),
         Column("owner", Text(collation="C"), ForeignKey(owner.c.id)),
     )
-    Index(f"{name}_owner", table.c.owner)
+    Index(f"{name}_owner", table.c.owner, postgresql_where=table.c.owner.is_not(None))
     # A query by containment, in the documents that are kept as they are.
     Index(
         f"{name}_remainder",
         table.c.remainder,
         postgresql_using="gin",
         postgresql_ops={"remainder": "jsonb_path_ops"},
+        postgresql_where=table.c.owner.is_(None),
     )
     misfit_index(table)
     return table
