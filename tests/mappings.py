@@ -12,6 +12,7 @@ from crossfade.mapping import (
     Mappings,
     derived_table,
     document_table,
+    nested_table,
     reference_column,
     text_column,
     unique_column,
@@ -55,12 +56,16 @@ loans = document_table(
     Column("at", DateTime(timezone=True)),
 )
 
+notes = nested_table("notes", metadata, books, text_column("text"), reference_column("by", readers))
+
 _readers = CollectionMapping("readers", readers)
+_books = CollectionMapping("books", books)
 
 MAPPINGS = Mappings(
     [
         _readers,
-        CollectionMapping("books", books),
+        _books,
+        CollectionMapping("notes", notes, parent=_books),
         CollectionMapping("loans", loans),
         DerivedMapping(
             "cards",

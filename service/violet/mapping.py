@@ -38,6 +38,7 @@ _BY_ID = {mapping.collection_id: mapping for mapping in _OWN}
 MAPPINGS = Mappings(
     [
         *_OWN,
+        CollectionMapping("audio_chunks", tables.audio_chunks, parent=_BY_ID["tasks"]),
         # The application's own indexes, in documents: what a unique column is in PostgreSQL.
         DerivedMapping(
             "user_emails",

@@ -8,12 +8,23 @@ proxy server stores; free text is what the others are.
 
 from typing import Any
 
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from crossfade.mapping import (
     derived_table,
     document_table,
+    nested_table,
     reference_column,
     text_column,
     unique_column,
@@ -354,6 +365,17 @@ task_metrics = document_table(
     _int("count"),
     _json("by_type"),
     _time("recorded_at"),
+)
+
+audio_chunks = nested_table(
+    "audio_chunks",
+    metadata,
+    tasks,
+    # What chunks hold is not known: only what deletes them is. These are the likely ones.
+    _int("index"),
+    Column("data", LargeBinary),
+    _int("size"),
+    _time("created_at"),
 )
 
 miner_responses = derived_table("miner_responses", metadata, tasks)

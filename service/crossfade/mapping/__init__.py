@@ -13,6 +13,7 @@ nearly every row. It is what lets a query trust the columns of all other rows.
 
 from crossfade.mapping.codecs import (
     BoolCodec,
+    BytesCodec,
     Codec,
     DoubleCodec,
     Int8Codec,
@@ -31,6 +32,7 @@ from crossfade.mapping.collection import (
     Mappings,
     Row,
     columns_of,
+    pattern_of,
 )
 from crossfade.mapping.derived import DerivedMapping, FromColumns, FromElements
 from crossfade.mapping.tables import (
@@ -39,6 +41,7 @@ from crossfade.mapping.tables import (
     document_columns,
     document_table,
     misfit_index,
+    nested_table,
     reference_column,
     text_column,
     unique_column,
@@ -59,6 +62,7 @@ __all__ = [
     "ODD",
     "REFUSED",
     "BoolCodec",
+    "BytesCodec",
     "Cause",
     "Codec",
     "CollectionMapping",
@@ -83,6 +87,8 @@ __all__ = [
     "from_json",
     "is_odd",
     "misfit_index",
+    "nested_table",
+    "pattern_of",
     "reference_column",
     "text_column",
     "to_json",

@@ -59,6 +59,18 @@ class TextCodec(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class BytesCodec(_Plain):
+    """`limit` as for texts."""
+
+    sql: ClassVar[str] = "bytea"
+    takes: ClassVar[tuple[type, ...]] = (bytes,)
+    limit: int | None = None
+
+    def fits(self, value: Value) -> bool:
+        return type(value) is bytes and (self.limit is None or len(value) <= self.limit)
+
+
+@dataclass(frozen=True, slots=True)
 class Int8Codec(_Plain):
     sql: ClassVar[str] = "int8"
     takes: ClassVar[tuple[type, ...]] = (int,)

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Double,
+    LargeBinary,
     Table,
     Text,
     UniqueConstraint,
@@ -26,6 +27,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from crossfade.document import Fields, Value
 from crossfade.mapping.codecs import (
     BoolCodec,
+    BytesCodec,
     Codec,
     DoubleCodec,
     Int8Codec,
@@ -95,21 +97,30 @@ class Row:
 
 
 class CollectionMapping:
-    """One root collection and its table.
+    """One root collection and its table, or (with a `parent`) one subcollection's, of all
+    documents of a root collection together.
 
-    Serves documents of the root collection only: the same collection id below a
-    document belongs to that document, and its id alone would not be a key. Those
-    live in the generic table.
+    Serves documents of these only: the same collection id elsewhere is another collection,
+    and the ids would not be keys. Those live in the generic table.
 
     A reference or a unique value is in its column while the constraint admits it;
     PostgreSQL itself moves it between column and remainder (stores/postgres/placement.py).
     """
 
     def __init__(
-        self, collection_id: str, table: Table, columns: Iterable[FieldColumn] | None = None
+        self,
+        collection_id: str,
+        table: Table,
+        columns: Iterable[FieldColumn] | None = None,
+        *,
+        parent: "CollectionMapping | None" = None,
     ) -> None:
         self.collection_id = collection_id
         self.table = table
+        self.parent = parent
+        self.pattern = (
+            collection_id if parent is None else f"{parent.collection_id}/*/{collection_id}"
+        )
         self.columns = tuple(columns if columns is not None else columns_of(table))
         self.by_field = {entry.field: entry for entry in self.columns}
         by_column = {entry.column: entry for entry in self.columns}
@@ -175,17 +186,25 @@ class CollectionMapping:
 
 
 class Mappings:
-    """The mappings of an application, by collection id."""
+    """The mappings of an application, by collection: "tasks", "tasks/*/audio_chunks"."""
 
     def __init__(self, mappings: Iterable[CollectionMapping] = ()) -> None:
-        self._by_id = {mapping.collection_id: mapping for mapping in mappings}
+        self._by_pattern = {mapping.pattern: mapping for mapping in mappings}
 
     def __iter__(self) -> Iterator[CollectionMapping]:
-        return iter(self._by_id.values())
+        return iter(self._by_pattern.values())
 
     def get(self, collection_path: str) -> CollectionMapping | None:
-        """The mapping of a collection; None for the generic table's, as all below documents."""
-        return self._by_id.get(collection_path)
+        """The mapping of a collection; None for those of the generic table."""
+        return self._by_pattern.get(pattern_of(collection_path))
+
+
+def pattern_of(collection_path: str) -> str:
+    """What a mapping of this collection is found by: its path, with "*" for a parent's id."""
+    if "/" not in collection_path:
+        return collection_path
+    root, _, *rest = collection_path.split("/")
+    return "/".join([root, "*", *rest])
 
 
 def columns_of(table: Table) -> list[FieldColumn]:
@@ -208,7 +227,7 @@ def columns_of(table: Table) -> list[FieldColumn]:
             _codec(column, indexed=column.name in indexed),
         )
         for column in table.columns
-        if column.name not in OWN_COLUMNS
+        if column.name not in OWN_COLUMNS and not column.info.get("own")
     ]
 
 
@@ -243,9 +262,11 @@ def _check_constrained(mapping: CollectionMapping) -> None:
 
 def _codec(column: Column[Any], *, indexed: bool) -> Codec:
     kind = column.type
+    limit = INDEXED_TEXT_BYTES if indexed else None
     if isinstance(kind, Text):
-        words = column.info.get("words")
-        return TextCodec(INDEXED_TEXT_BYTES if indexed else None, words)
+        return TextCodec(limit, column.info.get("words"))
+    if isinstance(kind, LargeBinary):
+        return BytesCodec(limit)
     if isinstance(kind, ARRAY) and isinstance(kind.item_type, BigInteger):
         return IntArrayCodec()
     for sql_type, codec in _CODECS.items():

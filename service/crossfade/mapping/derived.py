@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Table
 
 from crossfade.document import Fields
-from crossfade.mapping.codecs import DoubleCodec, JsonCodec
+from crossfade.mapping.codecs import BytesCodec, DoubleCodec, JsonCodec
 from crossfade.mapping.collection import Cause, CollectionMapping, FieldColumn, Row
 from crossfade.mapping.tagged import ODD, is_odd, to_json
 
@@ -81,7 +81,7 @@ def _columns(owner: CollectionMapping, rule: FromColumns | FromElements) -> list
         if is_odd(field):
             raise TypeError(f"field {field}: a derived field cannot have this name")
         codec = by_column[column].codec
-        if isinstance(codec, DoubleCodec):
-            raise TypeError(f"column {column}: a derived field cannot be a double")
+        if isinstance(codec, DoubleCodec | BytesCodec):
+            raise TypeError(f"column {column}: a derived field cannot be a double or bytes")
         found.append(FieldColumn(field, f"of_{field}", codec))
     return found

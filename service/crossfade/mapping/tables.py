@@ -57,6 +57,16 @@ def derived_table(name: str, metadata: MetaData, owner: Table) -> Table:
     return table
 
 
+def nested_table(name: str, metadata: MetaData, parent: Table, *items: SchemaItem) -> Table:
+    """The table of a subcollection: the id is the parent document's id, "/", and its own.
+
+    `parent` is the parent document's id while there is one: in Firestore, documents may
+    lie below a document that is not there.
+    """
+    column = Column("parent", Text(collation="C"), ForeignKey(parent.c.id), info={"own": True})
+    return document_table(name, metadata, column, *items)
+
+
 def document_columns() -> list[Column[Any]]:
     """The columns every mapped table has besides those of its fields."""
     return [

@@ -277,8 +277,6 @@ _STATES: dict[str, tuple[type[CrossfadeError], str]] = {
     "42501": (PermissionDenied, "refused a permission"),
     "40": (Aborted, "gave the transaction up because of a conflict"),
     "55P03": (Aborted, "could not take a lock"),
-    # Placement (placement.py) lets none of its own writes come to this.
-    "23": (Aborted, "saw a constraint broken by what another writer did meanwhile"),
     "54": (InvalidArgument, "has no room for it: a document's path is too long for an index"),
 }
 

@@ -141,6 +141,8 @@ def placements(mappings: Mappings) -> dict[Table, Placement]:
         if isinstance(mapping, DerivedMapping):
             _derived(mapping, on)
             continue
+        if mapping.parent is not None:
+            _nested(mapping.table, mapping.parent.table, on)
         for reference in mapping.references:
             made.append(_waiting_index(mapping.table, reference.entry))
             _reference(mapping, reference.entry, reference.target, on)
@@ -209,6 +211,29 @@ update {child} t set {_promote(entry)} where {_waits(entry, "new.id")};""",
     on(target, "part").add(
         "true", f"update {child} t set {_demote(entry)} where t.{column} = old.id{others};"
     )
+
+
+def _nested(table: Table, target: Table, on: _On) -> None:
+    """The parent of a subcollection's document is part of its id; the column only says
+    whether it is there."""
+    child, parent, key = name_of(table), name_of(target), "split_part(new.id, '/', 1)"
+    look = f"select p.id into found_id from {parent} p where p.id = {key} for key share;"
+    on(table, "place").add(
+        "true",
+        f"""{look}
+if not found then
+    perform pg_advisory_xact_lock_shared({_lock(parent, key)});
+    {look}
+end if;
+new.parent := found_id;""",
+    )
+    on(target, "arrive").add(
+        "true",
+        f"""perform pg_advisory_xact_lock({_lock(parent, "new.id")});
+update {child} t set parent = new.id
+where t.id >= new.id || '/' and t.id < new.id || '0' and t.parent is null;""",
+    )
+    on(target, "part").add("true", f"update {child} t set parent = null where t.parent = old.id;")
 
 
 def _unique(mapping: CollectionMapping, entry: FieldColumn, on: _On) -> None:
@@ -322,12 +347,11 @@ end if;""",
     )
     columns = dict.fromkeys([key, *(column for _, _, column in parts)])
     changed = _distinct(columns)
-    on(mapping.owner.table, "keep").add(
-        changed, f"update {table} d set {given('old')} where d.owner = old.id;"
-    )
-    on(mapping.owner.table, "part").add(
-        "true", f"update {table} d set {given('old')} where d.owner = old.id;"
-    )
+    # Locked before the row of the derived document, as whoever writes that one does.
+    give = f"""perform pg_advisory_xact_lock({_lock(table, f"old.{key}")});
+update {table} d set {given("old")} where d.owner = old.id;"""
+    on(mapping.owner.table, "keep").add(f"old.{key} is not null and ({changed})", give)
+    on(mapping.owner.table, "part").add(f"old.{key} is not null", give)
     take = f"""perform pg_advisory_xact_lock({_lock(table, f"new.{key}")});
 update {table} d set owner = new.id, remainder = {remainder.format("d")},
     misfits = {misfits.format("d")}
@@ -360,15 +384,13 @@ if found then
 end if;""",
     )
     changed = _distinct([column])
-    given = f"remainder = {element('old', 'd.id')}, owner = null"
+    give = f"""perform pg_advisory_xact_lock({_lock(table, "old.id")});
+update {table} d set remainder = {element("old", "d.id")}, owner = null where d.owner = old.id"""
     on(mapping.owner.table, "keep").add(
-        changed,
-        f"""update {table} d set {given} where d.owner = old.id
-    and {element("new", "d.id")} is distinct from {element("old", "d.id")};""",
+        f"old.{column} is not null and ({changed})",
+        f"{give}\n    and {element('new', 'd.id')} is distinct from {element('old', 'd.id')};",
     )
-    on(mapping.owner.table, "part").add(
-        "true", f"update {table} d set {given} where d.owner = old.id;"
-    )
+    on(mapping.owner.table, "part").add(f"old.{column} is not null", f"{give};")
     take = f"""perform pg_advisory_xact_lock({_lock(table, "new.id")});
 update {table} d set owner = new.id, remainder = null
 where d.owner is null and d.remainder = {element("new", "d.id")} and d.id = any(array(
@@ -429,7 +451,8 @@ def _schema(table: Table) -> str:
 
 
 def _quoted(name: str) -> str:
-    return _preparer.quote(name)
+    """Always in quotes: PL/pgSQL reserves words that SQL does not ("by")."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _literal(text: str) -> str:

@@ -19,9 +19,11 @@ from crossfade.mapping import (
     Mappings,
     escape_path,
     from_json,
+    pattern_of,
     to_json,
     unescape_path,
 )
+from crossfade.query import Query
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
@@ -76,6 +78,12 @@ class DocumentTable:
         self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
         self.collection = None if mapping is None else mapping.collection_id
+        self.nested = mapping is not None and mapping.parent is not None
+        # What stands before and between the parts of a key in a path.
+        self._before, self._between = f"{self.collection}/", ""
+        if mapping is not None and mapping.parent is not None:
+            self._before = f"{mapping.parent.collection_id}/"
+            self._between = f"/{self.collection}/"
         self.rest = "fields" if mapping is None else "remainder"
         columns = [] if mapping is None else [quoted(entry.column) for entry in mapping.columns]
         read = [self.key, *columns, self.rest, "create_time", "update_time", "epoch"]
@@ -97,8 +105,9 @@ class DocumentTable:
         self._written = ", ".join([*written, "create_time", "update_time", "epoch"])
         create, update, epoch = (f"${self.width + n}::int8" for n in (1, 2, 3))
         self._times = f"coalesce({create}, {update}), {update}, {epoch}"
-        # A derived row's owner is nobody's to give: the trigger looks it up.
-        changed = [*written[1:], "update_time", "epoch", *(["owner"] if derived else [])]
+        # An owner and a parent are nobody's to give: the triggers look them up.
+        looked_up = ["owner"] if derived else ["parent"] if self.nested else []
+        changed = [*written[1:], "update_time", "epoch", *looked_up]
         self._update = ", ".join(
             [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
@@ -167,12 +176,45 @@ class DocumentTable:
     def key_of(self, path: str) -> str:
         """The key of a document's row."""
         text = escape_path(path)
-        return text if self.mapping is None else text.partition("/")[2]
+        if self.mapping is None:
+            return text
+        if not self.nested:
+            return text.partition("/")[2]
+        _, parent, _, name = text.split("/")
+        return f"{parent}/{name}"
 
     def path_of(self, row: Any) -> str:
         """The path of the document in a row."""
         text = unescape_path(row[0])
-        return text if self.collection is None else f"{self.collection}/{text}"
+        if self.mapping is None:
+            return text
+        return self._before + (text.replace("/", self._between) if self.nested else text)
+
+    def key_here(self, text: str) -> str | None:
+        """The key of a document by its escaped path; None where it is not in this table."""
+        if self.mapping is None:
+            return text
+        if not text.startswith(self._before):
+            return None
+        key = text.removeprefix(self._before)
+        if not self.nested:
+            return None if "/" in key else key
+        parent, between, name = key.partition(self._between)
+        return f"{parent}/{name}" if between and "/" not in parent + name else None
+
+    def lies_below(self, root: str, rest: str) -> bool:
+        """Whether documents of a mapped table may lie below a document (none: the root)."""
+        if not root:
+            return True
+        return self.nested and self._before == f"{root}/" and "/" not in rest
+
+    @property
+    def segments(self) -> str:
+        """The segments of a row's path as an array, which sorts as names do."""
+        if self.mapping is None:
+            return "string_to_array(t.path, '/')"
+        path = f"replace(t.id, '/', {literal(self._between)})" if self.nested else "t.id"
+        return f"string_to_array({literal(self._before)} || {path}, '/')"
 
     def values(self, path: str, fields: Fields) -> list[Any]:
         """The first parameters of a write; create_time (or None), update_time, epoch follow."""
@@ -237,27 +279,44 @@ def quoted(name: str) -> str:
     return _preparer.quote(name)
 
 
+def literal(text: str) -> str:
+    """A text of our own declarations in SQL."""
+    return "'" + escape_path(text).replace("'", "''") + "'"
+
+
 class DocumentTables:
     """Which table a document lives in."""
 
     def __init__(self, mappings: Mappings, database: Database) -> None:
         self.database = database
         self.generic = DocumentTable(None, database)
-        self._mapped = {
-            mapping.collection_id: DocumentTable(mapping, database) for mapping in mappings
-        }
+        self._mapped = {mapping.pattern: DocumentTable(mapping, database) for mapping in mappings}
+        self._nests = any(table.nested for table in self._mapped.values())
         self.all = (*self._mapped.values(), self.generic)
 
     def of_collection(self, path: str) -> DocumentTable:
         """The table of a collection path."""
-        return self._mapped.get(path, self.generic)
+        table = self._mapped.get(path)
+        if table is None and self._nests and "/" in path:
+            table = self._mapped.get(pattern_of(path))
+        return table or self.generic
 
     def of(self, path: str) -> DocumentTable:
         """The table of a document path."""
-        return self._mapped.get(collection_path(path), self.generic)
+        return self.of_collection(collection_path(path))
 
-    def mapped(self, collection_id: str) -> DocumentTable | None:
-        return self._mapped.get(collection_id)
+    def reached(self, query: Query) -> list[DocumentTable]:
+        """The tables in which the query's documents may lie."""
+        path = query.collection_path
+        if path is not None:
+            return [self.of_collection(path)]
+        root, _, below = query.parent.partition("/")
+        return [
+            table
+            for table in self.all
+            if table.mapping is None
+            or (query.collection in {None, table.collection} and table.lies_below(root, below))
+        ]
 
     def grouped(self, paths: Sequence[str]) -> dict[DocumentTable, list[int]]:
         """The positions of the paths by table."""
