@@ -126,7 +126,10 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
-    postgres = PostgresStore(lanes["answer"], mappings, database) if lanes else None
+    enforce = settings.migration.constraints == "enforce"
+    postgres = (
+        PostgresStore(lanes["answer"], mappings, database, enforce=enforce) if lanes else None
+    )
     mirror = Mirror(lanes["mirror"], mappings, database) if lanes else None
     pending = (
         Pending(mirror, firestore, database, settings.postgresql.timeout)

@@ -25,7 +25,7 @@ from crossfade.wire import decode_document, parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import crossfade_pb2
 from tests import strategies
-from tests.mappings import MAPPINGS
+from tests.library.mapping import MAPPINGS
 from tests.postgres_fixture import DATABASE, MakeLanes
 
 

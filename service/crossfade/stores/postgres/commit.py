@@ -14,12 +14,12 @@ from typing import Any
 
 from crossfade import write as writing
 from crossfade.document import Document, collection_id, collection_path, identical
-from crossfade.errors import EpochChanged
-from crossfade.mapping import escape_path
+from crossfade.errors import EpochChanged, FailedPrecondition
+from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.reader import Reader
-from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables
+from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
 
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
@@ -56,11 +56,20 @@ class _Staged:
 class Committer:
     """The writing half of the PostgreSQL store."""
 
-    def __init__(self, lanes: Lanes, tables: DocumentTables, reader: Reader, group: str) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        tables: DocumentTables,
+        reader: Reader,
+        group: str,
+        *,
+        enforce: bool = False,
+    ) -> None:
         self._lanes = lanes
         self._tables = tables
         self._reader = reader
         self._group = group
+        self._enforce = enforce
 
     async def commit(
         self, writes: Sequence[Write], timeout: float, intent: Intent | None
@@ -82,7 +91,9 @@ class Committer:
             staged, now = await self._load(connection, paths)
             outcomes = _apply(writes, staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
-            await self._write(connection, staged, changed, epoch)
+            # While Firestore follows it has to be followed, whatever it takes.
+            strict = self._enforce and not (intent is not None and intent.mirrored)
+            await self._write(connection, staged, changed, epoch, strict=strict)
             if changed or replayable:
                 await connection.execute(
                     _RECORD,
@@ -123,6 +134,8 @@ class Committer:
         staged: dict[str, _Staged],
         changed: Sequence[str],
         epoch: int,
+        *,
+        strict: bool,
     ) -> None:
         upserts: dict[DocumentTable, list[list[Any]]] = {}
         deletes: dict[DocumentTable, list[str]] = {}
@@ -134,14 +147,31 @@ class Committer:
                 values = table.values(path, after.fields)
                 values += [after.create_time, after.update_time, epoch]
                 upserts.setdefault(table, []).append(values)
+        # Deletes first: what they let go of is free for what is written.
+        for table, keys in deletes.items():
+            for several in table.deletions(keys):
+                await connection.execute(table.delete, several)
         for table, rows in upserts.items():
             if len(rows) == 1:
                 await connection.execute(table.upsert, *rows[0])
             else:
                 await connection.executemany(table.upsert, rows)
-        for table, keys in deletes.items():
-            for several in table.deletions(keys):
-                await connection.execute(table.delete, several)
+        # Only now: a reference may come before its parent, holders may change places.
+        for table, rows in upserts.items() if strict else ():
+            if table.mapping is not None:
+                for row in await connection.fetch(table.held_back, [values[0] for values in rows]):
+                    _refuse(table, table.mapping, row)
+
+
+def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
+    """Raises FailedPrecondition where a type or a constraint refused a value of the row."""
+    for field, value in from_rest(row[1]).items():
+        cause = mapping.cause(field, value)
+        if cause in REFUSED:
+            raise FailedPrecondition(
+                f"document {table.path_of(row)}, field {field}: {EXPLAINED[cause]} "
+                f'(cause "{cause}"; [migration] constraints = "enforce" refuses it)'
+            )
 
 
 def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:

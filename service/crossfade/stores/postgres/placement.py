@@ -21,7 +21,7 @@ Names that are locked are transaction-level advisory locks of a space of their o
 after all locks of paths and version rows (docs/adr/0006-placement-by-triggers.md).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -120,12 +120,22 @@ _EVENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """What a mapped table needs in PostgreSQL besides its definition. `triggers` are the
-    statements that make them, functions first; every statement may be repeated."""
+class Trigger:
+    """A trigger, its function, and what the function does; both statements may be repeated."""
 
-    indexes: tuple[str, ...]
-    triggers: tuple[str, ...]
+    name: str
+    function: str
+    body: str
+    create_function: str
+    create: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What a mapped table needs in PostgreSQL besides its definition. `indexes` by name."""
+
+    indexes: dict[str, str]
+    triggers: tuple[Trigger, ...]
 
 
 def placements(mappings: Mappings) -> dict[Table, Placement]:
@@ -135,52 +145,55 @@ def placements(mappings: Mappings) -> dict[Table, Placement]:
     def on(table: Table, event: str) -> _Event:
         return events[table].setdefault(event, _Event())
 
-    indexes: dict[Table, list[str]] = {}
+    indexes: dict[Table, dict[str, str]] = {}
     for mapping in mappings:
-        made = indexes.setdefault(mapping.table, [])
+        waiting = indexes.setdefault(mapping.table, {})
         if isinstance(mapping, DerivedMapping):
             _derived(mapping, on)
             continue
         if mapping.parent is not None:
             _nested(mapping.table, mapping.parent.table, on)
         for reference in mapping.references:
-            made.append(_waiting_index(mapping.table, reference.entry))
+            waiting.update(_waiting_index(mapping.table, reference.entry))
             _reference(mapping, reference.entry, reference.target, on)
         for entry in mapping.uniques:
-            made.append(_waiting_index(mapping.table, entry))
+            waiting.update(_waiting_index(mapping.table, entry))
             _unique(mapping, entry, on)
     return {
         table: Placement(
-            tuple(indexes[table]),
-            tuple(text for name in made for text in _trigger(table, name, made[name])),
+            indexes[table],
+            tuple(_trigger(table, name, made[name]) for name in _EVENTS if name in made),
         )
         for table, made in events.items()
     }
 
 
-def _trigger(table: Table, name: str, event: _Event) -> Iterator[str]:
+def _trigger(table: Table, name: str, event: _Event) -> Trigger:
     when, what, result = _EVENTS[name]
-    function = f"{_schema(table)}{_quoted(f'{table.name}_{name}')}"
+    schema = f"{_quoted(table.schema)}." if table.schema else ""
+    function = f"{schema}{_quoted(f'{table.name}_{name}')}"
     actions = "\n".join(event.actions)
-    yield (
-        f"create or replace function {function}() returns trigger language plpgsql as $body$\n"
-        f"declare\nfound_id text;\nbegin\n{actions}\nreturn {result};\nend\n$body$"
-    )
-    yield (
-        f"create or replace trigger {_quoted(f'crossfade_{name}')} {when} {what} "
-        f"on {name_of(table)} for each row\n"
-        f"when ({' or '.join(f'({text})' for text in dict.fromkeys(event.conditions))}) "
-        f"execute function {function}()"
+    body = f"\ndeclare\nfound_id text;\nbegin\n{actions}\nreturn {result};\nend\n"
+    conditions = " or ".join(f"({text})" for text in dict.fromkeys(event.conditions))
+    return Trigger(
+        f"crossfade_{name}",
+        function,
+        body,
+        f"create or replace function {function}() returns trigger "
+        f"language plpgsql as $body${body}$body$",
+        f"create or replace trigger crossfade_{name} {when} {what} on {name_of(table)} "
+        f"for each row when ({conditions}) execute function {function}()",
     )
 
 
-def _waiting_index(table: Table, entry: FieldColumn) -> str:
+def _waiting_index(table: Table, entry: FieldColumn) -> dict[str, str]:
     """Finds the rows that hold a value back, by the value."""
-    return (
-        f"create index if not exists {_quoted(f'{table.name}_{entry.column}_waiting')} "
+    name = f"{table.name}_{entry.column}_waiting"
+    return {
+        name: f"create index if not exists {_quoted(name)} "
         f"on {name_of(table)} (crossfade.waiting(remainder, {_literal(entry.field)})) "
         f"where misfits @> array[{_literal(entry.field)}]"
-    )
+    }
 
 
 # --- references and uniques ----------------------------------------------------------------------
@@ -444,10 +457,6 @@ def _tagged(codec: Codec, column: str) -> str:
 
 def name_of(table: Table) -> str:
     return _preparer.format_table(table)
-
-
-def _schema(table: Table) -> str:
-    return f"{_preparer.quote(table.schema)}." if table.schema else ""
 
 
 def _quoted(name: str) -> str:

@@ -127,6 +127,8 @@ class DocumentTable:
         self.upsert = f"""insert into {self.name} as t ({self._written})
             values ({self._values}, {self._times})
             on conflict ({self.key}) do update set {self._update}"""
+        self.held_back = f"""select id, remainder from {self.name}
+            where id = any($1::text[]) and misfits is not null"""
         self.delete = f"delete from {self.name} where {self.key} = any($1::text[])"
         self.put_one = {owner: self._put_one(owner) for owner in (None, "intent", "claim")}
 
