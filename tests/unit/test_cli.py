@@ -274,7 +274,9 @@ async def test_the_embedded_postgresql_and_the_words_for_its_refusals(tmp_path):
     async with EmbeddedPostgres(directory) as postgres:
         await probes.probe_postgresql(postgresql(postgres.url))
         with pytest.raises(probes.CannotStart, match="/nowhere: there is no such database"):
-            await probes.probe_postgresql(postgresql(postgres.url.replace("/crossfade?", "/nowhere?")))
+            await probes.probe_postgresql(
+                postgresql(postgres.url.replace("/crossfade?", "/nowhere?"))
+            )
         with pytest.raises(probes.CannotStart, match="refuses the user"):
             await probes.probe_postgresql(
                 postgresql(postgres.url.replace("//postgres:", "//nobody:s3cret"))

@@ -10,11 +10,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from crossfade import write as writing
 from crossfade.document import Document, collection_id, collection_path, identical
-from crossfade.errors import EpochChanged, FailedPrecondition
+from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
@@ -22,6 +23,7 @@ from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
 
+ATTEMPTS = 3
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
 # Sorted, so that two commits never wait for one another. The request's own lock
 # comes first: the second of two commits with one id finds the first one's row.
@@ -74,8 +76,24 @@ class Committer:
     async def commit(
         self, writes: Sequence[Write], timeout: float, intent: Intent | None
     ) -> CommitOutcome:
+        """Tried again where PostgreSQL ended it to resolve a deadlock: nothing was done then.
+        Paths are locked in one order, but commits may meet crosswise in the rows of others
+        that they refer to (placement.py)."""
         for write in writes:
             writing.check(write)
+        ends = monotonic() + timeout
+        attempt = 1
+        while True:
+            try:
+                return await self._commit(writes, ends - monotonic(), intent)
+            except Aborted:
+                if attempt == ATTEMPTS or monotonic() > ends:
+                    raise
+            attempt += 1
+
+    async def _commit(
+        self, writes: Sequence[Write], timeout: float, intent: Intent | None
+    ) -> CommitOutcome:
         paths = sorted({write.path for write in writes})
         replayable = intent is not None and intent.request_id is not None
         async with self._lanes.transaction(timeout) as connection:
