@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -225,35 +226,80 @@ def firestore(
     *,
     host: str = "127.0.0.1",
     port: Port = 8080,
-    data_file: Path | None = None,
+    http_port: Port = 0,
+    data_dir: Path | None = None,
+    fsync: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    latency: str | None = None,
+    fail: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    seed: int | None = None,
+    max_documents: Positive | None = None,
+    compact_bytes: Annotated[Positive | None, Parameter(show=False)] = None,
     until_eof: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> int:
     """The embedded Firestore: Firestore's protocol over documents in memory.
 
     For development and tests; point FIRESTORE_EMULATOR_HOST at it. Prints
-    "firestore HOST:PORT" on stdout when it is ready.
+    "firestore HOST:PORT" and then "http HOST:PORT" on stdout when it is ready.
 
-    Example: crossfade firestore --port 8080 --data-file documents.data
+    With --data-dir, every commit is in a journal before it is acknowledged: a kill -9
+    loses none of them, a loss of power may lose the last ones unless --fsync is given.
+
+    Tests empty a database between two runs, as with the official emulator, with
+    DELETE /emulator/v1/projects/PROJECT/databases/DATABASE/documents over HTTP, or all
+    of them with POST /reset.
+
+    Example: crossfade firestore --port 8080 --http-port 8081 --data-dir .firestore
+
+    Example: crossfade firestore --latency 20,5 --fail 0.01:UNAVAILABLE --seed 1
+
+    Example: `curl -X DELETE
+    "http://localhost:8081/emulator/v1/projects/violet/databases/(default)/documents"`
 
     :param host: The address it listens on.
     :param port: 0 takes a free port.
-    :param data_file: Loaded at the start, saved every two seconds and at the end.
-        Without it the documents end with the process.
+    :param http_port: Where the HTTP endpoints are; 0 takes a free port.
+    :param data_dir: Where the documents are kept. Without it they end with the process.
+    :param fsync: A commit waits until the disk has it, and so does whoever comes after it.
+    :param latency: MEAN,JITTER in milliseconds: every call takes that much longer, half
+        before it takes effect and half before its (first) answer. Normally distributed
+        with that mean and standard deviation, never below zero.
+    :param fail: RATE:CODE, as in 0.01:UNAVAILABLE: this share of all calls ends with this
+        gRPC status, half of them before the call takes effect and half after it, when only
+        the answer is lost. May be given several times.
+    :param seed: Makes latency and failures the same in every run.
+    :param max_documents: How many a database may hold: a commit that would add to more is
+        refused with RESOURCE_EXHAUSTED.
+    :param compact_bytes: How long the journal may get before a snapshot replaces it.
     :param until_eof: Also stop when stdin ends: for a parent that may die.
     """
     from crossfade import logs
-    from crossfade.embedded import READY, serve_firestore
+    from crossfade.embedded import HTTP, READY, FirestoreOptions, serve_firestore
+    from crossfade.rpc.firestore_v1 import faults
+
+    try:
+        feigned = faults.parse(latency, fail, seed)
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    options = FirestoreOptions(
+        host=host,
+        port=port,
+        http_port=http_port,
+        data_dir=data_dir,
+        fsync=fsync,
+        max_documents=max_documents,
+        faults=feigned,
+    )
+    if compact_bytes is not None:
+        options = replace(options, compact_bytes=compact_bytes)
 
     async def run(stop: asyncio.Event) -> int:
         logs.configure(LogSettings(level="warning"))
         if until_eof:
             asyncio.get_running_loop().add_reader(0, _at_eof, stop)
         await serve_firestore(
-            host,
-            port,
+            options,
             stop,
-            data_file=data_file,
-            ready=lambda address: print(f"{READY}{address}", flush=True),
+            ready=lambda address, http: print(f"{READY}{address}\n{HTTP}{http}", flush=True),
         )
         return OK
 

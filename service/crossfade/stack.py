@@ -72,7 +72,7 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         firestore_address = options.firestore
         if firestore_address is None:
             status.say("starting Firestore")
-            firestore = EmbeddedFirestore(data_file=options.directory / "firestore.data")
+            firestore = EmbeddedFirestore(data_dir=options.directory / "firestore")
             firestore_address = (await resources.enter_async_context(firestore)).address
         sample = importlib.import_module(f"{options.sample}.sample")
         database = Database(options.project)

@@ -96,6 +96,13 @@ def test_help_of_all_lists_the_commands(capsys):
         (["serve", "--config", "nowhere.toml"], ["--config", "nowhere.toml"]),
         (["up", "--postgres", "mysql://u:s3cret@h/d"], ["--postgres", '"mysql://"']),
         (["up", "--firestore", "http://h"], ["--firestore", "HOST:PORT"]),
+        (["firestore", "--latency", "20"], ["--latency", "MEAN,JITTER", "20,5"]),
+        (["firestore", "--fail", "1%"], ["--fail", "RATE:CODE", "0.01:UNAVAILABLE"]),
+        (["firestore", "--fail", "0.1:GONE"], ["--fail", '"GONE"', "gRPC status"]),
+        (["firestore", "--fail", "1:ABORTED", "--fail", "1:UNKNOWN"], ["--fail", "more than 1"]),
+        (["firestore", "--max-documents", "0"], ["--max-documents", ">= 1"]),
+        (["firestore", "--http-port", "70000"], ["--http-port", "65535"]),
+        (["firestore", "--data-file", "x"], ["--data-file", "--data-dir"]),
     ],
 )
 def test_bad_input_ends_with_2_and_one_sentence(arguments, words, capsys):
