@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any
 
 from crossfade import write as writing
-from crossfade.document import Document, collection_id, collection_path, identical
+from crossfade.document import Document, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, WriteOutcome
@@ -193,21 +193,15 @@ def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
 
 
 def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:
-    """Every write on what the ones before it left. What changes nothing keeps its update_time."""
-    outcomes = []
-    for write in writes:
-        entry = staged[write.path]
-        current = entry.after
-        outcome = writing.apply(write, current, now)
-        if outcome.fields is None:
-            entry.after = None
-        elif current is None:
-            entry.after = Document(write.path, outcome.fields, now, now)
-        elif not identical(current.fields, outcome.fields):
-            entry.after = Document(write.path, outcome.fields, current.create_time, now)
-        time = None if entry.after is None else entry.after.update_time
-        outcomes.append(WriteOutcome(time, outcome.results))
-    return outcomes
+    """The pure core's result. All writes of a document answer the time that it is left with."""
+    documents, results = writing.apply_all(writes, lambda path: staged[path].before, now)
+    for path, document in documents.items():
+        staged[path].after = document
+    times = {path: None if left is None else left.update_time for path, left in documents.items()}
+    return [
+        WriteOutcome(times[write.path], values)
+        for write, values in zip(writes, results, strict=True)
+    ]
 
 
 def _columns(changed: Sequence[str], staged: dict[str, _Staged]) -> tuple[list[str], list[bool]]:
