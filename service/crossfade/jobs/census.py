@@ -18,7 +18,7 @@ from crossfade.mapping import (
     unescape_path,
 )
 from crossfade.stores.postgres.lanes import Lanes
-from crossfade.stores.postgres.placement import name_of
+from crossfade.stores.postgres.naming import name_of
 
 MAX_WORDS = 200
 PREFETCH = 500

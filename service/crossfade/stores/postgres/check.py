@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from crossfade.mapping import CollectionMapping, DerivedMapping, Mappings, TextCodec
 from crossfade.stores.postgres.lanes import Connection, Lanes
-from crossfade.stores.postgres.placement import FUNCTIONS, name_of, placements
+from crossfade.stores.postgres.naming import name_of
+from crossfade.stores.postgres.placement import FUNCTIONS, placements
 
 _CHECKS = """select a.attname as column, pg_get_constraintdef(c.oid) as definition
 from pg_constraint c join pg_attribute a on a.attrelid = c.conrelid and c.conkey = array[a.attnum]

@@ -27,7 +27,7 @@ from crossfade.query import Query
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
-from crossfade.stores.postgres.placement import derived_source
+from crossfade.stores.postgres.derivation import derived_source
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]

@@ -11,7 +11,8 @@ from crossfade.errors import FailedPrecondition
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.lanes import Connection, Lanes
-from crossfade.stores.postgres.placement import FUNCTIONS, name_of, placements
+from crossfade.stores.postgres.naming import name_of
+from crossfade.stores.postgres.placement import FUNCTIONS, placements
 
 # Sidecars that start together create one after the other.
 SCHEMA_LOCK = 0x63726F7373666164

@@ -1,0 +1,24 @@
+"""Names and texts of our own declarations in SQL. Values are always parameters."""
+
+from sqlalchemy import Table
+from sqlalchemy.dialects.postgresql import dialect
+
+_preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
+
+
+def name_of(table: Table) -> str:
+    return _preparer.format_table(table)
+
+
+def quoted(name: str) -> str:
+    """Always in quotes: PL/pgSQL reserves words that SQL does not ("by")."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def lock(kind: str, name: str) -> str:
+    """The key of an advisory lock on a name, which is an expression."""
+    return f"crossfade.name_lock({literal(kind)}, {name})"
