@@ -287,6 +287,27 @@ async def test_the_same_collection_elsewhere_is_generic(library: Library):
     assert await library.fields("readers/a/notes/1") == {"n": 2}
 
 
+async def test_a_commit_of_thousands_beside_others(library: Library):
+    """A lock for each of its names would not fit PostgreSQL's lock table."""
+    names = [f"readers__{n}" for n in range(4_000)]
+    large = {name: {"card": name, "mail": f"{name}@x"} for name in names}
+    await asyncio.gather(
+        library.commit(**large),
+        *(library.put(**{f"loans__{n}": {"reader": str(n)}}) for n in range(20)),
+        *(library.put(**{f"readers__x{n}": {"card": f"readers__{n}"}}) for n in range(20)),
+    )
+    for sql in _MISPLACED.values():
+        assert await library.lanes.fetchval(sql, timeout=10) == 0
+    held = "select count(*) from library.readers where card like 'readers\\_\\_%'"
+    assert await library.lanes.fetchval(held, timeout=5) == 4_000
+    assert await library.lanes.fetchval(
+        "select current_setting('crossfade.alone', true)", timeout=5
+    ) in {
+        None,
+        "",
+    }
+
+
 # --- derived collections -----------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
@@ -165,6 +166,8 @@ class Committer:
                 values = table.values(path, after.fields)
                 values += [after.create_time, after.update_time, epoch]
                 upserts.setdefault(table, []).append(values)
+        if len(changed) > ALONE_ROWS:
+            await connection.execute(ALONE)
         # Deletes first: what they let go of is free for what is written.
         for table, keys in deletes.items():
             for several in table.deletions(keys):

@@ -11,7 +11,7 @@ from crossfade.mapping import (
     TimeCodec,
 )
 from crossfade.stores.postgres.events import On
-from crossfade.stores.postgres.naming import literal, lock, name_of, quoted
+from crossfade.stores.postgres.naming import literal, lock, name_of, quoted, share
 
 
 def place_derived(mapping: DerivedMapping, on: On) -> None:
@@ -56,7 +56,7 @@ where o.{key} = new.id and {agrees("o", "new.remainder")} for share;"""
         f"""new.owner := null;
 {look}
 if not found then
-    perform pg_advisory_xact_lock_shared({lock(table, "new.id")});
+    perform {share(table, "new.id")};
     {look}
 end if;
 if found then
@@ -68,11 +68,11 @@ end if;""",
     columns = dict.fromkeys([key, *(column for _, _, column in parts)])
     changed = _distinct(columns)
     # Locked before the row of the derived document, as whoever writes that one does.
-    give = f"""perform pg_advisory_xact_lock({lock(table, f"old.{key}")});
+    give = f"""perform {lock(table, f"old.{key}")};
 update {table} d set {given("old")} where d.owner = old.id;"""
     on(mapping.owner.table, "keep").add(f"old.{key} is not null and ({changed})", give)
     on(mapping.owner.table, "part").add(f"old.{key} is not null", give)
-    take = f"""perform pg_advisory_xact_lock({lock(table, f"new.{key}")});
+    take = f"""perform {lock(table, f"new.{key}")};
 update {table} d set owner = new.id, remainder = {remainder.format("d")},
     misfits = {misfits.format("d")}
 where d.id = new.{key} and d.owner is null and {agrees("new", "d.remainder")};"""
@@ -95,7 +95,7 @@ where o.id = {prefix} and {element("o", "new.id")} = new.remainder for share;"""
         f"""new.owner := null;
 {look}
 if not found then
-    perform pg_advisory_xact_lock_shared({lock(table, prefix)});
+    perform {share(table, prefix)};
     {look}
 end if;
 if found then
@@ -104,14 +104,14 @@ if found then
 end if;""",
     )
     changed = _distinct([column])
-    give = f"""perform pg_advisory_xact_lock({lock(table, "old.id")});
+    give = f"""perform {lock(table, "old.id")};
 update {table} d set remainder = {element("old", "d.id")}, owner = null where d.owner = old.id"""
     on(mapping.owner.table, "keep").add(
         f"old.{column} is not null and ({changed})",
         f"{give}\n    and {element('new', 'd.id')} is distinct from {element('old', 'd.id')};",
     )
     on(mapping.owner.table, "part").add(f"old.{column} is not null", f"{give};")
-    take = f"""perform pg_advisory_xact_lock({lock(table, "new.id")});
+    take = f"""perform {lock(table, "new.id")};
 update {table} d set owner = new.id, remainder = null
 where d.owner is null and d.remainder = {element("new", "d.id")} and d.id = any(array(
     select new.id || '_' || (item ->> {member}) from jsonb_array_elements(

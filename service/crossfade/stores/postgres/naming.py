@@ -20,5 +20,10 @@ def literal(text: str) -> str:
 
 
 def lock(kind: str, name: str) -> str:
-    """The key of an advisory lock on a name, which is an expression."""
-    return f"crossfade.name_lock({literal(kind)}, {name})"
+    """Locks a name, which is an expression, to the end of the transaction."""
+    return f"crossfade.lock_name({literal(kind)}, {name})"
+
+
+def share(kind: str, name: str) -> str:
+    """The same, beside others who share it."""
+    return f"crossfade.share_name({literal(kind)}, {name})"

@@ -17,8 +17,8 @@ Moves never miss one another, because both sides lock before they look:
   One that found no owner locks its name and looks again, as a child does.
 
 In a row trigger of READ COMMITTED every query sees what was committed while it waited.
-Names that are locked are transaction-level advisory locks of a space of their own, taken
-after all locks of paths and version rows (docs/adr/0006-placement-by-triggers.md).
+Names are transaction-level advisory locks in a space of their own, taken after all locks of
+paths and version rows (docs/adr/0006-placement-by-triggers.md).
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,13 @@ from crossfade.mapping import (
 )
 from crossfade.stores.postgres.derivation import place_derived
 from crossfade.stores.postgres.events import EVENTS, Event, On
-from crossfade.stores.postgres.naming import literal, lock, name_of, quoted
+from crossfade.stores.postgres.naming import literal, lock, name_of, quoted, share
+
+_PLACING = 0x706C6163696E67
+ALONE_ROWS = 400
+"""A transaction that writes more mapped rows goes alone: a lock for each of their names could
+fill the server's lock table, and a legal commit would be refused."""
+ALONE = f"""select set_config('crossfade.alone', 'on', true), pg_advisory_xact_lock({_PLACING})"""
 
 # Remainders in the tagged encoding of mapping/tagged.py: plain maps, or lists of pairs
 # under "$m" where one of the names is odd.
@@ -81,11 +87,23 @@ returns jsonb language sql immutable parallel safe as $$
         case when jsonb_typeof(list) = 'array' then list else '[]'::jsonb end) item
     where item ->> member = wanted
 $$""",
-    # A name of the second key space that commits never lock paths in.
-    """create or replace function crossfade.name_lock(kind text, name text) returns bigint
-language sql immutable parallel safe as $$
-    select hashtextextended(kind || ':' || name, 11)
-$$""",
+    # Names are locked in a key space of their own, in which nobody locks paths. A transaction
+    # that is alone holds the lock that all others share, and needs none of theirs.
+    *(
+        f"""create or replace function crossfade.{function}(kind text, name text) returns void
+language plpgsql as $$
+begin
+    if coalesce(current_setting('crossfade.alone', true), '') <> 'on' then
+        perform pg_advisory_xact_lock_shared({_PLACING});
+        perform {lock}(hashtextextended(kind || ':' || name, 11));
+    end if;
+end
+$$"""
+        for function, lock in (
+            ("lock_name", "pg_advisory_xact_lock"),
+            ("share_name", "pg_advisory_xact_lock_shared"),
+        )
+    ),
 )
 
 
@@ -178,7 +196,7 @@ def _reference(mapping: CollectionMapping, entry: FieldColumn, target: Table, on
         present,
         f"""{look}
 if not found then
-    perform pg_advisory_xact_lock_shared({lock(parent, f"new.{column}")});
+    perform {share(parent, f"new.{column}")};
     {look}
     if not found then
         {_hold_back(entry)}
@@ -187,7 +205,7 @@ end if;""",
     )
     on(target, "arrive").add(
         "true",
-        f"""perform pg_advisory_xact_lock({lock(parent, "new.id")});
+        f"""perform {lock(parent, "new.id")};
 update {child} t set {_promote(entry)} where {_waits(entry, "new.id")};""",
     )
     others = " and t.id <> old.id" if own else ""
@@ -205,14 +223,14 @@ def _nested(table: Table, target: Table, on: On) -> None:
         "true",
         f"""{look}
 if not found then
-    perform pg_advisory_xact_lock_shared({lock(parent, key)});
+    perform {share(parent, key)};
     {look}
 end if;
 new.parent := found_id;""",
     )
     on(target, "arrive").add(
         "true",
-        f"""perform pg_advisory_xact_lock({lock(parent, "new.id")});
+        f"""perform {lock(parent, "new.id")};
 update {child} t set parent = new.id
 where t.id >= new.id || '/' and t.id < new.id || '0' and t.parent is null;""",
     )
@@ -224,7 +242,7 @@ def _unique(mapping: CollectionMapping, entry: FieldColumn, on: On) -> None:
     held = f"{table}.{column}"
     on(mapping.table, "place").add(
         f"new.{column} is not null",
-        f"""perform pg_advisory_xact_lock({lock(held, f"new.{column}")});
+        f"""perform {lock(held, f"new.{column}")};
 perform 1 from {table} t where t.{column} = new.{column} and t.id <> new.id;
 if found then
     {_hold_back(entry)}
@@ -232,7 +250,7 @@ end if;""",
     )
     waits = _waits(entry, f"old.{column}")
     # Who waits may be about to change: then the next one is asked.
-    promote = f"""perform pg_advisory_xact_lock({lock(held, f"old.{column}")});
+    promote = f"""perform {lock(held, f"old.{column}")};
 while not exists (select from {table} t where t.{column} = old.{column})
     and exists (select from {table} t where {waits})
 loop
