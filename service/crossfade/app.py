@@ -26,6 +26,7 @@ from crossfade.shadow import Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.schema import create_schema
@@ -115,6 +116,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             )
             resources.push_async_callback(lanes[role].close)
         await create_schema(lanes["mirror"], mappings)
+        await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
     control = Control(lanes.get("mirror"), _traffic(settings), settings.postgresql.timeout)
     to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 

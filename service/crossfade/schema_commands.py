@@ -240,20 +240,18 @@ def _evolution(settings: Settings, mappings: "Mappings") -> "Evolution":
     return Evolution(settings.postgresql.dsn, mappings, settings.migration.mappings)
 
 
-async def _upgrade(settings: Settings, mappings: "Mappings", lanes: "Lanes") -> int:
+async def _upgrade(settings: Settings, mappings: "Mappings", _: "Lanes") -> int:
     from crossfade.document import Database
-    from crossfade.stores.postgres.schema import create_schema
-    from crossfade.stores.postgres.settling import Settling
+    from crossfade.stores.postgres.evolve import bring_on
 
-    reached = await _evolution(settings, mappings).upgrade()
-    print(f"migrations: {_listed(reached)}" if reached else "migrations: nothing was missing")
-    # A mapping without migrations of its own, and the triggers of every mapping.
-    await create_schema(lanes, mappings, timeout=TIMEOUT)
     database = Database(settings.firestore.project, settings.firestore.database)
-    settling = Settling(lanes, mappings, database)
-    moved = await settling.move(timeout=TIMEOUT)
-    promoted = await settling.promote(timeout=TIMEOUT)
-    print(f"documents moved to their tables: {moved}; with values moved to columns: {promoted}")
+    package = settings.migration.mappings
+    done = await bring_on(settings.postgresql.dsn, mappings, package, database, timeout=TIMEOUT)
+    print(f"migrations: {_listed(done.reached) or 'nothing was missing'}")
+    print(
+        f"documents moved to their tables: {done.moved}; "
+        f"with values moved to columns: {done.promoted}"
+    )
     return OK
 
 

@@ -14,6 +14,7 @@ from crossfade.document import Database
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import Mappings
 from crossfade.store import Intent
+from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
@@ -226,9 +227,16 @@ async def test_a_collection_gets_a_table_and_then_a_column(
     terminal.mapping("changing_one")
     code, output = await terminal.run("schema", "check")
     assert (code, "2 documents of things are in the generic table" in output) == (1, True)
+    first = load_mappings("changing_one")
+    await create_schema(lanes, first)
+    with pytest.raises(FailedPrecondition, match="documents of things are still in the generic"):
+        await refuse_strays(lanes, first, timeout=5)
+    # A sidecar of the new version wrote one of them meanwhile, and one of the old an older one.
+    await PostgresStore(lanes, first, PROJECT).commit([Write("parts/1", {"name": "x"})], timeout=5)
+    before[3] = (await _contents(PostgresStore(lanes, first, PROJECT), ["parts/1"]))[0]
     code, output = await terminal.run("schema", "upgrade")
     assert (code, "moved to their tables: 3" in output) == (0, True)
-    first = load_mappings("changing_one")
+    await refuse_strays(lanes, first, timeout=5)
     assert await _contents(PostgresStore(lanes, first, PROJECT), list(documents)) == before
     assert await lanes.fetchval("select count(*) from crossfade.documents", timeout=5) == 2
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from crossfade.errors import FailedPrecondition
 from crossfade.mapping import CollectionMapping, DerivedMapping, Mappings, TextCodec
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.naming import name_of
@@ -97,6 +98,22 @@ async def _words(connection: Connection, mapping: CollectionMapping) -> list[str
             for word in sorted(there[column] - words)
         ]
     return found
+
+
+async def refuse_strays(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
+    """Raises FailedPrecondition where documents are in the generic table and the mapping has a
+    table for them: they would be looked for there, and taken for missing."""
+    for mapping in mappings:
+        found = await lanes.fetchval(
+            f"select exists (select from crossfade.documents where {stray_condition(mapping)})",
+            *stray_arguments(mapping),
+            timeout=timeout,
+        )
+        if found:
+            raise FailedPrecondition(
+                f"documents of {mapping.pattern} are still in the generic table, from before it "
+                f"was mapped; run crossfade schema upgrade"
+            )
 
 
 def stray_condition(mapping: CollectionMapping) -> str:

@@ -8,6 +8,7 @@ makes it.
 
 import importlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,9 +22,12 @@ from sqlalchemy import Connection, MetaData, Table, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres import tables
-from crossfade.stores.postgres.schema import SCHEMA_LOCK
+from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.schema import SCHEMA_LOCK, create_schema
+from crossfade.stores.postgres.settling import Settling
 
 HERE = Path(__file__).parent / "migrations"
 VERSION_TABLE = "alembic_version"
@@ -109,6 +113,31 @@ class Evolution:
         if kind == "table":
             return f"{parents['schema_name']}.{name}" in self._metadata.tables
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What `bring_on` did: revisions reached, documents moved, documents with values moved."""
+
+    reached: list[str]
+    moved: int
+    promoted: int
+
+
+async def bring_on(
+    dsn: str, mappings: Mappings, package: str, database: Database, *, timeout: float
+) -> Progress:
+    """A database of any former version, or an empty one, to the models and the mapping."""
+    reached = await Evolution(dsn, mappings, package).upgrade()
+    lanes = await Lanes.open(dsn, size=1)
+    try:
+        # A mapping without migrations of its own, and the triggers of every mapping.
+        await create_schema(lanes, mappings, timeout=timeout)
+        settling = Settling(lanes, mappings, database)
+        moved = await settling.move(timeout=timeout)
+        return Progress(reached, moved, await settling.promote(timeout=timeout))
+    finally:
+        await lanes.close()
 
 
 def metadata_of(mappings: Mappings) -> MetaData:
