@@ -222,12 +222,15 @@ class Conversation:
 
     async def quiet(self, seconds: float = 0.3) -> list[str]:
         """Receives until nothing has come for a while; what came."""
-        start = len(self.frames)
-        try:
-            while True:
-                await self.next(seconds)
-        except TimeoutError:
-            return [described(frame) for frame in self.frames[start:]]
+        start, waits = len(self.frames), 0
+        while waits < 2:  # two, for a process that sleeps for a moment is not quiet
+            try:
+                await self.next(seconds / 2)
+            except TimeoutError:
+                waits += 1
+            else:
+                waits = 0
+        return [described(frame) for frame in self.frames[start:]]
 
     async def close(self) -> None:
         if self._pending is not None:

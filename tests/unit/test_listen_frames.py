@@ -261,6 +261,16 @@ async def test_what_was_asked_before_the_half_closed_is_answered(
     assert described_all(talk) == ["ADD 2", "CHANGE c/a=1 2", "CURRENT 2", "NO_CHANGE"]
 
 
+async def test_a_stream_without_news_ends_with_its_client(store: Watched, desk: Desk) -> None:
+    talk = desk.open()
+    await talk.follow(2, collection())
+    await talk.snapshot()
+    await talk.quiet(0.05)
+    await talk.line.done()
+    assert (await talk.ended()).code == "OK"
+    assert store.watchers == 0
+
+
 async def test_nothing_asked() -> None:
     talk = Conversation(Direct(Listen(lambda _: Watched())), DATABASE)
     await talk.line.done()
@@ -502,9 +512,11 @@ async def test_tokens_from_elsewhere_begin_again(store: Watched, desk: Desk, wro
     if wrong == "another server":
         desk.listen = Listen(lambda _: store)
     elif wrong == "another database":
-        resume["resume_token"] = (
-            await gone_away(Desk(Watched(Database("q"))), query=collection())
-        ).token
+        elsewhere = Desk(Watched(Database("q")))
+        desk.listen = elsewhere.listen = Listen(
+            {DATABASE: store, elsewhere.store.database: elsewhere.store}.__getitem__
+        )
+        resume["resume_token"] = (await gone_away(elsewhere, query=collection())).token
     elif wrong == "junk":
         resume["resume_token"] = view.token[:-1]
     else:
@@ -618,8 +630,10 @@ async def test_only_what_was_touched_is_read(store: Watched, desk: Desk) -> None
     await talk.snapshot()
     store.put(d3=99, d80=1, new=7)
     assert len(await talk.quiet()) == 3
+    store.put(d4=98)
+    assert await talk.quiet() == ["CHANGE c/d4=98 2", "NO_CHANGE"]
     assert store.queries == 1
-    assert store.gets == [["c/d3", "c/d80", "c/new"]]
+    assert store.gets == [["c/d3", "c/d80", "c/new"], ["c/d4"]]
 
 
 async def test_a_commit_of_many_documents_is_read_as_a_whole(store: Watched, desk: Desk) -> None:
@@ -683,6 +697,48 @@ async def test_a_reader_so_slow_that_the_moment_is_gone(store: Watched, desk: De
     assert sum(is_consistent(frame) for frame in talk.frames) == 1
 
 
+async def test_changes_that_a_slow_reader_has_missed_are_read_later(
+    store: Watched, desk: Desk
+) -> None:
+    store.put(a=1, b=1, c=1)
+    talk = desk.open()
+    await talk.follow(2, collection())
+    await talk.follow(4, collection(where=where("LESS_THAN", 100)))
+    await talk.snapshot()
+    store.put(a=2)
+    assert described(await talk.next()) == "CHANGE c/a=2 2"
+    store.put(b=2)
+    oldest = store.now()
+
+    def gone(at: At) -> None:
+        if at.read_time is not None and at.read_time < oldest:
+            raise FailedPrecondition("too old")
+
+    store.reading = gone
+    await talk.snapshot()
+    assert talk.view.ids(2) == talk.view.ids(4) == {"a": 2, "b": 2, "c": 1}
+    assert store.queries == 2
+
+
+async def test_a_target_that_is_too_long_ago_at_any_moment_ends(store: Watched, desk: Desk) -> None:
+    """Also while others have news in every round."""
+    store.put(a=0)
+    talk = desk.open()
+    await talk.follow(2, collection())
+    await talk.follow(4, documents=["c/b"])
+
+    def gone(_: At) -> None:
+        if store.gets[-1:] == [["c/b"]]:
+            raise FailedPrecondition("too old")
+
+    store.reading = gone
+    for n in range(1, 30):
+        await talk.next()
+        store.put(a=n)
+    assert talk.view.refused == {4: (9, "too old")}
+    await talk.until(2, {"a": 29})
+
+
 async def test_a_stream_without_news_says_that_it_is_alive(store: Watched) -> None:
     talk = Conversation(Direct(Listen(lambda _: store, idle=0.05)), DATABASE)
     await talk.follow(2, collection())
@@ -692,6 +748,11 @@ async def test_a_stream_without_news_says_that_it_is_alive(store: Watched) -> No
     assert described_all(talk)[-2:] == ["NO_CHANGE", "NO_CHANGE"]
     assert talk.view.read_time > first[0]
     assert talk.view.token != first[1]
+    start, loop = len(talk.frames), asyncio.get_running_loop()
+    until = loop.time() + 0.5
+    while loop.time() < until:
+        await talk.next()
+    assert len(talk.frames) - start <= 0.5 / 0.05 + 2
     # Commits that change nothing of the target are no reason to say nothing.
     async with asyncio.timeout(10):
         pending = asyncio.ensure_future(talk.snapshot())

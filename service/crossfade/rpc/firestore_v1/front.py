@@ -3,6 +3,7 @@
 import secrets
 import string
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.cloud.firestore_v1 import types
@@ -17,13 +18,14 @@ from crossfade.document import (
     check_id,
     parse_field_path,
 )
-from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, Unimplemented
+from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, TooLarge, Unimplemented
 from crossfade.query import Cursor, Order, Query, project
 from crossfade.rpc.firestore_v1 import requests
 from crossfade.rpc.firestore_v1.backend import Backend, Backends
 from crossfade.rpc.firestore_v1.requests import parse
 from crossfade.rpc.status import code_of, details
 from crossfade.store import At, WriteOutcome
+from crossfade.write import check
 
 MOST_IN_PAGE = 300
 """Documents or names in one answer of the methods that list."""
@@ -332,6 +334,9 @@ class Front:
         writes = requests.writes_of(request.writes, database)
         if len({write.path for write in writes}) < len(writes):
             raise InvalidArgument("writes: a document may be written only once in a BatchWrite")
+        for write in writes:  # what is illegal by itself fails the whole call
+            with suppress(TooLarge):
+                check(write)
         backend = self._backends(database)
         reply = types.BatchWriteResponse.pb()()
         for write in writes:

@@ -29,7 +29,7 @@ from typing import Any
 from google.cloud.firestore_v1 import types
 
 from crossfade import wire
-from crossfade.document import Database, collection_path
+from crossfade.document import Database
 from crossfade.errors import (
     AlreadyExists,
     CrossfadeError,
@@ -48,6 +48,7 @@ from crossfade.rpc.firestore_v1.listen_targets import (
     Target,
     target_change,
 )
+from crossfade.rpc.firestore_v1.listen_watch import Watch
 from crossfade.rpc.firestore_v1.requests import database_of, parent_of, parse, path_of
 
 IDLE_SECONDS = 30.0
@@ -56,8 +57,8 @@ again, and the time from which they resume should not fall out of the version wi
 MAX_TARGETS = 500
 """On one stream. A browser or a telephone has all its listeners on one; a hundred of them
 are what the cloud's documentation calls many."""
-MAX_WAITING = 16
-"""Requests taken off the wire while the stream is busy sending."""
+MAX_WAITING = 4
+"""Requests, of up to the size of a message, taken off the wire while the stream is sending."""
 
 _REFUSALS = (FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemented)
 """Errors that are about one target; all others end the stream."""
@@ -70,13 +71,16 @@ class Listen:
         self._backends = backends
         self._idle = idle
         self._secret = os.urandom(16)
+        self._watches: dict[Database, Watch] = {}
 
     async def serve(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """The frames of one stream. Raises what ends it; closing it ends the subscription."""
         async for first in requests:
             database = database_of(parse(types.ListenRequest.pb(), first).database)
+            backend = self._backends(database)
+            watch = self._watches.setdefault(database, Watch(backend))
             tokens = _Tokens(database, self._secret)
-            stream = _Stream(database, self._backends(database), tokens, self._idle)
+            stream = _Stream(database, backend, watch, tokens, self._idle)
             async with aclosing(stream.frames(first, requests)) as frames:
                 async for frame in frames:
                     yield frame
@@ -99,9 +103,12 @@ class _Tokens:
 
 
 class _Stream:
-    def __init__(self, database: Database, backend: Backend, tokens: _Tokens, idle: float) -> None:
+    def __init__(
+        self, database: Database, backend: Backend, watch: Watch, tokens: _Tokens, idle: float
+    ) -> None:
         self._database = database
         self._backend = backend
+        self._watch = watch
         self._tokens = tokens
         self._idle = idle
         self._targets: dict[int, Target] = {}
@@ -117,7 +124,6 @@ class _Stream:
         self, first: bytes, requests: AsyncIterator[bytes]
     ) -> AsyncGenerator[bytes, None]:
         self._inbox.put_nowait(first)
-        unsubscribe = self._backend.subscribe(self._committed)
         reading = asyncio.create_task(self._read(requests))
         clock = asyncio.get_running_loop().time
         said = clock()
@@ -139,14 +145,15 @@ class _Stream:
                     yield target_change(Change.NO_CHANGE, (), moment=moment, token=token)
                     said, self._consistent = clock(), True
                 for number in [target.number for target in self._targets.values() if target.once]:
-                    del self._targets[number]
+                    self._drop(number)
                     yield target_change(Change.REMOVE, (number,))
                 if self._ended:
                     return
                 await self._news(said + self._idle - clock())
         finally:
-            unsubscribe()
             reading.cancel()
+            for number in list(self._targets):
+                self._drop(number)
 
     async def _caught_up(self, due: Sequence[Target], moment: int) -> AsyncIterator[bytes]:
         """What brings the targets to the moment."""
@@ -156,19 +163,21 @@ class _Stream:
                 frames = await target.frames(moment)
             except _REFUSALS as error:
                 if waited and isinstance(error, FailedPrecondition):
-                    return  # The client was so slow that the moment is no longer to be read.
-                del self._targets[target.number]
+                    # The client was so slow that the moment is too long ago. The target is the
+                    # first of the next round: its moment will be fresh.
+                    self._targets = {target.number: target} | self._targets
+                    return
+                self._drop(target.number)
+                waited = True
                 yield target_change(Change.REMOVE, (target.number,), cause=error)
                 continue
-            if not target.current:
-                token = self._tokens.make(moment)
-                frames.append(
-                    target_change(Change.CURRENT, (target.number,), moment=moment, token=token)
-                )
-                target.current = True
             for frame in frames:
                 self._consistent, waited = False, True
                 yield frame
+            if not target.current:
+                target.current, self._consistent, waited = True, False, True
+                token = self._tokens.make(moment)
+                yield target_change(Change.CURRENT, (target.number,), moment=moment, token=token)
 
     async def _news(self, seconds: float) -> None:
         """Returns when there is a request or a change, or when the stream has to say that it
@@ -177,14 +186,13 @@ class _Stream:
             async with asyncio.timeout(max(seconds, 0.0) if self._targets else None):
                 await self._wake.wait()
 
-    def _committed(self, _: int, paths: Sequence[str]) -> None:
-        """Called within every commit: marks the targets that it may have changed."""
-        changed: dict[str, list[str]] = {}
-        for path in paths:
-            changed.setdefault(collection_path(path), []).append(path)
-        for target in self._targets.values():
-            if target.touch(changed):
-                self._wake.set()
+    def _drop(self, number: int) -> bool:
+        """Whether there was such a target. There is none any more."""
+        target = self._targets.pop(number, None)
+        if target is None:
+            return False
+        self._watch.remove(target)
+        return True
 
     # --- requests ------------------------------------------------------------------------------
 
@@ -204,7 +212,7 @@ class _Stream:
                 self._ended = True
                 return
             request = parse(types.ListenRequest.pb(), data)
-            if request.database != self._database.name:
+            if request.database not in {"", self._database.name}:
                 raise InvalidArgument(
                     f'database: "{request.database[:120]}" is not the "{self._database.name}" '
                     f"of the stream's first request"
@@ -213,7 +221,7 @@ class _Stream:
             if which == "add_target":
                 yield from self._add(request.add_target)
             elif which == "remove_target":
-                if self._targets.pop(request.remove_target, None) is not None:
+                if self._drop(request.remove_target):
                     yield target_change(Change.REMOVE, (request.remove_target,))
             else:
                 raise InvalidArgument("target_change: add_target or remove_target must be set")
@@ -223,14 +231,17 @@ class _Stream:
         try:
             self._check(number, chosen_here=not message.target_id)
         except CrossfadeError as error:
-            self._targets.pop(number, None)
+            self._drop(number)
             yield target_change(Change.REMOVE, (number,), cause=error)
             return
         yield target_change(Change.ADD, (number,))
         try:
-            self._targets[number] = self._target(number, message)
+            target = self._target(number, message)
         except _REFUSALS as error:
             yield target_change(Change.REMOVE, (number,), cause=error)
+            return
+        self._targets[number] = target
+        self._watch.add(target, self._wake)
 
     def _choose(self) -> int:
         """An id that is free, for a target that came without one."""

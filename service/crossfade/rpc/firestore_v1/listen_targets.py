@@ -8,15 +8,16 @@ of one moment, and comparing.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from google.cloud.firestore_v1 import types
 
 from crossfade import query as queries
 from crossfade import wire
-from crossfade.document import Database
+from crossfade.document import Database, collection_id
 from crossfade.errors import CrossfadeError, FailedPrecondition
 from crossfade.query import Query
 from crossfade.rpc.firestore_v1.backend import Backend
@@ -82,25 +83,30 @@ class Target(ABC):
 
     # --- what may have changed -----------------------------------------------------------------
 
+    @property
     @abstractmethod
-    def concerned(self, changed: Mapping[str, Sequence[str]]) -> Collection[str]:
-        """Which of the paths, by collection, may change the target."""
+    def collections(self) -> Collection[str | None]:
+        """The ids of the collections whose changes concern the target; None: of all."""
+
+    @abstractmethod
+    def concerned(self, paths: Sequence[str]) -> Collection[str]:
+        """Which changed documents of one collection may change the target."""
 
     @property
     def piecemeal(self) -> bool:
         """Whether a document is in the target or not regardless of all others."""
         return True
 
-    def touch(self, changed: Mapping[str, Sequence[str]]) -> bool:
-        """Notes the paths of a commit, by collection. Whether the target is concerned.
+    def touch(self, paths: Sequence[str]) -> bool:
+        """Notes changed documents of one collection. Whether the target is concerned.
 
         It is called within the commit: nothing is read here.
         """
-        paths = self.concerned(changed)
-        if not paths:
+        here = self.concerned(paths)
+        if not here:
             return False
         if not self._touched_all:
-            self._touched.update(paths)
+            self._touched.update(here)
             self._touched_all = not self.piecemeal or len(self._touched) > MAX_TOUCHED
         if self._touched_all:
             self._touched.clear()
@@ -111,6 +117,8 @@ class Target(ABC):
         next one."""
         self._due |= self._touched
         self._due_all |= self._touched_all or len(self._due) > MAX_TOUCHED
+        if self._due_all:
+            self._due.clear()
         self._touched, self._touched_all = set(), False
         return self.behind
 
@@ -121,25 +129,32 @@ class Target(ABC):
 
     # --- what the client is told ---------------------------------------------------------------
 
-    async def frames(self, moment: int) -> list[bytes]:
-        """What the client has to be told to know what was taken as of `moment`.
+    async def frames(self, moment: int) -> Iterator[bytes]:
+        """What the client has to be told to know what was taken as of `moment`; from now on it
+        is taken to know that. (The frames are made as they are sent.)
 
         After an error nothing has changed: the next call does all of it. Raises
         FailedPrecondition for a moment that is too long ago, and the query's errors.
         """
-        reset, known, resume = False, self._known, self._resume
+        known, resume = self._known, self._resume
+        reset = False
         if resume is not None:
             earlier = await self._recall(resume, moment)
             reset, known = earlier is None, earlier or {}
         states = await self._differing(moment, known)
-        frames = [target_change(Change.RESET, (self.number,))] if reset else []
-        wrong = resume is not None and not reset and resume.expected not in {None, _count(known)}
-        frames += [self._tell(state, known, moment) for state in states]
-        if wrong:
-            frames.append(self._filter(_count(known)))
+        mistaken = resume is not None and not reset and resume.expected not in {None, _count(known)}
+        for state in states:
+            if state.data is None:
+                known.pop(state.path, None)
+            else:
+                known[state.path] = state.time
         self._known, self._resume = known, None
         self._due, self._due_all = set(), False
-        return frames
+        return chain(
+            [target_change(Change.RESET, (self.number,))] if reset else [],
+            (self._frame(state, moment) for state in states),
+            [self._filter(_count(known))] if mistaken else [],
+        )
 
     async def _recall(self, resume: Resume, moment: int) -> dict[str, int] | None:
         """What the client knows of the target; None if that cannot be said any more."""
@@ -177,22 +192,16 @@ class Target(ABC):
         reading = await self._backend.get(paths, timeout=SECONDS, at=At(read_time=moment))
         return [_State(found.path, exists=found.data is not None) for found in reading.documents]
 
-    def _tell(self, state: _State, known: dict[str, int], moment: int) -> bytes:
-        """The frame about one document, of which the client knows from now on."""
+    def _frame(self, state: _State, moment: int) -> bytes:
+        """The frame about one document."""
         if state.data is not None:
-            known[state.path] = state.time
-            return wire.field_bytes(
-                3, wire.field_bytes(1, state.data) + wire.field_bytes(5, self._ids)
-            )
-        self._forget(state.path, known)
+            change = wire.field_bytes(1, state.data) + wire.field_bytes(5, self._ids)
+            return wire.field_bytes(3, change)
         name = wire.field_bytes(1, self._database.full(state.path).encode())
         time = wire.field_bytes(4, wire.time_bytes(moment))
         if state.exists:
             return wire.field_bytes(6, name + wire.field_bytes(2, self._ids) + time)
         return wire.field_bytes(4, name + time + wire.field_bytes(6, self._ids))
-
-    def _forget(self, path: str, known: dict[str, int]) -> None:
-        known.pop(path, None)
 
     def _filter(self, count: int) -> bytes:
         reply = types.ListenResponse.pb()()
@@ -208,8 +217,12 @@ class DocumentsTarget(Target):
         super().__init__(*arguments, **options)
         self._paths = dict.fromkeys(paths)
 
-    def concerned(self, changed: Mapping[str, Sequence[str]]) -> Collection[str]:
-        return [path for paths in changed.values() for path in paths if path in self._paths]
+    @property
+    def collections(self) -> Collection[str | None]:
+        return {collection_id(path) for path in self._paths}
+
+    def concerned(self, paths: Sequence[str]) -> Collection[str]:
+        return [path for path in paths if path in self._paths]
 
     async def _all(self, moment: int) -> AsyncIterator[_State]:
         for state in await self._some(list(self._paths), moment):
@@ -226,9 +239,6 @@ class DocumentsTarget(Target):
             for found in reading.documents
         ]
 
-    def _forget(self, path: str, known: dict[str, int]) -> None:
-        known[path] = _MISSING
-
 
 class QueryTarget(Target):
     """The documents that a query finds."""
@@ -241,10 +251,13 @@ class QueryTarget(Target):
     def piecemeal(self) -> bool:
         return self._query.limit is None and not self._query.offset
 
-    def concerned(self, changed: Mapping[str, Sequence[str]]) -> Collection[str]:
+    @property
+    def collections(self) -> Collection[str | None]:
+        return (self._query.collection,)
+
+    def concerned(self, paths: Sequence[str]) -> Collection[str]:
         # Whether a document is in scope is a matter of its collection only.
-        inside = [paths for paths in changed.values() if queries.in_scope(self._query, paths[0])]
-        return inside[0] if len(inside) == 1 else [path for paths in inside for path in paths]
+        return paths if queries.in_scope(self._query, paths[0]) else ()
 
     async def _all(self, moment: int) -> AsyncIterator[_State]:
         at = At(read_time=moment)

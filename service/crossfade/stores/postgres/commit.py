@@ -108,7 +108,7 @@ class Committer:
                 if done is not None:
                     return replayed(done[0], done[1], len(writes))
             staged, now = await self._load(connection, paths)
-            outcomes = _apply(writes, staged, now)
+            outcomes = _apply(writing.collapse(writes), staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
             strict = self._enforce and not (intent is not None and intent.mirrored)
