@@ -18,7 +18,7 @@ Moves never miss one another, because both sides lock before they look:
 
 In a row trigger of READ COMMITTED every query sees what was committed while it waited.
 Names are transaction-level advisory locks in a space of their own, taken after all locks of
-paths and version rows (docs/adr/0006-placement-by-triggers.md).
+paths and version rows (docs/adr/0010-placement-by-triggers.md).
 """
 
 from dataclasses import dataclass
