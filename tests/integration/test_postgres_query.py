@@ -10,7 +10,18 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from crossfade import query as queries
@@ -65,12 +76,17 @@ SHAPES: dict[str, Callable[[], Mappings]] = {
         text_column("a"), Column("b", BigInteger), Column("c", Double)
     ),
     "bool-time-json": lambda: mapping(Column("a", Boolean), Column("b", _time), Column("c", JSONB)),
+    "bytes": lambda: mapping(Column("a", LargeBinary), Column("b", LargeBinary)),
     "ints-json-text": lambda: mapping(
         Column("a", ARRAY(BigInteger)), Column("b", JSONB), text_column("c")
     ),
 }
 FITTING: dict[str, Any] = {
     "generic": {},
+    "bytes": {
+        "a": st.sampled_from([b"", b"a", b"\x00", b"a\x00", b"\xff"]),
+        "b": st.sampled_from([b"", b"b", b"ab"]),
+    },
     "text-int-double": {
         "a": st.sampled_from(["", "a", "b", "ä", "z", "\uffff", "\U0001f600"]),
         "b": st.sampled_from([0, 1, 2, -1, 48, 2**53, 2**53 + 1, 2**63 - 1]),

@@ -25,14 +25,13 @@ async def test_concurrent_creation_of_everything(
             timeout=5,
         )
         assert [row["name"] for row in found] == [
+            "crossfade.applied",
             "crossfade.control",
             "crossfade.documents",
             "crossfade.pending",
             "crossfade.requests",
             "crossfade.versions",
-            "violet.miner_status",
-            "violet.tasks",
-            "violet.users",
+            *sorted(f"violet.{mapping.table.name}" for mapping in MAPPINGS),
         ]
         rows = await several[0].fetchval("select count(*) from crossfade.control", timeout=5)
         assert rows == 0

@@ -99,12 +99,12 @@ async def test_several_tables_in_the_order_asked_for(make_store: MakeStore):
     store = await make_store(True)
     contents = {
         "tasks/1": {"status": "done"},
-        "files/1": {"size": 1},
+        "notes/1": {"size": 1},
         "tasks/1/audio_chunks/1": {"n": 1},
         "users/1": {"email": "a"},
     }
     await put(store, contents)
-    asked = ["files/1", "tasks/1", "users/2", "users/1", "tasks/1/audio_chunks/1", "tasks/1"]
+    asked = ["notes/1", "tasks/1", "users/2", "users/1", "tasks/1/audio_chunks/1", "tasks/1"]
     found = await get(store, *asked)
     assert [stored.path for stored in found] == asked
     for stored in found:
@@ -163,7 +163,7 @@ async def test_no_paths_are_refused(make_store: MakeStore):
         ("tasks", True),
         ("", True),
         ("tasks/2", False),
-        ("files", False),
+        ("notes", False),
         ("tasks/1/chunks/1", False),
     ],
 )
@@ -191,7 +191,7 @@ async def test_the_state_is_that_of_the_control_row(postgres_lanes: MakeLanes):
         values ('default', 'shadow', 'firestore', 7, 3)""",
         timeout=5,
     )
-    for paths in (["tasks/1"], ["tasks/1", "tasks/2"], ["tasks/1", "files/1"]):
+    for paths in (["tasks/1"], ["tasks/1", "tasks/2"], ["tasks/1", "notes/1"]):
         assert (await store.get(paths, timeout=5)).state == MirrorState(7, 3, pending=False)
         assert (await other.get(paths, timeout=5)).state == MirrorState(0, 0, pending=False)
 
@@ -211,7 +211,7 @@ async def test_the_peer_time_is_told_of_its_own_version_only(postgres_lanes: Mak
 async def test_documents_of_one_call_are_of_one_moment(postgres_lanes: MakeLanes):
     lanes = await postgres_lanes(size=8)
     store = PostgresStore(lanes, MAPPINGS, DATABASE)
-    paths = ["tasks/1", "users/1", "files/1"]
+    paths = ["tasks/1", "users/1", "notes/1"]
     await put(store, {path: {"n": 0} for path in paths})
     stop = False
 

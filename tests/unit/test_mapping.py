@@ -8,7 +8,18 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import ARRAY, BigInteger, Boolean, Column, DateTime, Double, Index, MetaData, Table
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+    Table,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from crossfade import wire
@@ -41,6 +52,7 @@ TABLE = Table(
     Column("at", DateTime(timezone=True)),
     Column("nested", JSONB),
     Column("uids", ARRAY(BigInteger)),
+    Column("blob", LargeBinary),
     Column("reported_epoch", BigInteger, info={"field": "epoch"}),
     Index("everything_status", "status"),
 )
@@ -54,6 +66,7 @@ FITTING: dict[str, st.SearchStrategy[Any]] = {
     "at": st.datetimes(timezones=st.just(UTC)),
     "nested": st.dictionaries(st.sampled_from(["a", "$d", "n\0l"]), strategies.values(1)),
     "uids": st.lists(st.integers(-5, 5), max_size=3),
+    "blob": st.binary(max_size=3),
     "epoch": st.integers(0, 9),
 }
 NAMES = st.sampled_from(["$d", "$m", "$", "n\0l", "other", "id", "remainder", "reported_epoch"])
@@ -183,6 +196,7 @@ def test_times_of_zero_are_present():
         ("score", 1),
         ("score", math.nan),
         ("flag", 0),
+        ("blob", "a"),
         ("at", "2026-01-01T00:00:00"),
         ("at", datetime.max.replace(tzinfo=UTC)),
         ("at", datetime.min.replace(tzinfo=UTC)),

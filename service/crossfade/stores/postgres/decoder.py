@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from crossfade.mapping import (
     ODD,
     BoolCodec,
+    BytesCodec,
     Codec,
     CollectionMapping,
     DoubleCodec,
@@ -64,6 +65,7 @@ _SETTERS: dict[type, str] = {
     Int8Codec: "integer_value",
     DoubleCodec: "double_value",
     BoolCodec: "boolean_value",
+    BytesCodec: "bytes_value",
 }
 
 

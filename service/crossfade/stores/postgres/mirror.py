@@ -19,6 +19,7 @@ from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
 from crossfade.store import Version
 from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
@@ -412,10 +413,13 @@ class Mirror:
                 upserts.setdefault(table, []).append(
                     [*values, image.create_time, image.time, epoch]
                 )
+        if len(accepted) > ALONE_ROWS:
+            await connection.execute(ALONE)
         for table, rows in upserts.items():
             await connection.executemany(table.upsert, rows)
         for table, keys in deletes.items():
-            await connection.execute(table.delete, keys)
+            for several in table.deletions(keys):
+                await connection.execute(table.delete, several)
         return accepted
 
     async def _check(self, connection: Connection, epoch: int, refused: StoreName) -> None:

@@ -15,6 +15,7 @@ from crossfade.document import INT64_MAX, INT64_MIN, NAME, FieldPath, Kind, Refe
 from crossfade.mapping import (
     ODD,
     BoolCodec,
+    BytesCodec,
     DoubleCodec,
     FieldColumn,
     Int8Codec,
@@ -122,13 +123,11 @@ class Compiler:
         if leaf.op not in {Op.EQUAL, Op.IN}:
             return ANY
         operands = leaf.value if isinstance(leaf.value, list) else [leaf.value]
-        prefix = "" if self._table.collection is None else f"{escape_path(self._table.collection)}/"
         keys = [
-            text.removeprefix(prefix)
+            key
             for operand in operands
             if isinstance(operand, Reference)
-            and (text := escape_path(operand.name)).startswith(prefix)
-            and (not prefix or text.count("/") == 1)
+            and (key := self._table.key_here(escape_path(operand.name))) is not None
         ]
         return Predicate(
             f"t.{self._table.key} = any({self._arguments.add(keys, 'text[]')})", exact=True
@@ -357,11 +356,12 @@ _COLUMNS: dict[type, _ColumnPredicate] = {
     Int8Codec: _scalar(Kind.NUMBER, "int8", _int8),
     DoubleCodec: _scalar(Kind.NUMBER, "float8", _double),
     BoolCodec: _scalar(Kind.BOOLEAN, "bool", _same),
+    BytesCodec: _scalar(Kind.BYTES, "bytea", _same),
     TimeCodec: _scalar(Kind.TIMESTAMP, "timestamptz", _same),
     IntArrayCodec: _int_array,
     JsonCodec: _json_column,
 }
-_SORTED = (TextCodec, Int8Codec, DoubleCodec, BoolCodec, TimeCodec)
+_SORTED = (TextCodec, BytesCodec, Int8Codec, DoubleCodec, BoolCodec, TimeCodec)
 
 
 def _sorts(column: FieldColumn) -> bool:

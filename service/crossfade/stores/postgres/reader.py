@@ -79,7 +79,7 @@ class Reader:
         """The result, complete before its first page: one statement, one snapshot."""
         orders = queries.check(query)
         ends = monotonic() + timeout
-        tables = self._reached(query)
+        tables = self._tables.reached(query)
         statements = [compile_query(query, orders, table, self._group) for table in tables]
         if len(tables) == 1:
             rows = await self._lanes.fetch(
@@ -95,18 +95,6 @@ class Reader:
         found = self._evaluate(query, orders, tables, statements, results)
         for page in _pages(found, now, state):
             yield page
-
-    def _reached(self, query: Query) -> list[DocumentTable]:
-        """The tables in which the query's documents may lie."""
-        path = query.collection_path
-        if path is not None:
-            return [self._tables.of_collection(path)]
-        if query.parent:
-            return [self._tables.generic]
-        if query.collection is None:
-            return list(self._tables.all)
-        mapped = self._tables.mapped(query.collection)
-        return [self._tables.generic] if mapped is None else [mapped, self._tables.generic]
 
     def _evaluate(
         self,

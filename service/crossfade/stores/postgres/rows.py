@@ -15,15 +15,19 @@ from sqlalchemy.dialects.postgresql import dialect
 from crossfade.document import Database, Document, Fields, collection_id, collection_path
 from crossfade.mapping import (
     CollectionMapping,
+    DerivedMapping,
     Mappings,
     escape_path,
     from_json,
+    pattern_of,
     to_json,
     unescape_path,
 )
+from crossfade.query import Query
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
+from crossfade.stores.postgres.derivation import derived_source
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -69,8 +73,17 @@ class DocumentTable:
         self.mapping = mapping
         table: Table = tables.documents if mapping is None else mapping.table
         self.name = _preparer.format_table(table)
+        derived = isinstance(mapping, DerivedMapping)
+        # What is read: of a derived collection, the content that its owners hold.
+        self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
         self.collection = None if mapping is None else mapping.collection_id
+        self.nested = mapping is not None and mapping.parent is not None
+        # What stands before and between the parts of a key in a path.
+        self._before, self._between = f"{self.collection}/", ""
+        if mapping is not None and mapping.parent is not None:
+            self._before = f"{mapping.parent.collection_id}/"
+            self._between = f"/{self.collection}/"
         self.rest = "fields" if mapping is None else "remainder"
         columns = [] if mapping is None else [quoted(entry.column) for entry in mapping.columns]
         read = [self.key, *columns, self.rest, "create_time", "update_time", "epoch"]
@@ -82,34 +95,40 @@ class DocumentTable:
         self.decode = make_decoder(mapping)
         self._prefix = f"{database.root}/"
 
-        kinds = ["text", *(entry.codec.sql for entry in mapping.columns)] if mapping else ["text"]
+        self._stored = () if mapping is None or derived else mapping.columns
+        kinds = ["text", *(entry.codec.sql for entry in self._stored)]
         own = ["collection_path", "collection_id"] if mapping is None else ["misfits"]
         kinds += ["jsonb", *(["text", "text"] if mapping is None else ["text[]"])]
-        written = [self.key, *columns, self.rest, *own]
+        written = [self.key, *(quoted(entry.column) for entry in self._stored), self.rest, *own]
         self.width = len(written)
         self._values = ", ".join(f"${n}::{kind}" for n, kind in enumerate(kinds, start=1))
         self._written = ", ".join([*written, "create_time", "update_time", "epoch"])
         create, update, epoch = (f"${self.width + n}::int8" for n in (1, 2, 3))
         self._times = f"coalesce({create}, {update}), {update}, {epoch}"
+        # An owner and a parent are nobody's to give: the triggers look them up.
+        looked_up = ["owner"] if derived else ["parent"] if self.nested else []
+        changed = [*written[1:], "update_time", "epoch", *looked_up]
         self._update = ", ".join(
-            [f"{name} = excluded.{name}" for name in (*written[1:], "update_time", "epoch")]
+            [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
         )
         self.get_one = f"""select {self.select}, {_EXTRAS}
             from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            left join {self.name} t on t.{self.key} = k.key
+            left join {self.source} t on t.{self.key} = k.key
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4"""
         self.get_many = f"""select {self.select}, {_EXTRAS}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            left join {self.name} t on t.{self.key} = k.key
+            left join {self.source} t on t.{self.key} = k.key
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
         self.upsert = f"""insert into {self.name} as t ({self._written})
             values ({self._values}, {self._times})
             on conflict ({self.key}) do update set {self._update}"""
+        self.held_back = f"""select id, remainder from {self.name}
+            where id = any($1::text[]) and misfits is not null"""
         self.delete = f"delete from {self.name} where {self.key} = any($1::text[])"
         self.put_one = {owner: self._put_one(owner) for owner in (None, "intent", "claim")}
 
@@ -146,17 +165,58 @@ class DocumentTable:
                 on conflict ({self.key}) do update set {self._update})
             select exists (select from c), exists (select from guard)"""
 
+    def deletions(self, keys: Sequence[str]) -> list[list[str]]:
+        """What `delete` is called with, one after the other. A statement cannot delete a row
+        that it has just taken a reference from, as it does in a table that refers to itself."""
+        mapping = self.mapping
+        if mapping is not None and any(r.target is mapping.table for r in mapping.references):
+            return [[key] for key in keys]
+        return [list(keys)]
+
     # --- conversions --------------------------------------------------------------------------
 
     def key_of(self, path: str) -> str:
         """The key of a document's row."""
         text = escape_path(path)
-        return text if self.mapping is None else text.partition("/")[2]
+        if self.mapping is None:
+            return text
+        if not self.nested:
+            return text.partition("/")[2]
+        _, parent, _, name = text.split("/")
+        return f"{parent}/{name}"
 
     def path_of(self, row: Any) -> str:
         """The path of the document in a row."""
         text = unescape_path(row[0])
-        return text if self.collection is None else f"{self.collection}/{text}"
+        if self.mapping is None:
+            return text
+        return self._before + (text.replace("/", self._between) if self.nested else text)
+
+    def key_here(self, text: str) -> str | None:
+        """The key of a document by its escaped path; None where it is not in this table."""
+        if self.mapping is None:
+            return text
+        if not text.startswith(self._before):
+            return None
+        key = text.removeprefix(self._before)
+        if not self.nested:
+            return None if "/" in key else key
+        parent, between, name = key.partition(self._between)
+        return f"{parent}/{name}" if between and "/" not in parent + name else None
+
+    def lies_below(self, root: str, rest: str) -> bool:
+        """Whether documents of a mapped table may lie below a document (none: the root)."""
+        if not root:
+            return True
+        return self.nested and self._before == f"{root}/" and "/" not in rest
+
+    @property
+    def segments(self) -> str:
+        """The segments of a row's path as an array, which sorts as names do."""
+        if self.mapping is None:
+            return "string_to_array(t.path, '/')"
+        path = f"replace(t.id, '/', {literal(self._between)})" if self.nested else "t.id"
+        return f"string_to_array({literal(self._before)} || {path}, '/')"
 
     def values(self, path: str, fields: Fields) -> list[Any]:
         """The first parameters of a write; create_time (or None), update_time, epoch follow."""
@@ -165,7 +225,7 @@ class DocumentTable:
             parent = collection_path(key)
             return [key, to_json(fields), parent, parent.rpartition("/")[2]]
         row = self.mapping.to_row(fields)
-        return [key, *row.values, row.remainder, row.misfits]
+        return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
 
     def fields(self, row: Any) -> Fields:
         rest = row[self.rest_index]
@@ -221,27 +281,44 @@ def quoted(name: str) -> str:
     return _preparer.quote(name)
 
 
+def literal(text: str) -> str:
+    """A text of our own declarations in SQL."""
+    return "'" + escape_path(text).replace("'", "''") + "'"
+
+
 class DocumentTables:
     """Which table a document lives in."""
 
     def __init__(self, mappings: Mappings, database: Database) -> None:
         self.database = database
         self.generic = DocumentTable(None, database)
-        self._mapped = {
-            mapping.collection_id: DocumentTable(mapping, database) for mapping in mappings
-        }
+        self._mapped = {mapping.pattern: DocumentTable(mapping, database) for mapping in mappings}
+        self._nests = any(table.nested for table in self._mapped.values())
         self.all = (*self._mapped.values(), self.generic)
 
     def of_collection(self, path: str) -> DocumentTable:
         """The table of a collection path."""
-        return self._mapped.get(path, self.generic)
+        table = self._mapped.get(path)
+        if table is None and self._nests and "/" in path:
+            table = self._mapped.get(pattern_of(path))
+        return table or self.generic
 
     def of(self, path: str) -> DocumentTable:
         """The table of a document path."""
-        return self._mapped.get(collection_path(path), self.generic)
+        return self.of_collection(collection_path(path))
 
-    def mapped(self, collection_id: str) -> DocumentTable | None:
-        return self._mapped.get(collection_id)
+    def reached(self, query: Query) -> list[DocumentTable]:
+        """The tables in which the query's documents may lie."""
+        path = query.collection_path
+        if path is not None:
+            return [self.of_collection(path)]
+        root, _, below = query.parent.partition("/")
+        return [
+            table
+            for table in self.all
+            if table.mapping is None
+            or (query.collection in {None, table.collection} and table.lies_below(root, below))
+        ]
 
     def grouped(self, paths: Sequence[str]) -> dict[DocumentTable, list[int]]:
         """The positions of the paths by table."""

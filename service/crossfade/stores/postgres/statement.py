@@ -53,12 +53,12 @@ def compile_query(
     plain = [*scope, condition.sql, *(within or [])]
     if odd:
         plain.append(f"({' or '.join(odd)}) is not true")
-    body = f"(select {table.select}, false as odd from {table.name} t where {_and(plain)}"
+    body = f"(select {table.select}, false as odd from {table.source} t where {_and(plain)}"
     if limited and query.limit is not None:
         body += f" order by {sorting} limit {arguments.add(query.offset + query.limit, 'int8')}"
     body += ")"
     if odd:
-        body += f""" union all (select {table.select}, true from {table.name} t
+        body += f""" union all (select {table.select}, true from {table.source} t
             where {_and([*scope, f"({' or '.join(odd)})"])})"""
     sql = f"with s as materialized ({state}) select d.*, s.* from s left join ({body}) d on true"
     exact = condition.exact and bounded and by_name and not spread
@@ -94,10 +94,17 @@ def _state(query: Query, group: str, arguments: Arguments) -> str:
 
 
 def _scope(query: Query, table: DocumentTable, arguments: Arguments) -> list[str]:
-    """Which rows of the table the query may reach. A mapped table is one root collection."""
-    if table.mapping is not None:
-        return []
+    """Which rows of the table the query may reach. A mapped table is one root collection, or
+    the subcollections of one."""
     path = query.collection_path
+    if table.mapping is not None:
+        if not table.nested:
+            return []
+        if path is None and not query.parent:
+            # Not all descendants, and no collection named: the root's alone.
+            return [] if query.all_descendants else ["false"]
+        parent = escape_path(query.parent).partition("/")[2]
+        return [_between("t.id", f"{parent}/", f"{parent}0", arguments)]
     if path is not None:
         return [f"t.collection_path = {arguments.add(escape_path(path), 'text')}"]
     if query.collection is not None:
@@ -120,6 +127,8 @@ def _numeric(
     query: Query, table: DocumentTable, arguments: Arguments, *, spread: bool
 ) -> list[str]:
     """Rows with a numeric id, which PostgreSQL would sort among the others."""
+    if table.nested:
+        return ["position('/__id' in '/' || t.id) > 0"]
     if table.mapping is not None:
         return [_between("t.id", "__id", "__ie", arguments)]
     if spread:
@@ -136,8 +145,8 @@ def _between(column: str, low: str, high: str, arguments: Arguments) -> str:
 def _name_order(table: DocumentTable, *, spread: bool) -> str:
     """Names sort by segment: over several collections a path's bytes do not ("/" sorts
     behind "-")."""
-    if table.mapping is None and spread:
-        return "string_to_array(t.path, '/')"
+    if spread and (table.mapping is None or table.nested):
+        return table.segments
     return f"t.{table.key}"
 
 
@@ -186,14 +195,14 @@ def _side(
     path = escape_path(name.name)
     # Included: start_at and end_at, that is before = starts.
     equal = cursor.before is starts
-    if table.collection is None:
+    if table.collection is None or table.nested:
         if spread:
-            left, right = "string_to_array(t.path, '/')", "string_to_array({}, '/')"
+            left, right = table.segments, f"string_to_array({arguments.add(path, 'text')}, '/')"
         elif collection_path(name.name) == query.collection_path:
-            left, right = "t.path", "{}"
+            left, right = f"t.{table.key}", arguments.add(table.key_of(name.name), "text")
         else:
             return None
-        return f"{left} {_symbol(after, equal)} {right.format(arguments.add(path, 'text'))}"
+        return f"{left} {_symbol(after, equal)} {right}"
     collection, key, *deeper = path.split("/")
     if collection != escape_path(table.collection):
         return "true" if (escape_path(table.collection) > collection) is after else "false"

@@ -102,6 +102,16 @@ versions = Table(
     schema=SCHEMA,
 )
 
+# Which triggers a mapped table has, by a hash of their text: making them again would hold
+# up its writers at every start.
+applied = Table(
+    "applied",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    schema=SCHEMA,
+)
+
 # Commits with a request_id that were applied while PostgreSQL was the authority,
 # or mirrored from Firestore's intent documents.
 requests = Table(
