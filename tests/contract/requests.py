@@ -17,11 +17,14 @@ from tests.contract.protocol import (
     BatchGet,
     BatchWrite,
     Commit,
+    Create,
+    Delete,
     Get,
     ListCollections,
     ListDocuments,
     Request,
     RunQuery,
+    Update,
 )
 
 
@@ -130,10 +133,17 @@ _READS = st.one_of(
     _lists(),
     st.builds(ListCollections, _PARENTS, _SIZES),
 )
+_PLAIN = _conditional().map(lambda write: replace(write, transforms=()))
+_UPDATES = _PLAIN.filter(lambda write: write.fields is not None)
+_SINGLE = st.one_of(
+    st.builds(Create, st.builds(Write, some.paths(), some.fields()), _MASKS),
+    st.builds(Update, _UPDATES, _MASKS),
+    _PLAIN.map(lambda write: Delete(replace(write, fields=None, mask=None))),
+)
 _STEPS = st.lists(
     st.one_of(
         _COMMITS,
-        st.lists(_conditional(), min_size=1, max_size=3).map(BatchWrite),
+        st.lists(_conditional(), min_size=1, max_size=3).map(BatchWrite) | _SINGLE,
         _READS,
         _READS,
         _READS,
