@@ -46,7 +46,7 @@ def stories(draw: st.DrawFn) -> Story:
     return Story([Commit(first), *draw(_STEPS), EVERYTHING])
 
 
-_FIRST = st.lists(st.builds(Write, some.paths(), some.fields()), min_size=3, max_size=7)
+_FIRST = st.lists(st.builds(Write, some.paths(), some.fields()), min_size=3, max_size=6)
 
 
 _WRITES = some.writes()
@@ -139,6 +139,6 @@ _STEPS = st.lists(
         _READS,
         _READS,
     ),
-    min_size=4,
-    max_size=8,
+    min_size=3,
+    max_size=6,
 )

@@ -257,3 +257,11 @@ async def test_skipped_results(sessions: tuple[Session, Session]) -> None:
         replies = [types.RunQueryResponse.pb().FromString(frame) for frame in frames]
         skipped.append([reply.skipped_results for reply in replies if reply.document.name])
     assert skipped == [[1, 0, 0], [1, 1, 0]]
+
+
+async def test_a_composite_filter_of_nothing(sessions: tuple[Session, Session]) -> None:
+    """ "At least one filter is present" (the protocol's own comment)."""
+    await put(sessions, x={})
+    nothing = CompositeFilter(any_of=False, filters=())
+    ours, theirs = await ask(sessions, RunQuery(Query(collection="c", where=nothing)))
+    assert (ours.error, theirs.error) == ("INVALID_ARGUMENT", "")
