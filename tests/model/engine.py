@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from operator import itemgetter
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 S = TypeVar("S", bound=Hashable)
@@ -66,7 +67,8 @@ def search(system: System[S], cap: int = 10_000_000) -> Outcome:
         if wrong := system.wrong(start):
             return Outcome(Verdict.VIOLATED, 1, 0, wrong)
         while level:
-            found: tuple[S, Step[S]] | None = None
+            at_rest: list[tuple[str, S]] = []
+            on_the_way: list[tuple[str, str, S]] = []
             following: list[S] = []
             for state in level:
                 rests = True
@@ -76,19 +78,21 @@ def search(system: System[S], cap: int = 10_000_000) -> Outcome:
                     if new:
                         before[step.state] = state
                         following.append(step.state)
-                    if found is None:
-                        wrong = step.wrong or (system.wrong(step.state) if new else None)
-                        if wrong:
-                            found = state, step._replace(wrong=wrong)
+                    if wrong := step.wrong or (system.wrong(step.state) if new else None):
+                        on_the_way.append((wrong, step.name, state))
                 if rests:
                     resting += 1
                     if wrong := system.at_rest(state):
-                        trace = _trace(system, before, state)
-                        return Outcome(Verdict.VIOLATED, len(before), resting, wrong, trace)
-            if found:
-                state, step = found
-                trace = (*_trace(system, before, state), step.name)
-                return Outcome(Verdict.VIOLATED, len(before), resting, step.wrong or "", trace)
+                        at_rest.append((wrong, state))
+            # Of those equally near, the first by its words: sets have no order of their own.
+            if at_rest:
+                wrong, state = min(at_rest, key=itemgetter(0))
+                trace = _trace(system, before, state)
+                return Outcome(Verdict.VIOLATED, len(before), resting, wrong, trace)
+            if on_the_way:
+                wrong, last, state = min(on_the_way, key=itemgetter(0, 1))
+                trace = (*_trace(system, before, state), last)
+                return Outcome(Verdict.VIOLATED, len(before), resting, wrong, trace)
             if following and len(before) > cap:
                 return Outcome(Verdict.CAPPED, len(before), resting)
             level = following

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from tests.model.engine import Step
 from tests.model.forward.state import Forward, Reader, State, Value
 
+ASKED: Value = ("asked", "asked")
+"""In place of what the mirror has not answered."""
+
 
 def steps(m: Forward, s: State) -> Iterator[Step[State]]:
     match s.reader.at:
@@ -28,6 +31,16 @@ def steps(m: Forward, s: State) -> Iterator[Step[State]]:
                 )
             else:
                 yield Step("S2 asks the authority instead", s._replace(reader=Reader()))
+        case "mixed":
+            values = tuple(
+                s.firestore[doc].value if value == ASKED else value
+                for doc, value in zip(s.reader.docs, s.reader.values, strict=True)
+            )
+            yield Step(
+                f"S2 reads the rest in Firestore and answers {values}",
+                s._replace(reader=Reader()),
+                _stale(s, s.reader.acknowledged, s.reader.docs, values),
+            )
 
 
 def lease(m: Forward, s: State) -> Iterator[Step[State]]:
@@ -55,6 +68,13 @@ def _begin(m: Forward, s: State, docs: tuple[int, ...]) -> Iterator[Step[State]]
         else:
             reader = Reader("checked", docs, (), s.acknowledged)
             yield Step(f"S2 finds nothing pending for {docs}", s._replace(reader=reader))
+    elif not m.rules.whole_call and any(_clean(m, s, (doc,)) for doc in docs):
+        parts = tuple(s.held(doc) if _clean(m, s, (doc,)) else ASKED for doc in docs)
+        reader = Reader("mixed", docs, parts, s.acknowledged)
+        yield Step(
+            f"S2 reads those of {docs} that are not pending in the mirror: {parts}",
+            s._replace(reader=reader),
+        )
 
 
 def _clean(m: Forward, s: State, docs: tuple[int, ...]) -> bool:
@@ -70,9 +90,7 @@ def _values(s: State, docs: tuple[int, ...]) -> tuple[Value, ...]:
     return tuple(s.held(doc) for doc in docs)
 
 
-def _shown(
-    s: State, since: int, docs: tuple[int, ...], values: tuple[Value, ...]
-) -> int | None:
+def _shown(s: State, since: int, docs: tuple[int, ...], values: tuple[Value, ...]) -> int | None:
     """The first state of the authority since then that looks so: read once, never undone."""
     for moment in range(since, len(s.history)):
         if tuple(s.history[moment][doc] for doc in docs) == values:
@@ -80,9 +98,7 @@ def _shown(
     return None
 
 
-def _stale(
-    s: State, since: int, docs: tuple[int, ...], values: tuple[Value, ...]
-) -> str | None:
+def _stale(s: State, since: int, docs: tuple[int, ...], values: tuple[Value, ...]) -> str | None:
     if _shown(s, since, docs, values) is not None:
         return None
     if _shown(s, 0, docs, values) is not None:

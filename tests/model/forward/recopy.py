@@ -29,7 +29,7 @@ def recopy(m: Forward, s: State) -> Iterator[Step[State]]:
                 )
             case "read":
                 yield _put(m, s, j)
-        if m.slow and worker.at != "idle" and s.crashes:
+        if m.overtaken and worker.at != "idle" and s.crashes:
             lost = worker.rows & s.pending
             free = {row._replace(claim=0) for row in lost}
             yield Step(
@@ -44,7 +44,7 @@ def _claim(m: Forward, s: State, j: int) -> Iterator[Step[State]]:
         rows = frozenset(
             row
             for row in s.pending
-            if row.doc == doc and row.claim == 0 and (m.slow or not s.works(row.intent))
+            if row.doc == doc and row.claim == 0 and (m.overtaken or not s.works(row.intent))
         )
         if m.fence == "horizon":
             flying = {commit.intent for commit in s.in_flight}

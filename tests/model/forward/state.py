@@ -10,6 +10,7 @@ Value = tuple[str, str] | None
 """A document of two fields, each holding the intent that wrote it last; None: it is missing."""
 
 FIRST: Value = ("0", "0")
+EDITED: Value = ("edited", "by hand")
 
 
 class Op(NamedTuple):
@@ -80,9 +81,9 @@ class Worker(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """The mirror read that takes more than one statement, which none should."""
+    """The read that takes more than one step, which none should."""
 
-    at: Literal["idle", "checked", "read"] = "idle"
+    at: Literal["idle", "checked", "read", "mixed"] = "idle"
     docs: tuple[int, ...] = ()
     values: tuple[Value, ...] = ()
     acknowledged: int = 0
@@ -114,6 +115,7 @@ class State(NamedTuple):
     cuts: int
     reads: int
     prunes: int
+    edits: int
 
     def writer(self, number: int, writer: Writer) -> "State":
         writers = (*self.writers[:number], writer, *self.writers[number + 1 :])
@@ -153,7 +155,7 @@ class Forward:
     workers: int = 1
     crashes: int = 1
     """How often a sidecar crashes, an answer does not come, or a lease runs out."""
-    slow: bool = False
+    overtaken: bool = False
     """Owners and workers may live and yet be overtaken: their leases run out."""
     cuts: int = 0
     """How often a sidecar loses PostgreSQL, which the others still have."""
@@ -162,6 +164,8 @@ class Forward:
     """A read is one of all documents."""
     backfill: bool = False
     prunes: int = 0
+    edits: int = 0
+    """How often somebody changes a row of the mirror by hand; a verdict `wrong` follows at once."""
     fence: Literal["document", "horizon"] = "document"
     gates: int = 4
 
@@ -185,7 +189,8 @@ class Forward:
     def put(self, s: State, image: Image, *, recopied: bool) -> State:
         """The guard: a direct put needs a greater version, a recopy one that is not smaller."""
         row = s.mirror[image.doc]
-        if row and self.rules.guard and not _newer(image, row, recopied=recopied):
+        at_least = recopied and self.rules.recopy_at_least
+        if row and self.rules.guard and not _newer(image, row, at_least=at_least):
             return s
         keeps = image.value is not None or self.rules.tombstones
         new = Row(image.value, image.time) if keeps else None
@@ -196,9 +201,9 @@ def name(writer: int, number: int) -> str:
     return f"{'ABC'[writer]}{number + 1}"
 
 
-def _newer(image: Image, row: Row, *, recopied: bool) -> bool:
+def _newer(image: Image, row: Row, *, at_least: bool) -> bool:
     if image.time != row.time:
         return image.time > row.time
     if image.value is None or row.value is None:
         return image.value is not None  # a document beats a tombstone of the same version
-    return recopied
+    return at_least

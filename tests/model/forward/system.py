@@ -4,7 +4,17 @@ from collections.abc import Iterator
 
 from tests.model.engine import Step
 from tests.model.forward import read, recopy, write
-from tests.model.forward.state import Forward, Reader, Row, State, Worker, Writer, Image
+from tests.model.forward.state import (
+    EDITED,
+    Forward,
+    Image,
+    Pending,
+    Reader,
+    Row,
+    State,
+    Worker,
+    Writer,
+)
 
 
 class ForwardSystem:
@@ -36,6 +46,7 @@ class ForwardSystem:
             cuts=m.cuts,
             reads=m.reads,
             prunes=m.prunes,
+            edits=m.edits,
         )
 
     def steps(self, state: State) -> Iterator[Step[State]]:
@@ -49,12 +60,13 @@ class ForwardSystem:
         yield from read.steps(m, state)
         yield from read.lease(m, state)
         yield from _cuts(state)
+        yield from _edits(state)
 
     def wrong(self, state: State) -> str | None:
         for doc in range(len(state.mirror)):
             value = state.held(doc)
             old = self.model.mirror and self.model.mirror[doc]
-            if value is None or (old and value == old.value):
+            if value in (None, EDITED) or (old and value == old.value):
                 continue
             if all(value != held[doc] for held in state.history):
                 return f"mixed: the mirror holds {value}, which Firestore never held"
@@ -80,4 +92,19 @@ def _cuts(s: State) -> Iterator[Step[State]]:
             yield Step(
                 f"S{i + 1} loses PostgreSQL, the others keep it",
                 s._replace(cut_off=s.cut_off | {i}, cuts=s.cuts - 1),
+            )
+
+
+def _edits(s: State) -> Iterator[Step[State]]:
+    """Of the same version as before: the guard alone would refuse the repair for ever."""
+    for doc, row in enumerate(s.mirror):
+        if s.edits and row and row.value is not None:
+            edited = Row(EDITED, row.time)
+            yield Step(
+                f"somebody edits document {doc} in the mirror; its verdict makes it pending",
+                s._replace(
+                    mirror=(*s.mirror[:doc], edited, *s.mirror[doc + 1 :]),
+                    pending=s.pending | {Pending("verdict", doc)},
+                    edits=s.edits - 1,
+                ),
             )

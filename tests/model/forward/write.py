@@ -163,9 +163,7 @@ def _settle(m: Forward, s: State, i: int) -> Iterator[Step[State]]:
         yield _put(m, s, i, images, recopied=False)
 
 
-def _put(
-    m: Forward, s: State, i: int, images: tuple[Image, ...], *, recopied: bool
-) -> Step[State]:
+def _put(m: Forward, s: State, i: int, images: tuple[Image, ...], *, recopied: bool) -> Step[State]:
     writer: Writer = s.writers[i]
     own = own_rows(m, s, writer.intent)
     s2 = s._replace(pending=s.pending - own)
