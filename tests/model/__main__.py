@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence
 
 from tests.model.engine import Outcome, Verdict
-from tests.model.scenarios import SCENARIOS, Scenario
+from tests.model.scenarios import SCENARIOS
+from tests.model.scenarios.scenario import Scenario
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,10 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(scenario: Scenario, outcome: Outcome, seconds: float) -> list[str]:
-    lines = [
-        f"{scenario.name}: {outcome.verdict.value}, {outcome.states} states, "
-        f"{outcome.resting} at rest, {seconds:.1f} s"
-    ]
+    size = f"{outcome.states} states, {outcome.resting} at rest, {seconds:.1f} s"
+    lines = [f"{scenario.name}: {outcome.verdict.value}, {size}"]
     if outcome.verdict is Verdict.VIOLATED:
         lines += [f"  {number:2}. {name}" for number, name in enumerate(outcome.trace, 1)]
         lines.append(f"      {outcome.wrong}")

@@ -1,7 +1,7 @@
 """The reverse put: PostgreSQL is the authority, Firestore the mirror, one document, two workers.
 
-The application's commit writes row and pending row in one transaction. Claims are numbered; a claim's
-number is its intent. An update_time of 0 means that the document is missing.
+The application's commit writes row and pending row in one transaction. Claims are numbered;
+a claim's number is its intent. An update_time of 0 means that the document is missing.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The rules of the protocol that can be taken away, one at a time, and the hole each one closes.
 
-The names H1 to H31 are those of the table in `docs/model.md`. A model asks the field where it takes the
-step; a rule that is off leaves the step as an earlier draft had it.
+`docs/model.md` tells the holes, H1 to H31. A model asks the field where it takes the step; a rule
+that is off leaves the step as an earlier draft had it.
 """
 
 from dataclasses import Field, dataclass, field, fields

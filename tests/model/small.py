@@ -121,9 +121,10 @@ class SnapshotState(NamedTuple):
 
 @dataclass(frozen=True)
 class Snapshots:
-    """PostgreSQL is the authority; one read goes to Firestore. `writes`: the documents of each commit."""
+    """PostgreSQL is the authority; one read goes to Firestore."""
 
     writes: tuple[tuple[int, ...], ...]
+    """The documents of each commit."""
     docs: tuple[int, ...] = (0,)
     rules: SnapshotRules = field(default_factory=SnapshotRules)
     check_again: bool = False

@@ -1,4 +1,4 @@
-"""Changes of authority, both ways, one document, two sidecars: what is remembered, and the bounds."""
+"""Changes of authority, both ways, one document, two sidecars: what is remembered; bounds."""
 
 from dataclasses import dataclass, field
 from enum import Enum

@@ -89,7 +89,7 @@ def _begin(m: Forward, s: State, i: int) -> Iterator[Step[State]]:
 
 
 def _unanswered(m: Forward, s: State, i: int) -> Iterator[Step[State]]:
-    """Step 3, no answer within the deadline: revoke; where Firestore is silent, too, it is unknown."""
+    """Step 3, no answer in time: revoke; if Firestore is silent then, too, it is unknown."""
     if not s.crashes:
         return
     writer = s.writers[i]

@@ -41,6 +41,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         "epoch_under_lock",
         operations=ONE,
         wrong="two authorities: Firestore",
+        steps=7,
     ),
     _authority(
         "F1a the epoch read without a lock, to Firestore",
@@ -48,6 +49,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         start=POSTGRESQL,
         operations=ONE,
         wrong="two authorities: PostgreSQL",
+        steps=4,
     ),
     _authority(
         "F2 a crashed writer's commit is in flight, not revoked",
@@ -55,6 +57,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         crashes=1,
         operations=ONE,
         wrong="lost at the change",
+        steps=9,
     ),
     _authority(
         "F3 outbox of a sidecar that is cut off",
@@ -62,6 +65,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         cuts=1,
         operations=ONE,
         wrong="two authorities: Firestore",
+        steps=7,
     ),
     _authority(
         "F3a the same, two writers",
@@ -69,6 +73,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         cuts=1,
         operations=BOTH,
         wrong="two authorities: Firestore",
+        steps=7,
     ),
     _authority(
         "F3b the outbox is not waited for",
@@ -76,6 +81,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         cuts=1,
         operations=ONE,
         wrong="lost at the change",
+        steps=7,
     ),
     _authority(
         "F4 every commit checks the control document",
@@ -100,6 +106,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         skew=-3,
         operations=DELETED,
         wrong="lost",
+        steps=14,
     ),
     _authority(
         "F5 the same, the epoch in the versions",
@@ -110,6 +117,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         skew=-3,
         operations=DELETED,
         wrong="lost",
+        steps=14,
     ),
     _authority(
         "F5a every put checks the epoch",
@@ -126,6 +134,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         skew=5,
         operations=TWICE,
         wrong="lost",
+        steps=11,
     ),
     _authority("F6a versions of epoch and time", start=POSTGRESQL, skew=5, operations=TWICE),
     _authority(
@@ -134,6 +143,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         reads=1,
         operations=OTHER,
         wrong="stale read",
+        steps=6,
     ),
     _authority(
         "F7a PostgreSQL read without the epoch",
@@ -142,6 +152,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         reads=1,
         operations=OTHER,
         wrong="stale read",
+        steps=7,
     ),
     _authority("F7b stage lease and epoch, there and back", changes=2, reads=2, operations=BOTH),
     _authority(
@@ -152,6 +163,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         prunes=1,
         skew=-3,
         operations=DELETED_BOTH,
+        slow=True,
     ),
     _authority(
         "F8a there and back, clock ahead",
@@ -162,6 +174,15 @@ AUTHORITY: tuple[Scenario, ...] = (
         skew=5,
         operations=(("set", "set"), ("delete",)),
         slow=True,
+    ),
+    _authority(
+        "F8b there and back, one operation each",
+        changes=2,
+        cuts=1,
+        crashes=1,
+        prunes=1,
+        skew=-3,
+        operations=(("set",), ("delete",)),
     ),
     _whole("complete"),
     _whole("complete, every commit checks the control document", every_commit_checks_control=True),
@@ -205,6 +226,7 @@ AUTHORITY: tuple[Scenario, ...] = (
         skew=5,
         operations=TWICE,
         wrong="lost at the change",
+        steps=11,
     ),
     _authority(
         "G2 a fence per claim",

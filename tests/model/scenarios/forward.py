@@ -43,18 +43,29 @@ def _whole(name: str, *without: str, wrong: str | None = None, **bounds: Any) ->
 
 FORWARD: tuple[Scenario, ...] = (
     _forward(
-        "A1 one pending row per path", "rows_per_intent", **NO_FAULT, workers=0, wrong="stale read"
+        "A1 one pending row per path",
+        "rows_per_intent",
+        **NO_FAULT,
+        workers=0,
+        wrong="stale read",
+        steps=8,
     ),
     _forward("A1a one pending row per intent, puts not tied to it", "put_needs_row", **NO_FAULT),
-    _forward("A2 a recopy deletes the rows of the path", "claimed_rows_only", wrong="stale read"),
+    _forward(
+        "A2 a recopy deletes the rows of the path",
+        "claimed_rows_only",
+        wrong="stale read",
+        steps=10,
+    ),
     _forward(
         "A2a the same with a horizon",
         "claimed_rows_only",
         "put_needs_row",
         fence="horizon",
         wrong="stale read",
+        steps=9,
     ),
-    _forward("A3 the lease is over, the commit is in flight", "revoke", wrong="lost"),
+    _forward("A3 the lease is over, the commit is in flight", "revoke", wrong="lost", steps=12),
     _forward("A3i a horizon: nothing is in flight any more", fence="horizon"),
     _forward("A3ii revoked before the recopy"),
     _forward(
@@ -71,6 +82,7 @@ FORWARD: tuple[Scenario, ...] = (
         "unknown_keeps_rows",
         operations=((SET,), ()),
         wrong="lost",
+        steps=5,
     ),
     _forward(
         "A4 partial writes merged into the mirror",
@@ -78,6 +90,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((LEFT,), (RIGHT,)),
         wrong="mixed",
+        steps=7,
     ),
     _forward("A4a partial writes recopied", overtaken=True, operations=((LEFT,), (RIGHT,))),
     _forward(
@@ -93,6 +106,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((SET,), ()),
         wrong="stale read",
+        steps=5,
     ),
     _forward(
         "A5a a gate without generation",
@@ -102,6 +116,7 @@ FORWARD: tuple[Scenario, ...] = (
         reads=2,
         operations=((SET,), (), (SET,)),
         wrong="stale read",
+        steps=11,
     ),
     _forward(
         "A5b a gate with generation, and leases",
@@ -124,6 +139,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((SET,), ()),
         wrong="stale read",
+        steps=6,
     ),
     _forward(
         "A6 a query, checked, then read",
@@ -133,6 +149,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((SET,), (OTHER,)),
         wrong="torn read",
+        steps=9,
     ),
     _forward(
         "A6a a document, read, then checked",
@@ -140,6 +157,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((SET,), ()),
         wrong="stale read",
+        steps=6,
     ),
     _forward("A6b a document, checked, then read", "one_statement"),
     _forward(
@@ -157,6 +175,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((BOTH,), (OTHER,)),
         wrong="torn read",
+        steps=6,
     ),
     _forward(
         "A7 a tombstone pruned at any time, a stalled put",
@@ -167,6 +186,7 @@ FORWARD: tuple[Scenario, ...] = (
         reads=0,
         operations=((SET,), (DELETE,)),
         wrong="resurrected",
+        steps=9,
     ),
     _forward(
         "A7 the same, puts tied to their rows",
@@ -176,6 +196,7 @@ FORWARD: tuple[Scenario, ...] = (
         reads=0,
         operations=((SET,), (DELETE,)),
         wrong="resurrected",
+        steps=9,
     ),
     _forward(
         "A7a a put not tied to its row, a pruned tombstone",
@@ -185,6 +206,7 @@ FORWARD: tuple[Scenario, ...] = (
         reads=0,
         operations=((SET,), (DELETE,)),
         wrong="resurrected",
+        steps=13,
     ),
     _forward(
         "A7b a tombstone pruned, a page open",
@@ -195,6 +217,7 @@ FORWARD: tuple[Scenario, ...] = (
         reads=0,
         operations=((DELETE,), ()),
         wrong="resurrected",
+        steps=8,
     ),
     _forward(
         "A7c pruned by the rule",
@@ -211,6 +234,7 @@ FORWARD: tuple[Scenario, ...] = (
         **NO_FAULT,
         operations=((), ()),
         wrong="false read",
+        steps=1,
     ),
     _forward(
         "A8a everything pending until it is copied", **EMPTY_MIRROR, operations=((SET,), (DELETE,))
@@ -223,6 +247,7 @@ FORWARD: tuple[Scenario, ...] = (
         operations=((), ()),
         reads=0,
         wrong="resurrected",
+        steps=3,
     ),
     _forward("A8c the sweep", **OLD_MIRROR, operations=((SET,), (DELETE,))),
     _forward(
@@ -233,8 +258,9 @@ FORWARD: tuple[Scenario, ...] = (
         operations=((DELETE,), ()),
         reads=0,
         wrong="resurrected",
+        steps=7,
     ),
-    _forward("A9a no guard", "guard", **NO_FAULT, reads=0, wrong="lost"),
+    _forward("A9a no guard", "guard", **NO_FAULT, reads=0, wrong="lost", steps=8),
     _forward(
         "A9b a row edited by hand, recopies need a greater version",
         "recopy_at_least",
@@ -243,8 +269,20 @@ FORWARD: tuple[Scenario, ...] = (
         operations=((), ()),
         reads=0,
         wrong="lost",
+        steps=5,
     ),
     _forward("A9c a row edited by hand", edits=1, operations=((SET,), (DELETE,))),
+    _forward(
+        "A10c an outbox image put directly, the tombstone pruned before the drain",
+        "outbox_recopies",
+        prunes=1,
+        cuts=1,
+        **NO_FAULT,
+        reads=0,
+        operations=((SET,), (DELETE,)),
+        wrong="resurrected",
+        steps=15,
+    ),
     _whole(
         "A10 an outbox image put directly",
         "outbox_recopies",

@@ -28,6 +28,7 @@ REVERSE: tuple[Scenario, ...] = (
         advisory_lock=True,
         operations=("set", "set"),
         wrong="lost",
+        steps=12,
     ),
     _reverse(
         "R2 lock and precondition, crash before remembering",
@@ -36,6 +37,7 @@ REVERSE: tuple[Scenario, ...] = (
         advisory_lock=True,
         operations=("set", "set"),
         wrong="false alarm",
+        steps=12,
     ),
     _reverse(
         "R2a attempts remembered before the write",
@@ -50,6 +52,7 @@ REVERSE: tuple[Scenario, ...] = (
         exists=False,
         operations=("set", "delete"),
         wrong="resurrected",
+        steps=12,
     ),
     _reverse(
         "R3a a fence per claim",
@@ -80,12 +83,14 @@ REVERSE: tuple[Scenario, ...] = (
         foreign=1,
         operations=("set",),
         wrong="overwritten",
+        steps=7,
     ),
     _reverse(
         "R6 minus the remembered attempt",
         "remember_attempt",
         operations=("set", "set"),
         wrong="false alarm",
+        steps=9,
     ),
     _reverse(
         "R6 minus the fence per claim",
@@ -93,17 +98,20 @@ REVERSE: tuple[Scenario, ...] = (
         exists=False,
         operations=("set", "delete"),
         wrong="false alarm",
+        steps=12,
     ),
     _reverse(
         "R6 minus the check to be the claimant still",
         "still_claimant",
         operations=("set", "set"),
         wrong="false alarm",
+        steps=7,
     ),
     _reverse(
         "R6 minus deleting only the rows seen",
         "rows_seen_only",
         operations=("set", "set"),
         wrong="lost",
+        steps=7,
     ),
 )

@@ -35,7 +35,11 @@ def _tombstones(
 
 SMALL: tuple[Scenario, ...] = (
     _requests(
-        "M1 request_id kept in PostgreSQL only", "in_the_commit", change=False, wrong="doubled"
+        "M1 request_id kept in PostgreSQL only",
+        "in_the_commit",
+        change=False,
+        wrong="doubled",
+        steps=4,
     ),
     _requests("M1a request_id in the commit, no change of authority", "mirrored", change=False),
     _requests(
@@ -43,6 +47,7 @@ SMALL: tuple[Scenario, ...] = (
         "mirrored",
         change=True,
         wrong="doubled",
+        steps=5,
     ),
     _requests("M1c request_id in the commit and mirrored", change=True),
     _snapshots(
@@ -50,6 +55,7 @@ SMALL: tuple[Scenario, ...] = (
         "check_first",
         writes=((0,),),
         wrong="stale read",
+        steps=4,
     ),
     _snapshots("M2a a document of the Firestore mirror, checked, then read", writes=((0,), (0,))),
     _snapshots(
@@ -58,6 +64,7 @@ SMALL: tuple[Scenario, ...] = (
         writes=((0,), (1,)),
         docs=(0, 1),
         wrong="torn read",
+        steps=5,
     ),
     _snapshots(
         "M2c a query checked, read, checked again with the sequence of commits",
@@ -68,7 +75,7 @@ SMALL: tuple[Scenario, ...] = (
     ),
     _snapshots("M2d queries stay with PostgreSQL", writes=((0,), (1,)), docs=(0, 1)),
     _tombstones(
-        "M3 tombstones in a second table, READ COMMITTED", "path_lock", wrong="resurrected"
+        "M3 tombstones in a second table, READ COMMITTED", "path_lock", wrong="resurrected", steps=4
     ),
     _tombstones("M3a plus the lock of the path in a statement of its own"),
 )
