@@ -93,6 +93,7 @@ FORWARD: tuple[Scenario, ...] = (
         steps=7,
     ),
     _forward("A4a partial writes recopied", overtaken=True, operations=((LEFT,), (RIGHT,))),
+    _forward("A4b a partial write beside a delete", operations=((LEFT, RIGHT), (DELETE,))),
     _forward(
         "A4i partial writes recopied, deletes and sets beside",
         overtaken=True,
