@@ -4,8 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick bench-firestore rehearse
-.PHONY: conformance differential fuzz clean
+.PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
+.PHONY: bench-firestore lint format proto lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ run: setup ## the whole stack with live sample traffic; Ctrl-C stops it
 
 test: setup ## every test that needs only Python and make
 	$(BIN)/pytest -q
+
+model: setup ## every state the protocol can reach: it holds, and without any one rule it does not
+	$(BIN)/python -m tests.model
 
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
