@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick rehearse clean
+.PHONY: help setup run test lint format proto lock load bench-quick rehearse conformance clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,9 @@ run: setup ## the whole stack with live sample traffic; Ctrl-C stops it
 
 test: setup ## every test that needs only Python and make
 	$(BIN)/pytest -q
+
+conformance: setup ## the Python client's own system tests against the embedded Firestore
+	$(BIN)/python -m tests.conformance
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse
@@ -55,4 +58,4 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 		--group dev --constraint constraints.txt -o requirements.lock pyproject.toml
 
 clean: ## remove what the other targets made
-	rm -rf .venv build .crossfade .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .crossfade tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis

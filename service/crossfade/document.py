@@ -17,7 +17,7 @@ A vector is, on the wire and here, a map with the two keys of `VECTOR_KEYS`.
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -28,6 +28,7 @@ from crossfade.errors import InvalidArgument
 MAX_DOCUMENT_BYTES = 1_048_576
 MAX_VALUE_BYTES = 1_048_487
 MAX_NAME_BYTES = 1_500
+"""Of an id, of a field path, and of a field's name with those of the maps around it."""
 MAX_DEPTH = 20
 MAX_VECTOR = 2_048
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -71,7 +72,7 @@ class Document:
 # --- paths -------------------------------------------------------------------------------------
 
 _RESERVED = re.compile(r"__.*__", re.DOTALL)
-_NUMERIC_ID = re.compile(r"__id(-?[1-9][0-9]*)__")
+_NUMERIC_ID = re.compile(r"__id(-?[1-9][0-9]{0,18})__")
 _DATABASE = re.compile(r"projects/([^/]+)/databases/([^/]+)/documents(?:/(.*))?", re.DOTALL)
 
 
@@ -130,8 +131,7 @@ def check_id(segment: str, field: str, *, numeric: bool = True) -> None:
         )
     if not _RESERVED.fullmatch(segment):
         return
-    match = _NUMERIC_ID.fullmatch(segment) if numeric else None
-    if match is None or not INT64_MIN <= int(match[1]) <= INT64_MAX:
+    if not numeric or numeric_id(segment) is None:
         raise InvalidArgument(f'{field}: ids of the form "__.*__" are reserved')
 
 
@@ -175,13 +175,20 @@ def is_own(path: str) -> bool:
     return path.startswith(OWN_COLLECTION_PREFIX)
 
 
+def numeric_id(segment: str) -> int | None:
+    """7 of "__id7__", None of any other id."""
+    match = _NUMERIC_ID.fullmatch(segment)
+    number = None if match is None else int(match[1])
+    return number if number is not None and INT64_MIN <= number <= INT64_MAX else None
+
+
 def id_key(segment: str) -> tuple[int, int, str]:
     """Sort key of one id: numeric ids first, by number, then by UTF-8 bytes.
 
     Python orders strings by code point, which is the order of their UTF-8 bytes.
     """
-    match = _NUMERIC_ID.fullmatch(segment)
-    return (0, int(match[1]), "") if match else (1, 0, segment)
+    number = numeric_id(segment)
+    return (1, 0, segment) if number is None else (0, number, "")
 
 
 def path_key(path: str) -> tuple[tuple[int, int, str], ...]:
@@ -200,8 +207,13 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 def parse_field_path(text: str, field: str = "field_path") -> FieldPath:
     """The segments of a field path in Firestore's notation: a.b.`odd name`."""
-    if _SIMPLE.fullmatch(text):
+    if len(text) <= MAX_NAME_BYTES and _SIMPLE.fullmatch(text):
         return (text,)
+    if len(text) > MAX_NAME_BYTES or len(utf8(text, field)) > MAX_NAME_BYTES:
+        raise InvalidArgument(
+            f"{field}: a field path of over {MAX_NAME_BYTES} bytes, the limit, beginning with "
+            f'"{text[:100]}"'
+        )
     segments: list[str] = []
     position = 0
     while True:
@@ -234,6 +246,14 @@ def check_field_path(path: FieldPath, field: str) -> None:
         raise InvalidArgument(f'{field}: names of the form "__.*__" are reserved')
 
 
+def check_reserved_name(name: str, field: str) -> None:
+    """Raises InvalidArgument for the name of a field that a result may not have."""
+    if len(utf8(name, field)) > MAX_NAME_BYTES:
+        raise InvalidArgument(f"{field}: The name is longer than {MAX_NAME_BYTES} bytes.")
+    if _RESERVED.fullmatch(name):
+        raise InvalidArgument(f'{field}: The name "{name[:120]}" is reserved.')
+
+
 ABSENT = object()
 
 
@@ -252,18 +272,32 @@ def with_field(fields: Fields, path: FieldPath, value: Any) -> Fields:
 
     Maps on the way are made where they are missing (and something is to be set).
     """
-    head, rest = path[0], path[1:]
+    return with_fields(fields, ((path, value),))
+
+
+def with_fields(fields: Fields, changes: Iterable[tuple[FieldPath, Any]]) -> Fields:
+    """`with_field` of many, in order. Every map is copied once, however many lie in it."""
     result = dict(fields)
-    if rest:
-        inner = result.get(head)
-        if isinstance(inner, dict) and not is_vector(inner):
-            result[head] = with_field(inner, rest, value)
-        elif value is not ABSENT:
-            result[head] = with_field({}, rest, value)
-    elif value is ABSENT:
-        result.pop(head, None)
-    else:
-        result[head] = value
+    ours = {id(result)}
+    for path, value in changes:
+        inner: Any = result
+        for part in path[:-1]:
+            held = inner.get(part, ABSENT)
+            if not isinstance(held, dict) or is_vector(held):
+                if value is ABSENT:
+                    break
+                held = {}
+                ours.add(id(held))
+            elif id(held) not in ours:
+                held = dict(held)
+                ours.add(id(held))
+            inner[part] = held
+            inner = held
+        else:
+            if value is ABSENT:
+                inner.pop(path[-1], None)
+            else:
+                inner[path[-1]] = value
     return result
 
 
@@ -302,7 +336,11 @@ _KINDS: dict[type, Kind] = {
 
 
 def is_vector(value: dict[str, Any]) -> bool:
-    return value.get("__type__") == "__vector__" and value.keys() == VECTOR_KEYS
+    return (
+        value.get("__type__") == "__vector__"
+        and value.keys() == VECTOR_KEYS
+        and isinstance(value["value"], list)
+    )
 
 
 def kind(value: Any) -> Kind:
@@ -351,19 +389,22 @@ def equal(left: Any, right: Any) -> bool:
 
 def identical(left: Any, right: Any) -> bool:
     """The same value of the same type to the last bit: 1 is not 1.0, 0.0 is not -0.0."""
-    if type(left) is not type(right):
+    if left is right:
+        return True
+    which = type(left)
+    if which is not type(right):
         return False
-    if isinstance(left, float):
+    if which is float:
         return struct.pack(">d", left) == struct.pack(">d", right) or (
             left != left and right != right
         )
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(
-            identical(value, right[key]) for key, value in left.items()
-        )
-    if isinstance(left, list):
+    if which is dict:
+        if left.keys() != right.keys():
+            return False
+        return all(identical(value, right[key]) for key, value in left.items())
+    if which is list:
         return len(left) == len(right) and all(map(identical, left, right))
-    if isinstance(left, GeoPoint):
+    if which is GeoPoint:
         return identical(left.latitude, right.latitude) and identical(
             left.longitude, right.longitude
         )
@@ -404,32 +445,41 @@ def utf8(text: str, field: str) -> bytes:
         raise InvalidArgument(f"{field}: the text is not valid Unicode") from error
 
 
-def check_document(path: str, fields: Fields) -> None:
-    """Raises InvalidArgument when Firestore would refuse to store these fields at `path`."""
+def check_document(path: str, fields: Fields) -> int:
+    """The size in bytes by which Firestore counts a document.
+
+    Raises InvalidArgument when Firestore would refuse to store these fields at `path`.
+    """
     size = sum(len(part.encode()) + 1 for part in path.split("/")) + 16 + 32
     for name, value in fields.items():
-        _check_name(name, ())
-        size += len(name.encode()) + 1 + _check_value(value, (name,), 0)
+        size += _check_name(name, ()) + 1 + _check_value(value, (name,), 0)
     if size > MAX_DOCUMENT_BYTES:
         raise InvalidArgument(
             f"document {path[:120]}: its size of {size} bytes is over the limit of "
             f"{MAX_DOCUMENT_BYTES} bytes"
         )
+    return size
 
 
-def _check_name(name: str, parent: FieldPath) -> None:
-    where = format_field_path((*parent, name))[:120]
+def _check_name(name: str, parent: FieldPath) -> int:
+    """The name's size in bytes. Raises InvalidArgument."""
+    if not parent and len(name) <= 100 and name.isascii() and name and name[0] != "_":
+        return len(name)
     if not name:
         inside = f" in {format_field_path(parent)}" if parent else ""
         raise InvalidArgument(f"fields: a field name{inside} is empty")
-    size = len(utf8(name, f"field name at {where}")) + sum(len(p.encode()) + 1 for p in parent)
+    own = len(utf8(name, f"field name in {_shown(parent)}" if parent else "field name"))
+    size = own + sum(len(p.encode()) + 1 for p in parent)
     if size > MAX_NAME_BYTES:
         raise InvalidArgument(
-            f"field {where}: a name of {size} bytes, with those of the maps around it, is over "
-            f"the limit of {MAX_NAME_BYTES} bytes"
+            f"field {_shown((*parent, name))}: a name of {size} bytes, with those of the maps "
+            f"around it, is over the limit of {MAX_NAME_BYTES} bytes"
         )
     if _RESERVED.fullmatch(name):
-        raise InvalidArgument(f'field {where}: names of the form "__.*__" are reserved')
+        raise InvalidArgument(
+            f'field {_shown((*parent, name))}: names of the form "__.*__" are reserved'
+        )
+    return own
 
 
 def _check_value(value: Any, where: FieldPath, depth: int) -> int:
@@ -440,13 +490,13 @@ def _check_value(value: Any, where: FieldPath, depth: int) -> int:
     size = 8
     if value is None or isinstance(value, bool):
         return 1
+    if isinstance(value, str):
+        size = len(utf8(value, f"field {_shown(where)}") if not value.isascii() else value)
+        _check_size(size, where)
+        return size + 1
     if isinstance(value, int):
         if not INT64_MIN <= value <= INT64_MAX:
             raise InvalidArgument(f"field {_shown(where)}: the integer does not fit 64 bits")
-    elif isinstance(value, str):
-        size = len(utf8(value, f"field {_shown(where)}"))
-        _check_size(size, where)
-        return size + 1
     elif isinstance(value, bytes):
         size = len(value)
     elif isinstance(value, Reference):
@@ -506,8 +556,7 @@ def _check_map(value: dict[str, Any], where: FieldPath, depth: int) -> int:
     _check_depth(where, depth)
     size = 32 if depth else 0
     for name, item in value.items():
-        _check_name(name, where)
-        size += len(name.encode()) + 1 + _check_value(item, (*where, name), depth + 1)
+        size += _check_name(name, where) + 1 + _check_value(item, (*where, name), depth + 1)
     return size
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, TypeAlias
 
+from crossfade import nearest as neighbours
 from crossfade.document import (
     ABSENT,
     NAME,
     Document,
     FieldPath,
-    Fields,
     Kind,
     Reference,
     Value,
@@ -25,14 +25,17 @@ from crossfade.document import (
     get_field,
     kind,
     order_key,
-    with_field,
+    with_fields,
 )
 from crossfade.errors import InvalidArgument
+from crossfade.nearest import Nearest
 
 MAX_IN = 30
 MAX_NOT_IN = 10
 MAX_DISJUNCTIONS = 30
 MAX_INEQUALITY_FIELDS = 10
+MAX_FILTERS = 100
+"""Filters and orders of one query together."""
 
 
 class Op(StrEnum):
@@ -119,11 +122,18 @@ class Query:
     offset: int = 0
     limit: int | None = None
     select: tuple[FieldPath, ...] | None = None
+    nearest: Nearest | None = None
     raw: bytes | None = field(default=None, init=False, compare=False, repr=False)
 
     def keep_raw(self, raw: bytes) -> None:
         """For the decoder only: `raw` says exactly what the other fields say."""
         object.__setattr__(self, "raw", raw)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the result's documents are as they are stored: nothing left out or added."""
+        added = self.nearest is not None and self.nearest.result_field is not None
+        return self.select is None and not added
 
     @property
     def collection_path(self) -> str | None:
@@ -140,24 +150,19 @@ def run(query: Query, documents: Iterable[Document]) -> list[Document]:
     return finish(query, orders, [document for document in documents if matching(document)])
 
 
-def finish(query: Query, orders: tuple[Order, ...], documents: list[Document]) -> list[Document]:
-    """Order, cursors, offset, limit and projection of documents that match. Sorts in place."""
-    for order in reversed(orders):  # stable, so the last order first
+def finish(
+    query: Query, orders: tuple[Order, ...], documents: list[Document], *, ordered: bool = False
+) -> list[Document]:
+    """Order, offset, limit (or nearest neighbours) and projection of documents that match.
+    Sorts in place, unless they are `ordered`."""
+    for order in () if ordered else reversed(orders):  # stable, so the last order first
         documents.sort(
             key=lambda d: order_key(field_value(d, order.path)), reverse=order.descending
         )
-    if query.start is not None:
-        low = query.start
-        documents = [d for d in documents if _side(d, orders, low) >= (0 if low.before else 1)]
-    if query.end is not None:
-        high = query.end
-        documents = [d for d in documents if _side(d, orders, high) < (0 if high.before else 1)]
+    if query.nearest is not None:
+        documents = neighbours.find(query.nearest, documents)
     stop = None if query.limit is None else query.offset + query.limit
     return [project(document, query.select) for document in documents[query.offset : stop]]
-
-
-def _sort_key(path: FieldPath) -> Callable[[Document], tuple[Any, ...]]:
-    return lambda document: order_key(field_value(document, path))
 
 
 def field_value(document: Document, path: FieldPath) -> Any:
@@ -168,20 +173,18 @@ def field_value(document: Document, path: FieldPath) -> Any:
 def project(document: Document, select: tuple[FieldPath, ...] | None) -> Document:
     if select is None:
         return document
-    fields: Fields = {}
-    for path in select:
-        value = ABSENT if path == NAME else get_field(document.fields, path)
-        if value is not ABSENT:
-            fields = with_field(fields, path, value)
-    return replace(document, fields=fields)
+    values = ((path, get_field(document.fields, path)) for path in select if path != NAME)
+    found = ((path, value) for path, value in values if value is not ABSENT)
+    return replace(document, fields=with_fields({}, found))
 
 
 # --- matching ----------------------------------------------------------------------------------
 
 
 def matcher(query: Query, orders: tuple[Order, ...]) -> Callable[[Document], bool]:
-    """Whether a document is in the query's scope, passes its filter and has its order fields."""
-    where = query.where
+    """Whether a document is in the query's scope, passes its filter, has its order fields and
+    lies between its cursors."""
+    where, start, end = query.where, query.start, query.end
     needed = [order.path for order in orders if order.path != NAME]
 
     def matches(document: Document) -> bool:
@@ -189,6 +192,8 @@ def matcher(query: Query, orders: tuple[Order, ...]) -> Callable[[Document], boo
             in_scope(query, document.path)
             and all(get_field(document.fields, path) is not ABSENT for path in needed)
             and (where is None or passes(where, document))
+            and (start is None or _side(document, orders, start) >= (0 if start.before else 1))
+            and (end is None or _side(document, orders, end) < (0 if end.before else 1))
         )
 
     return matches
@@ -307,6 +312,11 @@ def check(query: Query) -> tuple[Order, ...]:
     if query.limit is not None and query.limit < 0:
         raise InvalidArgument("query.limit: may not be negative")
     filters = leaves(query.where)
+    if len(filters) + len(query.order_by) > MAX_FILTERS:
+        raise InvalidArgument(
+            f"query: {len(filters)} filters and {len(query.order_by)} orders, the limit is "
+            f"{MAX_FILTERS} together"
+        )
     for leaf in filters:
         _check_filter(leaf)
     if query.where is not None:
@@ -314,6 +324,8 @@ def check(query: Query) -> tuple[Order, ...]:
     _check_orders(query, filters)
     for path in query.select or ():
         check_field_path(path, "query.select")
+    if query.nearest is not None:
+        _check_nearest(query, query.nearest)
     orders = full_order(query)
     for name, cursor in (("start_at", query.start), ("end_at", query.end)):
         if cursor is not None:
@@ -398,6 +410,18 @@ def _check_cursor(cursor: Cursor, orders: tuple[Order, ...], field: str) -> None
             raise InvalidArgument(f"{field}: the value for __name__ is a document reference")
 
 
+def _check_nearest(query: Query, nearest: Nearest) -> None:
+    neighbours.check(nearest)
+    if query.limit is not None:
+        raise InvalidArgument("query.limit: A query limit cannot be used with FindNearest")
+    if query.offset:
+        raise InvalidArgument("query.offset: A query offset cannot be used with FindNearest")
+    if query.start is not None or query.end is not None:
+        raise InvalidArgument(
+            "query.start_at, query.end_at: A cursor cannot be used with FindNearest"
+        )
+
+
 def _has_or(where: Filter) -> bool:
     return isinstance(where, CompositeFilter) and (where.any_of or any(map(_has_or, where.filters)))
 
@@ -422,4 +446,6 @@ def _disjunctions(where: Filter) -> int:
     product = 1
     for size in sizes:
         product *= size
+        if product > MAX_DISJUNCTIONS:  # enough to know
+            break
     return product

@@ -36,6 +36,18 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class At:
+    """Of which moment a read is: a transaction's, a past one in microseconds, or, with
+    neither, the present."""
+
+    transaction: bytes | None = None
+    read_time: int | None = None
+
+
+NOW = At()
+
+
+@dataclass(frozen=True, slots=True)
 class MirrorState:
     """What PostgreSQL knows of its own freshness, seen by the statement that read the data.
 

@@ -1,10 +1,10 @@
-"""Writes: what one write makes of a document. Pure.
+"""Writes: what they make of documents. Pure.
 
-`apply` is the only implementation of masks, transforms and preconditions; the
-in-memory store and PostgreSQL as authority both call it.
+The only implementation of masks, transforms and preconditions: the in-memory store and
+PostgreSQL as authority both call it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -19,12 +19,13 @@ from crossfade.document import (
     Value,
     check_document,
     check_field_path,
-    equal,
     format_field_path,
     from_micros,
     get_field,
+    identical,
     order_key,
     with_field,
+    with_fields,
 )
 from crossfade.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 
@@ -99,10 +100,12 @@ def fold(writes: Sequence[Write]) -> list[Folded]:
     return list(folded.values())
 
 
-def check(write: Write) -> None:
-    """Raises InvalidArgument when the write alone shows that it is illegal."""
-    if write.fields is not None:
-        check_document(write.path, write.fields)
+def check(write: Write) -> int:
+    """The size of the fields that it brings, in bytes.
+
+    Raises InvalidArgument when the write alone shows that it is illegal.
+    """
+    size = 0 if write.fields is None else check_document(write.path, write.fields)
     if len(write.transforms) > MAX_TRANSFORMS:
         raise InvalidArgument(
             f"document {write.path}: {len(write.transforms)} transforms, "
@@ -129,6 +132,7 @@ def check(write: Write) -> None:
             raise InvalidArgument(
                 f"document {write.path}: {transform.kind} needs an integer or a double"
             )
+    return size
 
 
 def check_precondition(write: Write, current: Document | None) -> None:
@@ -166,23 +170,81 @@ def apply(write: Write, current: Document | None, now: int) -> Outcome:
     the result would break a limit.
     """
     check_precondition(write, current)
+    outcome = _changed(write, None if current is None else current.fields, now)
+    if outcome.fields is not None and write.partial:
+        check_document(write.path, outcome.fields)
+    return outcome
+
+
+def apply_all(
+    writes: Sequence[Write], read: Callable[[str], Document | None], now: int
+) -> tuple[dict[str, Document | None], list[tuple[Value, ...]]]:
+    """The documents after a commit of legal writes at `now`, by path, and each write's results.
+
+    `read` gives what is stored at a path. A document that does not change is the very one
+    that was read, with the update_time that it had. Raises the first error met.
+    """
+    staged: dict[str, _Staged] = {}
+    results: list[tuple[Value, ...]] = []
+    for write in writes:
+        before = staged.get(write.path)
+        if before is None:
+            before = _Staged.of(read(write.path))
+        check_precondition(write, before.current(write, now))
+        outcome = _changed(write, before.fields, now)
+        base = None if outcome.fields is None else before.base
+        partial = outcome.fields is not None and (before.partial or write.partial)
+        staged[write.path] = _Staged(base, outcome.fields, partial)
+        results.append(outcome.results)
+    for path, after in staged.items():
+        if after.partial and after.fields is not None:
+            check_document(path, after.fields)
+    return {path: after.document(path, now) for path, after in staged.items()}, results
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A document inside a commit: what was stored when it began, unless deleted since, and
+    the fields as they are now. `partial`: they came from more than was checked."""
+
+    base: Document | None
+    fields: Fields | None
+    partial: bool = False
+
+    @classmethod
+    def of(cls, stored: Document | None) -> "_Staged":
+        return cls(stored, None if stored is None else stored.fields)
+
+    def current(self, write: Write, now: int) -> Document | None:
+        """What a precondition sees. Only one on the update_time needs to know it."""
+        if self.fields is None or write.update_time is not None:
+            return self.document(write.path, now)
+        return self.base or Document(write.path, self.fields, now, now)
+
+    def document(self, path: str, now: int) -> Document | None:
+        """What the commit would leave. Fields as before the commit keep the update_time."""
+        if self.fields is None:
+            return None
+        if self.base is None:
+            return Document(path, self.fields, now, now)
+        if identical(self.base.fields, self.fields):
+            return self.base
+        return Document(path, self.fields, self.base.create_time, now)
+
+
+def _changed(write: Write, before: Fields | None, now: int) -> Outcome:
+    """What a write makes of fields, or of nothing."""
     if write.fields is None:
         return Outcome(None)
-    if write.mask is None:
-        fields = write.fields
-    else:
-        fields = {} if current is None else current.fields
-        for path in write.mask:
-            fields = with_field(fields, path, get_field(write.fields, path))
+    new = write.fields
+    if write.mask is not None:
+        new = with_fields(before or {}, ((path, get_field(new, path)) for path in write.mask))
     results: list[Value] = []
     for transform in write.transforms:
-        old = get_field(fields, transform.path)
-        new, result = _transformed(transform, old, now)
-        fields = with_field(fields, transform.path, new)
+        value, result = _transformed(transform, get_field(new, transform.path), now)
+        new = with_field(new, transform.path, value)
         results.append(result)
-    if write.partial:
-        check_document(write.path, fields)
-    return Outcome(fields, tuple(results))
+    return Outcome(new, tuple(results))
 
 
 def _transformed(transform: Transform, old: Any, now: int) -> tuple[Any, Value]:
@@ -192,13 +254,16 @@ def _transformed(transform: Transform, old: Any, now: int) -> tuple[Any, Value]:
         return moment, moment
     if transform.kind is TransformKind.UNION:
         merged = list(old) if isinstance(old, list) else []
+        seen = set(map(order_key, merged))
         for item in operand:
-            if not any(equal(item, present) for present in merged):
+            if (key := order_key(item)) not in seen:
+                seen.add(key)
                 merged.append(item)
         return merged, None
     if transform.kind is TransformKind.REMOVE:
+        gone = set(map(order_key, operand))
         kept = old if isinstance(old, list) else []
-        return [item for item in kept if not any(equal(item, gone) for gone in operand)], None
+        return [item for item in kept if order_key(item) not in gone], None
     if old is ABSENT or isinstance(old, bool) or not isinstance(old, int | float):
         return operand, operand
     if transform.kind is TransformKind.INCREMENT:

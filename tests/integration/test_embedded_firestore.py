@@ -289,9 +289,9 @@ REFUSED: dict[str, tuple[str, Any]] = {
 async def refusal(channel: grpc.aio.Channel, rpc: str, data: bytes) -> grpc.aio.AioRpcError:
     """The error of a call that must fail, whatever its kind."""
     calls: Any = channel
-    if rpc in {"BatchGetDocuments", "RunQuery", *firestore_v1.LATER_STREAMS}:
+    if rpc in {"BatchGetDocuments", "RunQuery", "RunAggregationQuery", "ExecutePipeline"}:
         call = calls.unary_stream(SERVICE + rpc)(data, timeout=10)
-    elif rpc in firestore_v1.LATER_BOTH_WAYS:
+    elif rpc in {"Listen", "Write"}:
         call = calls.stream_stream(SERVICE + rpc)(iter([data]), timeout=10)
     else:
         call = calls.unary_unary(SERVICE + rpc)(data, timeout=10)
@@ -330,24 +330,28 @@ async def test_a_commit_over_ten_mebibytes(channel: grpc.aio.Channel) -> None:
     assert len(types.CommitResponse.pb().FromString(data).write_results) == 10
 
 
-LATER = (
-    *firestore_v1.LATER,
-    *firestore_v1.LATER_STREAMS,
-    *firestore_v1.LATER_BOTH_WAYS,
-)
-
-
-@pytest.mark.parametrize("rpc", LATER)
-async def test_later_methods_say_so(channel: grpc.aio.Channel, rpc: str) -> None:
-    error = await refusal(channel, rpc, b"")
+async def test_pipelines_are_refused(channel: grpc.aio.Channel) -> None:
+    error = await refusal(channel, "ExecutePipeline", b"")
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert error.details() == "this method is not served here yet"
+    assert "Enterprise" in str(error.details())
 
 
-def test_every_method_of_the_protocol_is_known() -> None:
+@pytest.mark.parametrize("rpc", ["RunQuery", "RunAggregationQuery"])
+async def test_explaining_is_refused(channel: grpc.aio.Channel, rpc: str) -> None:
+    kind = getattr(types, f"{rpc}Request").pb()
+    request = kind(parent="projects/p/databases/d/documents", explain_options={"analyze": True})
+    if rpc == "RunQuery":
+        request.structured_query.from_.add(collection_id="c")
+    else:
+        request.structured_aggregation_query.structured_query.from_.add(collection_id="c")
+    error = await refusal(channel, rpc, request.SerializeToString())
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "explain_options" in str(error.details())
+
+
+def test_every_method_of_the_protocol_is_served() -> None:
     from google.cloud.firestore_v1.services.firestore.transports import FirestoreTransport
 
-    served = {"GetDocument", "BatchGetDocuments", "RunQuery", "Commit", *LATER}
     names = {
         "".join(part.title() for part in name.split("_"))
         for name, member in vars(FirestoreTransport).items()
@@ -355,31 +359,7 @@ def test_every_method_of_the_protocol_is_known() -> None:
     }
     names -= {"Host", "Kind", "OperationsClient", "GetOperation", "CancelOperation"}
     names -= {"DeleteOperation", "ListOperations"}
-    assert names == served
-
-
-async def test_transactions_are_refused_not_ignored(channel: grpc.aio.Channel) -> None:
-    name = "projects/p/databases/d"
-    root = f"{name}/documents"
-    requests = {
-        "Commit": types.CommitRequest.pb()(database=name, transaction=b"t"),
-        "BatchGetDocuments": types.BatchGetDocumentsRequest.pb()(database=name, new_transaction={}),
-        "RunQuery": types.RunQueryRequest.pb()(parent=root, transaction=b"t"),
-        "GetDocument": types.GetDocumentRequest.pb()(
-            name=f"{name}/documents/c/a", transaction=b"t"
-        ),
-    }
-    for rpc, request in requests.items():
-        error = await refusal(channel, rpc, request.SerializeToString())
-        assert error.code() is grpc.StatusCode.UNIMPLEMENTED, rpc
-
-
-async def test_vector_search_is_refused_not_ignored(channel: grpc.aio.Channel) -> None:
-    request = types.RunQueryRequest.pb()(parent="projects/p/databases/d/documents")
-    request.structured_query.from_.add(collection_id="c")
-    request.structured_query.find_nearest.vector_field.field_path = "v"
-    error = await refusal(channel, "RunQuery", request.SerializeToString())
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert names == set(firestore_v1.methods(MemoryStores()))
 
 
 # --- the server --------------------------------------------------------------------------------

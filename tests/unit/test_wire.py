@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossfade import wire
-from crossfade.document import NAME, Database, Document, Reference, identical
+from crossfade.aggregate import Aggregation, AggregationKind
+from crossfade.document import NAME, Database, Document, Fields, Reference, identical
 from crossfade.errors import InvalidArgument, Unimplemented
+from crossfade.nearest import Measure, Nearest
 from crossfade.query import Cursor, FieldFilter, Op, Order, Query
 from crossfade.write import Transform, TransformKind, Write
 from crossfade_api.v1 import crossfade_pb2, document_pb2, query_pb2
@@ -282,3 +284,39 @@ def test_zero_is_a_limit_and_none_is_none() -> None:
         query = Query(collection="c", order_by=(Order(("a",)),), start=cursor)
         data = wire.encode_query(query, DATABASE)
         assert wire.decode_query(query_message("crossfade", data), "", DATABASE).start == cursor
+
+
+# --- aggregations and neighbours ----------------------------------------------------------------
+
+
+def test_aggregations() -> None:
+    message = types.StructuredAggregationQuery.pb()()
+    assert wire.decode_aggregations(message) == ()
+    message.aggregations.add().count.up_to.value = 7
+    message.aggregations.add(alias="total").sum.field.field_path = "a.b"
+    message.aggregations.add().avg.field.field_path = "`a.b`"
+    assert wire.decode_aggregations(message) == (
+        Aggregation(AggregationKind.COUNT, "field_1", up_to=7),
+        Aggregation(AggregationKind.SUM, "total", ("a", "b")),
+        Aggregation(AggregationKind.AVERAGE, "field_2", ("a.b",)),
+    )
+    message.aggregations.add(alias="of what?")
+    with pytest.raises(InvalidArgument):
+        wire.decode_aggregations(message)
+
+
+@pytest.mark.parametrize("threshold", [None, 0.0, 1.5])
+@pytest.mark.parametrize("result_field", [None, "far away"])
+def test_nearest_comes_back(threshold: float | None, result_field: str | None) -> None:
+    vector: Fields = {"__type__": "__vector__", "value": [1.0, -0.0]}
+    nearest = Nearest(("a b", "c"), vector, Measure.COSINE, 10, result_field, threshold)
+    query = Query(collection="c", nearest=nearest)
+    message = types.StructuredQuery.pb().FromString(wire.encode_query(query, DATABASE))
+    assert wire.decode_query(message, "", DATABASE) == query
+    with pytest.raises(Unimplemented):
+        wire.decode_query(
+            query_pb2.StructuredQuery.FromString(wire.encode_query(query, DATABASE)), "", DATABASE
+        )
+    message.find_nearest.distance_measure = 4
+    with pytest.raises(InvalidArgument):
+        wire.decode_query(message, "", DATABASE)

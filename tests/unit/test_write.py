@@ -21,6 +21,7 @@ from crossfade.write import (
     TransformKind,
     Write,
     apply,
+    apply_all,
     check,
     check_precondition,
     fold,
@@ -136,3 +137,32 @@ def test_request_time_has_milliseconds() -> None:
     outcome = apply(Write("c/a", {}, (), (Transform(("t",), K.REQUEST_TIME),)), None, 1_234_567)
     (moment,) = outcome.results
     assert moment.microsecond == 234_000
+
+
+def test_large_writes_cost_what_they_hold() -> None:
+    """Each of these stood still for minutes when it went through all it had for each part."""
+    numbers = [str(number) for number in range(20_000)]
+    array = Write("c/a", {}, (), (Transform(("l",), K.UNION, list(range(20_000))),))
+    assert len(apply(array, None, 1).fields["l"]) == 20_000
+    gone = Transform(("l",), K.REMOVE, list(range(19_000)))
+    held = Document("c/a", {"l": list(range(20_000))}, 1, 1)
+    assert len(apply(Write("c/a", {}, (), (gone,)), held, 1).fields["l"]) == 1_000
+    wide = Document("c/a", {"m": dict.fromkeys(numbers, 0)}, 1, 1)
+    masked = Write("c/a", {"m": dict.fromkeys(numbers, 1)}, tuple(("m", n) for n in numbers))
+    assert apply(masked, wide, 1).fields["m"] == dict.fromkeys(numbers, 1)
+    one = Write("c/a", {"m": {"0": 2}}, (("m", "0"),))
+    after, results = apply_all([one] * 1_000, lambda _: wide, 2)
+    assert after["c/a"].fields["m"]["0"] == 2
+    assert len(results) == 1_000
+
+
+def test_a_commit_is_checked_as_a_whole() -> None:
+    """What one write makes too large, a later one may mend."""
+    large = Document("c/a", {"a": "x" * 700_000}, 1, 1)
+    add = Write("c/a", {"b": "y" * 700_000}, (("b",),))
+    with pytest.raises(InvalidArgument, match="over the limit"):
+        apply_all([add], lambda _: large, 2)
+    after, _ = apply_all([add, Write("c/a", {}, (("a",),))], lambda _: large, 2)
+    assert after["c/a"].fields.keys() == {"b"}
+    with pytest.raises(InvalidArgument):
+        apply_all([add, Write("c/b", {})], lambda _: large, 2)

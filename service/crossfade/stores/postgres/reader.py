@@ -107,7 +107,7 @@ class Reader:
         """The result's documents as bytes, in order."""
         table, rows = tables[0], results[0]
         odd = table.epoch_index + 1
-        plain = all(not row[odd] for row in rows)
+        plain = query.nearest is None and all(not row[odd] for row in rows)
         if len(tables) == 1 and statements[0].exact and plain and query.select is None:
             kept = [row for row in rows if row[0] is not None]
             kept.sort(key=lambda row: id_key(_last(row[0])), reverse=orders[0].descending)
@@ -124,7 +124,7 @@ class Reader:
                     documents.append(document)
                     sources[document.path] = (table, row)
         finished = queries.finish(query, orders, documents)
-        if query.select is not None:
+        if not query.whole:
             return [document_bytes(document, self._tables.database) for document in finished]
         return [
             table.document_bytes(row, document.path)

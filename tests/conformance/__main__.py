@@ -1,0 +1,114 @@
+"""`python -m tests.conformance`: runs the system tests, prints the outcome and judges it."""
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from loadtests.stack import StackError, started
+from tests.conformance.archive import system_tests
+from tests.conformance.judge import ConformanceError, Outcome, judge, read_exceptions
+from tests.conformance.plugin import RESULTS
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+BUILD = ROOT / "build" / "conformance"
+RUN_SECONDS = 900
+# A developer's own settings would send the tests, or the server, elsewhere.
+_FOREIGN = (
+    *("CROSSFADE_", "DATABASE_", "MIGRATION_", "OTEL_"),
+    *("ENTERPRISE_", "FIRESTORE_", "GCLOUD_", "GOOGLE_", "PYTEST_", "SYSTEM_TESTS_"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        exceptions = read_exceptions((HERE / "exceptions.toml").read_text())
+        tests = system_tests(BUILD, ROOT / "requirements.lock")
+        outcomes = against(options.target, tests)
+    except (ConformanceError, StackError) as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 2
+    verdict = judge(outcomes, exceptions)
+    print("\n".join(verdict.lines()))
+    return 1 if verdict.faults else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.conformance",
+        description="The Python client's own system tests against a server of Firestore's "
+        "protocol, by default the embedded Firestore.",
+        epilog="Exit codes: 0 only what exceptions.toml names has failed, and enough has passed; "
+        "1 otherwise; 2 the tests could not be run.",
+    )
+    parser.add_argument("--target", metavar="HOST:PORT", help="a server that runs already")
+    return parser
+
+
+def against(target: str | None, tests: Path) -> dict[str, Outcome]:
+    """Without a target, against an embedded Firestore that is started for it."""
+    with ExitStack() as resources:
+        server = None
+        if target is None:
+            command = [sys.executable, "-m", "crossfade", "firestore", "--port", "0"]
+            errors = BUILD / "server.txt"
+            server, target = resources.enter_context(
+                started(command, errors, "firestore ", _environment())
+            )
+        outcomes = run(target, tests, BUILD)
+        if server is not None and server.poll() is not None:
+            raise ConformanceError(f"the server ended with {server.returncode}: see {errors}")
+    return outcomes
+
+
+def run(target: str, tests: Path, build: Path) -> dict[str, Outcome]:
+    """Test name -> outcome. pytest is a child, so that nothing of this project's own tests
+    reaches it; what it says goes to a file. Raises ConformanceError."""
+    results, output = build / "results.json", build / "output.txt"
+    results.unlink(missing_ok=True)
+    print(f"the system tests run against {target}; their output: {output}", flush=True)
+    with output.open("w") as file:
+        try:
+            ended = subprocess.run(
+                [
+                    *(sys.executable, "-m", "pytest"),
+                    *("-c", str(HERE / "pytest.ini"), "--rootdir", str(tests)),
+                    *(str(tests / "test_system.py"), str(tests / "test_system_async.py")),
+                ],
+                cwd=ROOT,
+                env=_environment()
+                | {
+                    "FIRESTORE_EMULATOR_HOST": target,
+                    # A project of its own: documents of an earlier run would be counted too.
+                    "GCLOUD_PROJECT": f"conformance-{secrets.token_hex(4)}",
+                    "PYTHONPATH": os.pathsep.join([str(HERE / "shims"), *sys.path]),
+                    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                    RESULTS: str(results),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                timeout=RUN_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise ConformanceError(f"not done in {RUN_SECONDS} s: see {output}") from None
+    # 1: some test failed, which is judged. All else is no run.
+    if ended.returncode not in (0, 1) or not results.exists():
+        raise ConformanceError(f"pytest ended with {ended.returncode}: see {output}")
+    return {name: Outcome(*outcome) for name, outcome in json.loads(results.read_text()).items()}
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
