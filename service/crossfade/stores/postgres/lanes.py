@@ -26,6 +26,7 @@ from crossfade.errors import (
     Unauthenticated,
     Unavailable,
 )
+from crossfade.stores.postgres.deadlines import Deadlines
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -52,6 +53,7 @@ class Lanes:
         self._idle: list[Connection] = []
         self._count = 0
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._deadlines = Deadlines()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -91,12 +93,24 @@ class Lanes:
     async def _call(
         self, method: Callable[..., Awaitable[Any]], query: str, args: Sequence[Any], timeout: float
     ) -> Any:
-        connection = await self._take(timeout)
+        idle = self._idle
+        if idle and not idle[-1].is_closed():
+            connection = idle.pop()
+        else:
+            connection = await self._take(timeout)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
+        before = task.cancelling()
+        self._deadlines.start(task, timeout)
         try:
-            result = await method(connection, query, *args, timeout=timeout)
-        except BaseException as error:  # noqa: BLE001 - it goes on, translated
+            result = await method(connection, query, *args)
+        except BaseException as raised:  # noqa: BLE001 - it goes on, translated
+            late = self._deadlines.stop(task) and task.uncancel() <= before
+            error = TimeoutError() if late else raised
             self._give_back(connection, error)
             raise _translated(error, connection) from None
+        if self._deadlines.stop(task):
+            task.uncancel()
         self._give(connection)
         return result
 

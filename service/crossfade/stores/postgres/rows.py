@@ -92,6 +92,8 @@ class DocumentTable:
         self.update_index = self.rest_index + 2
         self.epoch_index = self.rest_index + 3
         self.extras = Extras(*range(len(read), len(read) + 9))
+        self.versions = slice(self.extras.version_epoch, self.extras.epoch)
+        self.state = slice(self.extras.epoch, self.extras.now + 1)
         self.decode = make_decoder(mapping)
         self._prefix = f"{database.root}/"
 
@@ -244,20 +246,13 @@ class DocumentTable:
 
     def stored(self, row: Any, path: str) -> Stored:
         """What a row of `get_one` or `get_many` says of its path."""
-        at = self.extras
-        live = row[0] is not None
-        epoch, time = row[at.version_epoch], row[at.version_time]
-        peer_time = row[at.peer_time]
-        if peer_time is not None and (row[at.peer_epoch], row[at.peer_version]) != (epoch, time):
+        epoch, time, peer_time, peer_epoch, peer_version = row[self.versions]
+        if peer_time is not None and (peer_epoch, peer_version) != (epoch, time):
             peer_time = None
-        if live:
-            epoch, time = row[self.epoch_index], row[self.update_index]
-        return Stored(
-            path,
-            self.document_bytes(row, path) if live else None,
-            None if time is None else (epoch, time),
-            peer_time,
-        )
+        if row[0] is None:
+            return Stored(path, None, None if time is None else (epoch, time), peer_time)
+        version = (row[self.epoch_index], row[self.update_index])
+        return Stored(path, self.document_bytes(row, path), version, peer_time)
 
     def many(self, paths: Sequence[str], group: str) -> tuple[Any, ...]:
         """`get_many` with its arguments."""
