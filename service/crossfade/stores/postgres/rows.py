@@ -26,6 +26,7 @@ from crossfade.mapping import (
 from crossfade.query import Query
 from crossfade.store import Stored
 from crossfade.stores.postgres import tables
+from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.stores.postgres.placement import derived_source
 from crossfade_api.v1 import document_pb2 as pb
@@ -40,7 +41,7 @@ NOW = "(extract(epoch from statement_timestamp()) * 1000000)::int8"
 # other way round.
 GUARD = """on conflict (path) do update set epoch = excluded.epoch, time = excluded.time,
     live = excluded.live, peer_time = excluded.peer_time, peer_epoch = excluded.peer_epoch,
-    peer_version = excluded.peer_version
+    peer_version = excluded.peer_version, seen = coalesce(excluded.seen, v.seen)
 where (v.epoch, v.time) < (excluded.epoch, excluded.time)
    or (v.epoch, v.time) = (excluded.epoch, excluded.time)
       and (excluded.live and not v.live or {equal} and excluded.live = v.live)"""
@@ -110,6 +111,7 @@ class DocumentTable:
         # An owner and a parent are nobody's to give: the triggers look them up.
         looked_up = ["owner"] if derived else ["parent"] if self.nested else []
         changed = [*written[1:], "update_time", "epoch", *looked_up]
+        self.bulk = Bulk(self.name, list(zip(written, kinds, strict=True)), changed)
         self._update = ", ".join(
             [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
