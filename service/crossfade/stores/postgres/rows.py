@@ -78,6 +78,9 @@ class DocumentTable:
         # What is read: of a derived collection, the content that its owners hold.
         self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
+        by_key = f"left join {self.source} t on t.{self.key} = k.key"
+        if isinstance(mapping, DerivedMapping):
+            by_key = f"left join lateral {derived_source(mapping, 'k.key')} t on true"
         self.collection = None if mapping is None else mapping.collection_id
         self.nested = mapping is not None and mapping.parent is not None
         # What stands before and between the parts of a key in a path.
@@ -118,13 +121,13 @@ class DocumentTable:
         )
         self.get_one = f"""select {self.select}, {_EXTRAS}
             from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            left join {self.source} t on t.{self.key} = k.key
+            {by_key}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4"""
         self.get_many = f"""select {self.select}, {_EXTRAS}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            left join {self.source} t on t.{self.key} = k.key
+            {by_key}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
