@@ -5,12 +5,14 @@ documents meet, equal and nearly equal one another; paths and field names likewi
 """
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any
 
 from hypothesis import strategies as st
 
+from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.document import (
     INT64_MAX,
     INT64_MIN,
@@ -19,6 +21,7 @@ from crossfade.document import (
     GeoPoint,
     Reference,
 )
+from crossfade.nearest import Measure, Nearest
 from crossfade.query import (
     ARRAYS,
     LISTS,
@@ -50,9 +53,13 @@ SCALARS: list[Any] = [
     *(Reference(f"{_OTHER}/c/a"), Reference(f"{_OTHER}/c/__id7__"), Reference(f"{_OTHER}/c/a/d/b")),
     *(GeoPoint(0.0, 0.0), GeoPoint(-0.0, 1.0), GeoPoint(90.0, -180.0), GeoPoint(-90.0, 180.0)),
 ]
+# Their distances are exact, whatever the order in which their parts are added.
 VECTORS: list[Any] = [
     {"__type__": "__vector__", "value": list(items)}
-    for items in ([1.0], [2.0], [1.0, 2.0], [-0.0], [math.inf, 1.0])
+    for items in (
+        *([1.0], [2.0], [-0.0], [-3.0]),
+        *([1.0, 2.0], [2.0, 1.0], [3.0, 4.0], [-0.5, 8.0], [0.0, 0.0], [math.inf, 1.0]),
+    )
 ]
 FIELD_NAMES = ["a", "b", "c", "a.b", "`\\", "ünï", "0"]
 # Mostly the same few, so that what is asked for is there.
@@ -164,8 +171,12 @@ def commits() -> st.SearchStrategy[list[Write]]:
 
 
 _OPERATORS = st.sampled_from(list(Op))
-_UNARY = {Op.IS_NULL, Op.IS_NOT_NULL, Op.IS_NAN, Op.IS_NOT_NAN}
-_OPERANDS = st.lists(values(1), min_size=1, max_size=4)
+UNARY = {Op.IS_NULL, Op.IS_NOT_NULL, Op.IS_NAN, Op.IS_NOT_NAN}
+_OPERANDS = st.one_of(
+    *[st.lists(values(1), min_size=1, max_size=4)] * 15,
+    st.just([]),
+    st.sampled_from([10, 11, 30, 31]).map(lambda size: list(range(size))),
+)
 
 
 @st.composite
@@ -173,30 +184,42 @@ def _leaf(draw: st.DrawFn) -> FieldFilter:
     path, operator = draw(field_paths()), draw(_OPERATORS)
     if operator in LISTS:
         return FieldFilter(path, operator, draw(_OPERANDS))
-    if operator in _UNARY:
+    if operator in UNARY:
         return FieldFilter(path, operator)
     return FieldFilter(path, operator, draw(scalars() if operator in ARRAYS else values(2)))
 
 
-@cache
-def filters() -> st.SearchStrategy[FieldFilter | CompositeFilter]:
-    return st.recursive(
-        _leaf(),
-        lambda inner: st.builds(
-            CompositeFilter, st.booleans(), st.lists(inner, min_size=1, max_size=3).map(tuple)
-        ),
-        max_leaves=4,
-    )
+@st.composite
+def filters(draw: st.DrawFn, depth: int = 2) -> FieldFilter | CompositeFilter:
+    """Mostly one or two leaves; at most `depth` composite filters around one."""
+    any_of = draw(_COMPOSITES) if depth else None
+    if any_of is None:
+        return draw(_leaf())
+    return CompositeFilter(any_of, tuple(draw(_BRANCHES[depth - 1])))
+
+
+_COMPOSITES = st.sampled_from([None, None, None, None, False, False, True])
+_BRANCHES = [st.lists(filters(depth), min_size=1, max_size=3) for depth in range(2)]
 
 
 _SCOPES = st.sampled_from([("", "c"), ("", "c"), ("", "c"), ("", "d"), ("c/a", "sub"), ("", "sub")])
+_FILTERS = st.none() | filters()
 _ORDERED = st.lists(field_paths(), max_size=2, unique=True)
 _SELECTS = st.none() | st.none() | _MASKS | st.just((NAME,))
 
 
+_OFFSETS = st.sampled_from([0, 0, 0, 0, 1, 3])
+_LIMITS = st.sampled_from([None, None, None, None, 1, 1, 2, 2, 5, 0])
+_RATHER_NOT = st.sampled_from([False, False, False, True])
+_SELDOM = st.sampled_from([False] * 19 + [True])
+
+
 @st.composite
 def _cursors(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor:
+    """Sometimes fewer values than orders, rarely a value of which there is no order."""
     size = draw(st.integers(1, len(orders)))
+    if draw(_SELDOM):
+        return Cursor((*(draw(values(1)) for _ in orders), 1), draw(st.booleans()))
     taken = tuple(
         Reference(draw(paths())) if order.path == NAME else draw(values(1))
         for order in orders[:size]
@@ -204,11 +227,15 @@ def _cursors(draw: st.DrawFn, orders: tuple[Order, ...]) -> Cursor:
     return Cursor(taken, draw(st.booleans()))
 
 
+def _maybe_cursor(draw: Any, orders: tuple[Order, ...]) -> Cursor | None:
+    return draw(_cursors(orders)) if orders and draw(_RATHER_NOT) else None
+
+
 @st.composite
 def queries(draw: st.DrawFn) -> Query:
     """Legal and illegal queries: every operator, order, cursors, offset, limit, projection."""
     parent, collection = draw(_SCOPES)
-    where = draw(st.none() | filters())
+    where = draw(_FILTERS)
     ordered = draw(_ORDERED)
     if where is not None and draw(st.booleans()):
         ordered = list(dict.fromkeys(leaf.path for leaf in leaves(where)))[:2]
@@ -220,12 +247,59 @@ def queries(draw: st.DrawFn) -> Query:
     return Query(
         parent=parent,
         collection=collection,
-        all_descendants=draw(st.integers(0, 3)) == 0,
+        all_descendants=draw(_RATHER_NOT),
         where=where,
         order_by=order_by,
-        start=draw(st.none() | _cursors(order_by)) if order_by else None,
-        end=draw(st.none() | _cursors(order_by)) if order_by else None,
-        offset=draw(st.sampled_from([0, 0, 0, 0, 1, 3])),
-        limit=draw(st.sampled_from([None, None, None, 1, 2, 5])),
+        start=_maybe_cursor(draw, order_by),
+        end=_maybe_cursor(draw, order_by),
+        offset=draw(_OFFSETS),
+        limit=draw(_LIMITS),
         select=draw(_SELECTS),
+    )
+
+
+@cache
+def nearest() -> st.SearchStrategy[Nearest]:
+    """Not at a.b: the emulator takes a field named "a.b" for it (test_known_differences.py)."""
+    return st.builds(
+        Nearest,
+        st.sampled_from([("a",), ("a",), ("a",), ("b",), ("b", "a"), NAME]),
+        st.sampled_from(VECTORS),
+        st.sampled_from(Measure),
+        st.sampled_from([1, 2, 10, 10, 1000]),
+        st.sampled_from([None, "far", "far", "a", "a.b"]),
+        st.sampled_from([None, None, 0.0, 1.0, 2.5, -1.0]),
+    )
+
+
+@st.composite
+def neighbours(draw: st.DrawFn) -> Query:
+    """A query for nearest neighbours; rarely with what may not stand beside them."""
+    query = draw(queries())
+    plain = {"start": None, "end": None, "offset": 0, "limit": None}
+    return replace(query, nearest=draw(nearest()), **draw(_RARELY) or plain)
+
+
+_RARELY = st.sampled_from([{}] * 9 + [{"start": None, "end": None}])
+
+
+@cache
+def aggregations() -> st.SearchStrategy[list[Aggregation]]:
+    """Up to five, with and without aliases, rarely twice the same one."""
+    aliases = st.sampled_from(["", "", "", "n", "s", "field_1", "a.b", "ünï"])
+    return st.lists(
+        st.builds(
+            Aggregation,
+            st.just(AggregationKind.COUNT),
+            aliases,
+            up_to=st.sampled_from([None, 1, 3]),
+        )
+        | st.builds(
+            Aggregation,
+            st.sampled_from([AggregationKind.SUM, AggregationKind.AVERAGE]),
+            aliases,
+            field_paths(),
+        ),
+        min_size=1,
+        max_size=3,
     )

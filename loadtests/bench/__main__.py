@@ -153,7 +153,8 @@ class Bench:
 async def _fill(target: str) -> None:
     async with AsyncCrossfade(target, timeout=30.0) as client:
         await client.commit(
-            [
+            [Write.set(path, fields) for path, fields in data.PARENTS.items()]
+            + [
                 Write.set(f"{data.COLLECTION}/{data.task_id(number)}", data.fields(number))
                 for number in range(data.COUNT)
             ]

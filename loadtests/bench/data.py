@@ -13,6 +13,15 @@ FOUND_STATUS = "pending"
 _MOMENT = datetime(2025, 12, 9, 8, 30, 15, 123456, tzinfo=UTC)
 
 
+VOICE = "english_1"
+USER = "0b9d1a8e-5f8b-4a55-8d77-3c6b1f0e9a10"
+PARENTS: dict[str, dict[str, Any]] = {
+    f"voices/{VOICE}": {"voice_name": VOICE},
+    f"users/{USER}": {"user_id": USER},
+}
+"""What the tasks refer to: their foreign keys hold."""
+
+
 def task_id(number: int) -> str:
     return f"task_{number % COUNT:04}"
 
@@ -39,7 +48,7 @@ def fields(number: int) -> dict[str, Any]:
         "source_language": "en",
         "target_language": "de",
         "model_id": "whisper-large-v3",
-        "voice_name": "english_1",
+        "voice_name": VOICE,
         "required_miner_count": 3,
         "min_miner_count": 1,
         "max_miner_count": 5,
@@ -61,6 +70,6 @@ def fields(number: int) -> dict[str, Any]:
         "estimated_completion_time": 60,
         "callback_url": "https://app.example/callback",
         "user_metadata": {"project": "demo", "description": "a sample"},
-        "user_id": "0b9d1a8e-5f8b-4a55-8d77-3c6b1f0e9a10",
+        "user_id": USER,
         "evaluated_by": 3,
     }

@@ -13,6 +13,7 @@ from loadtests.bench import data
 from violet.mapping import MAPPINGS, metadata, tasks
 
 _MICROS = 1_765_269_015_123_456
+_TIMES = {"create_time": _MICROS, "update_time": _MICROS, "epoch": 1}
 
 
 def _the_mapping() -> Any:
@@ -48,8 +49,7 @@ def row(number: int) -> dict[str, Any]:
     made = MAPPING.to_row(data.fields(number))
     columns = [entry.column for entry in MAPPING.columns]
     values = dict(zip(columns, made.values, strict=True))
-    times = {"create_time": _MICROS, "update_time": _MICROS, "epoch": 1}
-    return {**values, **times, "id": data.task_id(number), "remainder": made.remainder}
+    return {**values, **_TIMES, "id": data.task_id(number), "remainder": made.remainder}
 
 
 async def fill(dsn: str) -> None:
@@ -58,6 +58,10 @@ async def fill(dsn: str) -> None:
     async with target.begin() as connection:
         await connection.execute(CreateSchema("violet", if_not_exists=True))
         await connection.run_sync(metadata.create_all)
+        for path in data.PARENTS:
+            collection, _, key = path.partition("/")
+            parent = metadata.tables[f"violet.{collection}"]
+            await connection.execute(parent.insert(), {"id": key, **_TIMES})
         await connection.execute(tasks.insert(), [row(number) for number in range(data.COUNT)])
     async with target.connect() as connection:
         autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")

@@ -26,6 +26,7 @@ from crossfade.shadow import Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.schema import create_schema
@@ -115,6 +116,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             )
             resources.push_async_callback(lanes[role].close)
         await create_schema(lanes["mirror"], mappings)
+        await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
     control = Control(lanes.get("mirror"), _traffic(settings), settings.postgresql.timeout)
     to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
@@ -126,7 +128,10 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
-    postgres = PostgresStore(lanes["answer"], mappings, database) if lanes else None
+    enforce = settings.migration.constraints == "enforce"
+    postgres = (
+        PostgresStore(lanes["answer"], mappings, database, enforce=enforce) if lanes else None
+    )
     mirror = Mirror(lanes["mirror"], mappings, database) if lanes else None
     pending = (
         Pending(mirror, firestore, database, settings.postgresql.timeout)

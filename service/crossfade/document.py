@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, TypeAlias
 
-from crossfade.errors import InvalidArgument
+from crossfade.errors import InvalidArgument, TooLarge
 
 MAX_DOCUMENT_BYTES = 1_048_576
 MAX_VALUE_BYTES = 1_048_487
@@ -454,7 +454,7 @@ def check_document(path: str, fields: Fields) -> int:
     for name, value in fields.items():
         size += _check_name(name, ()) + 1 + _check_value(value, (name,), 0)
     if size > MAX_DOCUMENT_BYTES:
-        raise InvalidArgument(
+        raise TooLarge(
             f"document {path[:120]}: its size of {size} bytes is over the limit of "
             f"{MAX_DOCUMENT_BYTES} bytes"
         )

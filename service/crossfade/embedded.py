@@ -1,42 +1,39 @@
 """Both stores as child processes, for `crossfade up`, `crossfade rehearse` and the tests.
 
 PostgreSQL comes from a package that brings the binaries. The Firestore is our own
-(the protocol over the in-memory store) and keeps its data in a snapshot file.
+(the protocol over the in-memory store) and keeps its data in a journal.
 """
 
 import asyncio
 import fcntl
+import gc
 import os
-import struct
 import sys
-import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import asyncpg
-import structlog
-from google.protobuf.message import DecodeError
 
-from crossfade import wire
-from crossfade.document import Database
+from crossfade.errors import CrossfadeError
+from crossfade.journal import COMPACT_BYTES, Journal, JournalError
 from crossfade.stores.firestore import EXPIRY, INTENTS
 from crossfade.stores.memory import MemoryStores
-from crossfade_api.v1 import document_pb2
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:  # the parent needs none of the protocol, and it takes long to import
+    from crossfade.rpc.firestore_v1.faults import Faults
 
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
-SAVE_SECONDS = 2.0
 EXPIRE_SECONDS = 10.0
-READY = "firestore "
-"""What the child prints, before host:port, when it answers."""
+READY, HTTP = "firestore ", "http "
+"""What the child prints, each before a host:port, when it answers."""
 
 
 class EmbeddedError(Exception):
@@ -72,8 +69,11 @@ def lock(path: Path) -> IO[str]:
 
     Two stacks over one directory would overwrite each other's data.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w")
+    except OSError as error:
+        raise EmbeddedError(f"{path.parent} cannot be used: {error.strerror}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -157,20 +157,27 @@ class EmbeddedPostgres(_Child):
 class EmbeddedFirestore(_Child):
     """The embedded Firestore as a process of its own: `crossfade firestore`.
 
-    `address` is host:port once it is started. With `data_file` it begins with the data
-    of the last clean stop (or of at most `SAVE_SECONDS` before a crash).
+    `address` is host:port once it is started, `http` that of its HTTP endpoints. With
+    `data_dir` it has every commit that was acknowledged before, however it ended.
+    `options` are further ones of the command: ("--latency", "20,5").
     """
 
     def __init__(
-        self, port: int = 0, *, host: str = "127.0.0.1", data_file: Path | None = None
+        self,
+        port: int = 0,
+        *,
+        host: str = "127.0.0.1",
+        data_dir: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        self._arguments = ["--host", host, "--port", str(port), "--until-eof"]
-        if data_file is not None:
-            self._arguments += ["--data-file", str(data_file)]
+        self._arguments = ["--host", host, "--port", str(port), "--until-eof", *options]
+        if data_dir is not None:
+            self._arguments += ["--data-dir", str(data_dir)]
         self._process: asyncio.subprocess.Process | None = None
         self._errors: asyncio.Task[None] | None = None
         self._last_errors: deque[str] = deque(maxlen=5)
         self.address = ""
+        self.http = ""
 
     @property
     def pid(self) -> int | None:
@@ -193,7 +200,11 @@ class EmbeddedFirestore(_Child):
         )
         self._errors = asyncio.create_task(self._forward_errors(self._process))
         try:
-            self.address = await asyncio.wait_for(self._ready(self._process), START_SECONDS)
+            self.address, self.http = await asyncio.wait_for(
+                self._ready(self._process), START_SECONDS
+            )
+            for text in self._last_errors:  # it started, and had something to say
+                print(text, file=sys.stderr)
         except TimeoutError:
             await self.stop()
             raise EmbeddedError(
@@ -203,10 +214,13 @@ class EmbeddedFirestore(_Child):
             await self.stop()
             raise
 
-    async def _ready(self, process: asyncio.subprocess.Process) -> str:
+    async def _ready(self, process: asyncio.subprocess.Process) -> tuple[str, str]:
+        address = ""
         async for text in _lines(process.stdout):
             if text.startswith(READY):
-                return text.removeprefix(READY)
+                address = text.removeprefix(READY)
+            elif text.startswith(HTTP):
+                return address, text.removeprefix(HTTP)
         code = await process.wait()
         if self._errors is not None:
             await self._errors
@@ -222,7 +236,7 @@ class EmbeddedFirestore(_Child):
                 print(text, file=sys.stderr)
 
     async def stop(self) -> None:
-        """Stops it, when it has saved its data; after `STOP_SECONDS` by force."""
+        """Stops it; after `STOP_SECONDS` by force, which loses nothing either."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -237,7 +251,7 @@ class EmbeddedFirestore(_Child):
                 await process.wait()
         if self._errors is not None:
             await self._errors
-        self.address = ""
+        self.address = self.http = ""
 
 
 async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
@@ -248,135 +262,87 @@ async def _lines(stream: asyncio.StreamReader | None) -> AsyncIterator[str]:
 
 # --- the child's side --------------------------------------------------------------------------
 
-_MAGIC = b"crossfade documents 1\n"
-_LENGTH = struct.Struct(">I")
 
+@dataclass(frozen=True, slots=True)
+class FirestoreOptions:
+    """Port 0 takes a free one. Without `data_dir` the documents end with the process.
 
-def snapshot(stores: MemoryStores) -> list[bytes]:
-    """Every document of every database, serialised with its name and times."""
-    return [
-        wire.document_bytes(document, store.database)
-        for store in stores
-        for document in store.dump()
-    ]
+    `fsync`: a commit waits until the disk has it. `compact_bytes`: how long a journal gets.
+    `max_documents`: of each database. `faults`: latency and failures to feign.
+    """
 
-
-def write_snapshot(file: Path, documents: Iterable[bytes]) -> None:
-    """Replaces the file as a whole: a crash leaves the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=file.parent, prefix=f".{file.name}.", delete=False
-    ) as scratch:
-        try:
-            scratch.write(_MAGIC)
-            for data in documents:
-                scratch.write(_LENGTH.pack(len(data)))
-                scratch.write(data)
-            scratch.flush()
-            os.fsync(scratch.fileno())
-            Path(scratch.name).replace(file)
-        except BaseException:
-            Path(scratch.name).unlink(missing_ok=True)
-            raise
-
-
-def read_snapshot(file: Path, stores: MemoryStores) -> int:
-    """Loads what `write_snapshot` wrote; 0 for no file. Raises EmbeddedError for another file."""
-    try:
-        content = file.read_bytes()
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise EmbeddedError(f"--data-file {file} cannot be read: {error.strerror}") from error
-    if not content.startswith(_MAGIC):
-        raise EmbeddedError(f"--data-file {file} is not a snapshot of the embedded Firestore")
-    position, count = len(_MAGIC), 0
-    try:
-        while position < len(content):
-            (length,) = _LENGTH.unpack_from(content, position)
-            position += _LENGTH.size
-            data = content[position : position + length]
-            position += length
-            name = document_pb2.Document.FromString(data).name.split("/", 4)
-            database = Database(name[1], name[3])
-            stores(database).load([wire.parse_document(data, database)])
-            count += 1
-    except (struct.error, DecodeError, IndexError) as error:
-        raise EmbeddedError(
-            f"--data-file {file} is damaged after {count} documents; move it away to start empty"
-        ) from error
-    return count
-
-
-class Saver:
-    """Keeps a snapshot file current while the stores change."""
-
-    def __init__(self, stores: MemoryStores, file: Path) -> None:
-        self._stores = stores
-        self._file = file
-        self._saved = self._state()
-
-    def _state(self) -> dict[Database, int]:
-        return {store.database: store.last_commit for store in self._stores}
-
-    async def save(self) -> bool:
-        """Writes the file if something changed since the last time; whether it did."""
-        state = self._state()
-        if state == self._saved:
-            return False
-        documents = snapshot(self._stores)
-        await asyncio.to_thread(write_snapshot, self._file, documents)
-        self._saved = state
-        return True
-
-    async def run(self) -> None:
-        """Saves every few seconds, for ever. A full disk is logged and tried again."""
-        while True:
-            await asyncio.sleep(SAVE_SECONDS)
-            try:
-                await self.save()
-            except OSError as error:
-                log.warning("the snapshot was not saved", action="save", reason=error.strerror)
+    host: str = "127.0.0.1"
+    port: int = 8080
+    http_port: int = 0
+    data_dir: Path | None = None
+    fsync: bool = False
+    compact_bytes: int = COMPACT_BYTES
+    max_documents: int | None = None
+    faults: "Faults | None" = None
 
 
 async def serve_firestore(
-    host: str,
-    port: int,
-    stop: asyncio.Event,
-    *,
-    data_file: Path | None = None,
-    ready: Callable[[str], None],
+    options: FirestoreOptions, stop: asyncio.Event, *, ready: Callable[[str, str], None]
 ) -> None:
-    """Serves until `stop`; `ready` is told host:port.
+    """Serves until `stop`; `ready` is told host:port of the protocol and of HTTP.
 
-    Raises EmbeddedError, or OSError when the port is taken.
+    Raises EmbeddedError, or OSError when a port is taken.
     """
+    from crossfade.admin.emulator import EmulatorServer
     from crossfade.rpc import firestore_v1
 
-    stores = MemoryStores()
-    held = lock(data_file.with_name(data_file.name + ".lock")) if data_file else None
-    try:
-        if data_file is not None:
-            count = read_snapshot(data_file, stores)
-            log.info("the snapshot is loaded", action="load", documents=count)
-        server = await firestore_v1.serve(stores, host, port)
-        saver = Saver(stores, data_file) if data_file is not None else None
-        saving = asyncio.create_task(saver.run()) if saver is not None else None
+    async with AsyncExitStack() as resources:
+        journal = None
+        if options.data_dir is not None:
+            resources.enter_context(lock(options.data_dir / "lock"))
+            journal = Journal(
+                options.data_dir, compact_bytes=options.compact_bytes, fsync=options.fsync
+            )
+            resources.callback(journal.close)
+        stores = MemoryStores(
+            max_documents=options.max_documents,
+            journal=None if journal is None else journal.append,
+        )
+        if journal is not None:
+            restore(journal, stores)
+            gc.freeze()  # the documents are no garbage later, either
+            await resources.enter_async_context(_compacting(journal, stores))
+        server = await firestore_v1.serve(stores, options.host, options.port, options.faults)
+        resources.push_async_callback(server.stop, 1.0)
+        http = EmulatorServer(stores, options.host, options.http_port)
+        resources.push_async_callback(http.stop)
+        await http.start()
         expiring = asyncio.create_task(_expire(stores))
-        try:
-            ready(server.address)
-            await stop.wait()
-        finally:
-            expiring.cancel()
-            await server.stop(1.0)
-            if saver is not None and saving is not None:
-                saving.cancel()
-                with suppress(asyncio.CancelledError):
-                    await saving
-                await saver.save()
+        resources.callback(expiring.cancel)
+        ready(server.address, http.address)
+        await stop.wait()
+
+
+def restore(journal: Journal, stores: MemoryStores) -> None:
+    """Opens the journal and fills the stores with what it holds. Raises EmbeddedError."""
+    collected = gc.isenabled()
+    gc.disable()  # for there is no garbage, and it would look at every document, over and over
+    try:
+        for database, held in journal.open().items():
+            stores(database).load(held.drain())
+            stores(database).advance(held.time)
+    except JournalError as error:
+        raise EmbeddedError(str(error)) from error
     finally:
-        if held is not None:
-            held.close()
+        if collected:
+            gc.enable()
+
+
+@asynccontextmanager
+async def _compacting(journal: Journal, stores: MemoryStores) -> AsyncIterator[None]:
+    running = asyncio.create_task(
+        journal.run(lambda: {store.database: list(store.dump()) for store in stores})
+    )
+    try:
+        yield
+    finally:
+        journal.finish()
+        await running
 
 
 async def _expire(stores: MemoryStores) -> None:
@@ -384,4 +350,6 @@ async def _expire(stores: MemoryStores) -> None:
     while True:
         await asyncio.sleep(EXPIRE_SECONDS)
         for store in stores:
-            store.expire(INTENTS, EXPIRY)
+            # A full disk is the business of commits, who are told; this is tried again.
+            with suppress(CrossfadeError):
+                store.expire(INTENTS, EXPIRY)

@@ -20,6 +20,11 @@ class InvalidArgument(CrossfadeError):
     code = "INVALID_ARGUMENT"
 
 
+class TooLarge(InvalidArgument):
+    """A document over the limit of its size. Of several writes in a BatchWrite it fails one
+    alone, as no other InvalidArgument does."""
+
+
 class NotFound(CrossfadeError):
     """The document is known not to exist. Never said of a store that did not answer."""
 

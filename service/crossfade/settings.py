@@ -132,6 +132,8 @@ class MigrationSettings(Section):
 
     `request_window`: seconds for which a commit that is repeated with its request_id is done
     once; the intent documents in Firestore and the rows in PostgreSQL are kept as long.
+    `constraints`: what a column or a constraint refuses is kept beside the table, or (enforce)
+    an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
     """
@@ -139,6 +141,7 @@ class MigrationSettings(Section):
     stage: Stage | None = None
     mirror: Literal["async", "wait", "required"] = "async"
     mappings: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] = "violet"
+    constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0

@@ -24,6 +24,7 @@ from crossfade.settings import (
     Settings,
 )
 from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.evolve import bring_on
 from crossfade.telemetry import Telemetry
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
@@ -33,6 +34,7 @@ STATUS_SECONDS = 1.0
 SEED = 1
 REQUEST_WINDOW = 600.0
 """Seconds: short, so that a stack that runs for days does not fill its memory with intents."""
+UPGRADE_SECONDS = 60.0
 CALLERS = 5
 MARKER = "_crossfade_sample/loaded"
 """Says that this Firestore holds the sample documents."""
@@ -72,7 +74,7 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         firestore_address = options.firestore
         if firestore_address is None:
             status.say("starting Firestore")
-            firestore = EmbeddedFirestore(data_file=options.directory / "firestore.data")
+            firestore = EmbeddedFirestore(data_dir=options.directory / "firestore")
             firestore_address = (await resources.enter_async_context(firestore)).address
         sample = importlib.import_module(f"{options.sample}.sample")
         database = Database(options.project)
@@ -90,6 +92,10 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
                 request_window=REQUEST_WINDOW,
             ),
         )
+        # The data of a former start may be a former version's; nobody else works with them.
+        mappings = app.load_mappings(options.sample)
+        dsn = settings.postgresql.dsn
+        await bring_on(dsn, mappings, options.sample, database, timeout=UPGRADE_SECONDS)
         sidecar = await app.start(settings, Telemetry(settings.telemetry))
         resources.push_async_callback(sidecar.stop, 5.0)
         channel = await resources.enter_async_context(grpc.aio.insecure_channel(sidecar.address))

@@ -5,7 +5,7 @@ PostgreSQL as authority both call it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -135,6 +135,53 @@ def check(write: Write) -> int:
     return size
 
 
+def collapse(writes: Sequence[Write]) -> Sequence[Write]:
+    """The writes of a commit, of which only the first to each document has a precondition.
+
+    That of a later one must hold by what the earlier ones do (and then needs no look),
+    or Firestore refuses the request, whatever is stored: InvalidArgument.
+    """
+    if len(writes) == 1:
+        return writes
+    before: dict[str, Write] = {}
+    versions: dict[str, int | None] = {}
+    collapsed: list[Write] = []
+    for write in writes:
+        earlier = before.get(write.path)
+        if earlier is None:
+            versions[write.path] = write.update_time
+            collapsed.append(write)
+        else:
+            _check_after(earlier, write, versions[write.path])
+            collapsed.append(replace(write, exists=None, update_time=None, raw=None))
+        before[write.path] = write
+    return collapsed
+
+
+def _check_after(earlier: Write, write: Write, version: int | None) -> None:
+    """`version`: the update_time that the document's first write asks for."""
+    deleted, deletes = earlier.fields is None, write.fields is None
+    needs = write.exists or (write.update_time is not None and not deletes)
+    if needs if deleted else write.exists is False:
+        raise InvalidArgument(
+            f"document {write.path[:120]}: Cannot {_verb(earlier)} then {_verb(write)} an entity "
+            f"in the same request."
+        )
+    if write.update_time is not None and write.update_time != version:
+        raise InvalidArgument(
+            f"document {write.path[:120]}: Cannot collapse mutations with different version "
+            f"preconditions: its writes name different update_times"
+        )
+
+
+def _verb(write: Write) -> str:
+    if write.fields is None:
+        return "delete"
+    if write.exists is None and write.update_time is None:
+        return "upsert"
+    return "insert" if write.exists is False else "update"
+
+
 def check_precondition(write: Write, current: Document | None) -> None:
     """Raises the error of a precondition that does not hold."""
     if write.exists is False and current is not None:
@@ -186,11 +233,11 @@ def apply_all(
     """
     staged: dict[str, _Staged] = {}
     results: list[tuple[Value, ...]] = []
-    for write in writes:
+    for write in collapse(writes):
         before = staged.get(write.path)
         if before is None:
             before = _Staged.of(read(write.path))
-        check_precondition(write, before.current(write, now))
+            check_precondition(write, before.base)
         outcome = _changed(write, before.fields, now)
         base = None if outcome.fields is None else before.base
         partial = outcome.fields is not None and (before.partial or write.partial)
@@ -214,12 +261,6 @@ class _Staged:
     @classmethod
     def of(cls, stored: Document | None) -> "_Staged":
         return cls(stored, None if stored is None else stored.fields)
-
-    def current(self, write: Write, now: int) -> Document | None:
-        """What a precondition sees. Only one on the update_time needs to know it."""
-        if self.fields is None or write.update_time is not None:
-            return self.document(write.path, now)
-        return self.base or Document(write.path, self.fields, now, now)
 
     def document(self, path: str, now: int) -> Document | None:
         """What the commit would leave. Fields as before the commit keep the update_time."""

@@ -1,116 +1,110 @@
-"""Random commits and queries: the in-memory store against its judge, the official emulator.
+"""Random requests to the embedded Firestore and to its judge, the official emulator.
 
-`CROSSFADE_CASES` sets their number (200), `CROSSFADE_SEED` another beginning. What
-differs is shrunk and printed. What may differ has a test in test_known_differences.py.
+One case is one random database: documents, and a handful of requests that read and change
+them, as the same bytes to both servers. Every answer must be the same, to the last
+document, field, order and status (`protocol.Session` says what is left out and why).
+The in-memory store scans where the embedded server uses its indexes, so each query is
+answered three times.
+
+`CROSSFADE_CASES` sets the number of cases, `CROSSFADE_SEED` another beginning; `make
+differential` has 50,000. What differs is shrunk and printed. What may differ is in
+emulator.py, and has a test in test_known_differences.py.
 """
 
+import asyncio
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
+import pytest_asyncio
+from hypothesis import HealthCheck, given, note, seed, settings
 
-from crossfade import wire
-from crossfade.document import Database, identical
-from crossfade.errors import CrossfadeError
-from crossfade.query import LISTS, Op, Query, leaves
-from crossfade.store import DocumentStore
-from crossfade.stores.firestore import connect
-from crossfade.stores.memory import MemoryStore
-from crossfade.write import Write
-from crossfade_api.v1 import crossfade_pb2
-from tests import strategies as some
+from crossfade import query as queries
+from crossfade.document import Database
+from crossfade.rpc import firestore_v1
+from crossfade.stores.memory import MemoryStore, index
+from tests.contract.emulator import explained, same
+from tests.contract.protocol import RunQuery, Server, Session
+from tests.contract.requests import Story, stories
 from tests.firestore_fixture import fresh_database
 
-CASES = int(os.environ.get("CROSSFADE_CASES", "200"))
+CASES = int(os.environ.get("CROSSFADE_CASES", "2000"))
 SEED = int(os.environ.get("CROSSFADE_SEED", "0"))
-SECONDS = 30.0
-UNARY = {Op.IS_NULL, Op.IS_NOT_NULL, Op.IS_NAN, Op.IS_NOT_NAN}
+CASES_PER_TEST = 500
+"""Hypothesis remembers all cases of a test, and each test is a line of progress."""
+
+
+class Stores(dict[Database, MemoryStore]):
+    """The in-memory stores, which can be forgotten again."""
+
+    def __missing__(self, database: Database) -> MemoryStore:
+        store = self[database] = MemoryStore(database)
+        return store
 
 
 @dataclass
-class Answer:
-    """What a store said: the error's class, or plain values that can be compared."""
-
-    error: str = ""
-    values: list[Any] = field(default_factory=list)
-
-    def same(self, other: "Answer") -> bool:
-        return self.error == other.error and identical(self.values, other.values)
+class Pair:
+    ours: Server
+    theirs: Server
+    stores: Stores
 
 
-async def commit(store: DocumentStore, writes: Sequence[Write]) -> Answer:
-    try:
-        outcome = await store.commit(writes, timeout=SECONDS)
-    except CrossfadeError as error:
-        return Answer(type(error).__name__)
-    return Answer(
-        values=[
-            # Times differ; whether a write changed something may not.
-            [result.update_time is None, result.update_time == outcome.commit_time, *result.results]
-            for result in outcome.writes
-        ]
-    )
+@pytest.fixture(scope="module")
+def indexes_always() -> Iterator[None]:
+    """Few documents are looked through, unless told otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "SMALL", 0)
+        yield
 
 
-async def query(store: DocumentStore, asked: Query, database: Database) -> Answer:
-    try:
-        frames = b"".join([page.frames async for page in store.query(asked, timeout=SECONDS)])
-    except CrossfadeError as error:
-        return Answer(type(error).__name__)
-    reply = crossfade_pb2.QueryReply.FromString(frames)
-    documents = [wire.decode_document(message, database) for message in reply.documents]
-    return Answer(values=[[document.path, document.fields] for document in documents])
+@pytest_asyncio.fixture(scope="module")
+async def pair(official_emulator: str, indexes_always: None) -> AsyncIterator[Pair]:
+    stores = Stores()
+    server = await firestore_v1.serve(stores.__getitem__, "127.0.0.1", 0)
+    both = Pair(Server("embedded", server.address), Server("official", official_emulator), stores)
+    yield both
+    await both.ours.close()
+    await both.theirs.close()
+    await server.stop(0)
 
 
-def emulators_own(writes: Sequence[Write], ours: Answer, theirs: Answer) -> bool:
-    """Two writes of one document and a precondition: both refuse, with another status."""
-    return len({write.path for write in writes}) < len(writes) and bool(ours.error and theirs.error)
-
-
-def normalised_first(asked: Query) -> bool:
-    """The emulator simplifies before it applies its limits: an operand of null or NaN
-    makes a filter that nothing passes, and the same filter twice is one."""
-    filters = leaves(asked.where)
-    single = [leaf.value for leaf in filters if leaf.op not in LISTS | UNARY]
-    empty = any(value is None or value != value for value in single)
-    return empty or len({(leaf.path, leaf.op) for leaf in filters}) < len(filters)
-
-
-@pytest.mark.official
-@pytest.mark.timeout(120 + CASES)
-@seed(SEED)
-@settings(
-    max_examples=CASES,
-    deadline=None,
-    database=None,
-    print_blob=True,
-    suppress_health_check=list(HealthCheck),
-)
-@given(
-    commits=st.lists(some.commits(), min_size=2, max_size=6),
-    queries=st.lists(some.queries(), min_size=3, max_size=8),
-)
-async def test_random_commits_and_queries(
-    official_emulator: str, commits: list[list[Write]], queries: list[Query]
-) -> None:
+async def compare(pair: Pair, story: Story) -> None:
     database = fresh_database()
-    memory = MemoryStore(database)
-    official = connect(database, official_emulator)
+    ours, theirs = Session(pair.ours, database), Session(pair.theirs, database)
     try:
-        for writes in commits:
-            theirs, ours = await commit(official, writes), await commit(memory, writes)
-            if not emulators_own(writes, ours, theirs):
-                assert ours.same(theirs), f"{writes}\n  memory   {ours}\n  official {theirs}"
-        everything = Query(all_descendants=True)
-        for asked in [everything, *queries]:
-            theirs = await query(official, asked, database)
-            ours = await query(memory, asked, database)
-            if ours.error and not theirs.error and normalised_first(asked):
-                continue
-            assert ours.same(theirs), f"{asked}\n  memory   {ours}\n  official {theirs}"
+        for request in story.requests:
+            mine, other = await asyncio.gather(ours.ask(request), theirs.ask(request))
+            if not same(mine, other) and not await explained(request, mine, other, ours):
+                note(f"differs: {request}\n  embedded {mine}\n  official {other}")
+                pytest.fail("the embedded Firestore and the official emulator differ")
+            if isinstance(request, RunQuery) and not mine.error:
+                store = pair.stores[database]
+                scanned = queries.run(request.query, store.dump())
+                assert [d.path for d in scanned] == [path for path, *_ in mine.values], request
     finally:
-        await official.close()
+        pair.stores.pop(database, None)
+
+
+def _cases(number: int, size: int) -> Any:
+    @pytest.mark.official
+    @pytest.mark.timeout(120 + size)
+    @seed(1_000_003 * SEED + number)
+    @settings(
+        max_examples=size,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(story=stories())
+    async def test(pair: Pair, story: Story) -> None:
+        await compare(pair, story)
+
+    return test
+
+
+for _start in range(0, CASES, CASES_PER_TEST):
+    _size = min(CASES_PER_TEST, CASES - _start)
+    globals()[f"test_cases_{_start}_to_{_start + _size}"] = _cases(_start, _size)

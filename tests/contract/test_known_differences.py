@@ -3,20 +3,36 @@
 Each test states both sides, so that a new emulator that comes round is noticed.
 """
 
-import pytest
+from collections.abc import AsyncIterator
+from typing import Any
 
-from crossfade.document import NAME, Database
+import pytest
+import pytest_asyncio
+from google.cloud.firestore_v1 import types
+
+from crossfade.aggregate import Aggregation, AggregationKind
+from crossfade.document import NAME, Database, Fields
 from crossfade.errors import (
-    AlreadyExists,
     CrossfadeError,
     FailedPrecondition,
     InvalidArgument,
     Unavailable,
 )
+from crossfade.nearest import Measure, Nearest
 from crossfade.query import CompositeFilter, FieldFilter, Op, Order, Query
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.memory import MemoryStore
 from crossfade.write import Transform, TransformKind, Write
+from tests.contract.protocol import (
+    Aggregate,
+    Answer,
+    Commit,
+    ListDocuments,
+    Request,
+    RunQuery,
+    Server,
+    Session,
+)
 from tests.firestore_fixture import fresh_database
 
 pytestmark = pytest.mark.official
@@ -33,9 +49,11 @@ def memory(database: Database) -> MemoryStore:
     return MemoryStore(database)
 
 
-@pytest.fixture
-def official(database: Database, official_emulator: str) -> FirestoreStore:
-    return connect(database, official_emulator)
+@pytest_asyncio.fixture
+async def official(database: Database, official_emulator: str) -> AsyncIterator[FirestoreStore]:
+    store = connect(database, official_emulator)
+    yield store
+    await store.close()
 
 
 async def both(
@@ -102,12 +120,6 @@ async def test_transform_of_the_name(memory: MemoryStore, official: FirestoreSto
     assert await both(memory, official, write) == (InvalidArgument, None)
 
 
-async def test_creating_twice_in_one_commit(memory: MemoryStore, official: FirestoreStore) -> None:
-    """The second create meets a document. The emulator calls the request itself illegal."""
-    write = Write("c/a", {}, exists=False)
-    assert await both(memory, official, write, write) == (AlreadyExists, InvalidArgument)
-
-
 async def test_request_of_more_than_four_mebibytes(
     memory: MemoryStore, official: FirestoreStore
 ) -> None:
@@ -137,3 +149,100 @@ async def test_bytes_that_are_no_request(official: FirestoreStore) -> None:
 def _broken() -> Write:
     """A write whose bytes are cut off."""
     return Write("c/a", {}, raw=b"\x0a\xff")
+
+
+# --- what random requests meet (emulator.py and requests.py leave it out) ----------------------
+
+
+@pytest_asyncio.fixture
+async def sessions(
+    embedded_firestore: str, official_emulator: str
+) -> AsyncIterator[tuple[Session, Session]]:
+    """The same new database on the embedded server and on the emulator."""
+    database = fresh_database()
+    servers = (Server("embedded", embedded_firestore), Server("official", official_emulator))
+    yield Session(servers[0], database), Session(servers[1], database)
+    for server in servers:
+        await server.close()
+
+
+async def ask(sessions: tuple[Session, Session], request: Request) -> tuple[Answer, Answer]:
+    ours, theirs = [await session.ask(request) for session in sessions]
+    return ours, theirs
+
+
+async def put(sessions: tuple[Session, Session], **documents: dict[str, Any]) -> None:
+    writes = [Write(f"c/{name}", fields) for name, fields in documents.items()]
+    for answer in await ask(sessions, Commit(writes)):
+        assert not answer.error
+
+
+async def test_sums_of_doubles_have_no_fixed_order(sessions: tuple[Session, Session]) -> None:
+    """The emulator adds documents in an order that changes from call to call, with an error
+    that shows. We round once."""
+    values = [1e100, 1.0, -1e100]
+    await put(sessions, **{f"d{index}": {"v": value} for index, value in enumerate(values)})
+    request = Aggregate(Query(collection="c"), [Aggregation(AggregationKind.SUM, "s", ("v",))])
+    seen = set()
+    for _ in range(40):
+        ours, theirs = await ask(sessions, request)
+        assert ours.values == [{"s": 1.0}]
+        seen.add(theirs.values[0]["s"])
+    assert seen == {0.0, 1.0}
+
+
+async def test_counting_up_to_nothing(sessions: tuple[Session, Session]) -> None:
+    """`up_to` "must be greater than zero when present" (the protocol's own comment)."""
+    count = Aggregation(AggregationKind.COUNT, "n", up_to=0)
+    ours, theirs = await ask(sessions, Aggregate(Query(collection="c"), [count]))
+    assert (ours.error, theirs.error) == ("INVALID_ARGUMENT", "")
+    assert theirs.values == [{"n": 0}]
+
+
+async def test_six_aggregations(sessions: tuple[Session, Session]) -> None:
+    """At most five are allowed. The emulator fails."""
+    counts = [Aggregation(AggregationKind.COUNT, f"n{index}") for index in range(6)]
+    ours, theirs = await ask(sessions, Aggregate(Query(collection="c"), counts))
+    assert (ours.error, theirs.error) == ("INVALID_ARGUMENT", "UNKNOWN")
+
+
+async def test_neighbours_below_a_dotted_name(sessions: tuple[Session, Session]) -> None:
+    """A field that is named "a.b" is not the field b of a. The emulator mixes them up."""
+    vector: Fields = {"__type__": "__vector__", "value": [1.0]}
+    await put(sessions, x={"a.b": vector})
+    near = Nearest(("a", "b"), vector, Measure.EUCLIDEAN, 1, threshold=1.0)
+    ours, theirs = await ask(sessions, RunQuery(Query(collection="c", nearest=near)))
+    assert (ours, theirs.error) == (Answer(), "UNKNOWN")
+
+
+async def test_pages_in_an_order_of_fields(sessions: tuple[Session, Session]) -> None:
+    """ListDocuments pages in any order (the protocol says so). The emulator fails at its own
+    page token."""
+    await put(sessions, x={"v": 2}, y={"v": 1})
+    ours, theirs = await ask(sessions, ListDocuments("", "c", page_size=1, order_by="v"))
+    assert [[path for path, *_ in page] for page in ours.values] == [["c/y"], ["c/x"]]
+    assert theirs.error == "UNKNOWN"
+
+
+async def test_a_mask_beside_show_missing(sessions: tuple[Session, Session]) -> None:
+    """A mask is a mask. The emulator forgets it."""
+    await put(sessions, x={"v": 1, "w": 2})
+    request = ListDocuments("", "c", mask=(("v",),), missing=True)
+    ours, theirs = await ask(sessions, request)
+    assert ours.values[0][0][1] == {"v": 1}
+    assert theirs.values[0][0][1] == {"v": 1, "w": 2}
+
+
+async def test_skipped_results(sessions: tuple[Session, Session]) -> None:
+    """Documented: skipped "between the last response and the current response". The emulator
+    says it of one response again and again, and of a last one never. We say it once."""
+    await put(sessions, **{name: {} for name in "abcd"})
+    skipped = []
+    for session in sessions:
+        request = types.RunQueryRequest.pb()(parent=session.database.root)
+        request.structured_query.from_.add(collection_id="c")
+        request.structured_query.offset = 1
+        frames = await session.server.stream("RunQuery", request)
+        replies = [types.RunQueryResponse.pb().FromString(frame) for frame in frames]
+        skipped.append([reply.skipped_results for reply in replies if reply.document.name])
+    assert skipped == [[1, 0, 0], [1, 1, 0]]

@@ -21,6 +21,7 @@ from crossfade.document import Database
 from crossfade.errors import Unavailable
 from crossfade.query import Query
 from crossfade.rpc import firestore_v1
+from crossfade.store import NOW, At
 from crossfade.stores.memory import MemoryStore, MemoryStores
 from crossfade.write import Write
 from tests.firestore_fixture import fresh_database
@@ -388,7 +389,7 @@ class Broken(MemoryStore):
     async def get(self, *_: Any, **__: Any) -> Any:
         raise KeyError("secret value")
 
-    async def query(self, query: Query, *, timeout: float) -> AsyncIterator[Any]:
+    async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Any]:
         raise Unavailable("gone for a while")
         yield
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crossfade.document import NAME, Document, Reference, identical
-from crossfade.errors import CrossfadeError
+from crossfade.errors import Aborted, CrossfadeError
 from crossfade.query import Cursor, FieldFilter, Op, Order, Query
 from crossfade.store import DocumentStore
 from crossfade.stores.memory import MemoryStore
@@ -25,7 +25,7 @@ from crossfade.wire import decode_document, parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import crossfade_pb2
 from tests import strategies
-from tests.mappings import MAPPINGS
+from tests.library.mapping import MAPPINGS
 from tests.postgres_fixture import DATABASE, MakeLanes
 
 
@@ -55,18 +55,19 @@ class Library:
             timeout=5,
         )
 
-    async def apply(self, by: str, writes: Sequence[Write]) -> None:
-        """Commits to the store, or puts of a mirror: one by one where there is one."""
+    async def apply(self, by: str, writes: Sequence[Write]) -> int:
+        """Commits to the store, or puts of a mirror: one by one where there is one. Returns
+        the time of the versions."""
         if by == "commits":
-            await self.store.commit(writes, timeout=10)
-            return
+            return (await self.store.commit(writes, timeout=10)).commit_time
         self.time += 1
-        images = [Image(write.path, write.fields, self.time, None) for write in writes]
+        time = self.time
+        images = [Image(write.path, write.fields, time, None) for write in writes]
         if by == "puts":
-            put = await self.mirror.put(images, epoch=1, allow_equal=False, timeout=10)
+            await self.mirror.put(images, epoch=1, allow_equal=False, timeout=10)
         else:
-            put = await self.mirror.put_page(images, epoch=1, generation=1, token=1, timeout=10)
-        assert len(put) == len(images)
+            await self.mirror.put_page(images, epoch=1, generation=1, token=1, timeout=10)
+        return time
 
     async def fields(self, path: str) -> Any:
         stored = (await self.store.get([path], timeout=5)).documents[0]
@@ -284,6 +285,27 @@ async def test_the_same_collection_elsewhere_is_generic(library: Library):
     count = "select count(*) from crossfade.documents"
     assert await library.lanes.fetchval(count, timeout=5) == 2
     assert await library.fields("readers/a/notes/1") == {"n": 2}
+
+
+async def test_a_commit_of_thousands_beside_others(library: Library):
+    """A lock for each of its names would not fit PostgreSQL's lock table."""
+    names = [f"readers__{n}" for n in range(4_000)]
+    large = {name: {"card": name, "mail": f"{name}@x"} for name in names}
+    await asyncio.gather(
+        library.commit(**large),
+        *(library.put(**{f"loans__{n}": {"reader": str(n)}}) for n in range(20)),
+        *(library.put(**{f"readers__x{n}": {"card": f"readers__{n}"}}) for n in range(20)),
+    )
+    for sql in _MISPLACED.values():
+        assert await library.lanes.fetchval(sql, timeout=10) == 0
+    held = "select count(*) from library.readers where card like 'readers\\_\\_%'"
+    assert await library.lanes.fetchval(held, timeout=5) == 4_000
+    assert await library.lanes.fetchval(
+        "select current_setting('crossfade.alone', true)", timeout=5
+    ) in {
+        None,
+        "",
+    }
 
 
 # --- derived collections -----------------------------------------------------------------------
@@ -555,3 +577,44 @@ async def test_random_histories(library: Library, by: str):
         leftover = [Write(d.path, None) for d in await run(library.store, EVERYTHING)]
         if leftover:
             await library.apply(by, leftover)
+
+
+@pytest.mark.parametrize("by", ["commits", "puts"])
+async def test_a_storm_of_writers(library: Library, by: str):
+    """Sixteen at a time, all over the same few documents. Afterwards every document is what
+    was written to it last, and every value is where it belongs."""
+    made: list[list[list[Write]]] = []
+
+    @given(histories())
+    @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck))
+    def collect(history: list[list[Write]]) -> None:
+        made.append(history)
+
+    await asyncio.get_running_loop().run_in_executor(None, collect)
+    await library.control()
+    commits = [commit for history in made for commit in history]
+    last: dict[str, tuple[int, Any]] = {}
+    gate = asyncio.Semaphore(16)
+    conflicts = 0
+
+    async def write(commit: list[Write]) -> None:
+        nonlocal conflicts
+        async with gate:
+            for _ in range(20):
+                try:
+                    time = await library.apply(by, commit)
+                except Aborted:  # two commits met crosswise; a client tries again
+                    conflicts += 1
+                    continue
+                for each in commit:
+                    if last.get(each.path, (0, None))[0] < time:
+                        last[each.path] = (time, each.fields)
+                return
+            pytest.fail("a commit was aborted again and again")
+
+    await asyncio.gather(*map(write, commits))
+    for path, (_, fields) in last.items():
+        assert identical(await library.fields(path), fields), path
+    for name, sql in _MISPLACED.items():
+        assert await library.lanes.fetchval(sql, timeout=5) == 0, name
+    assert conflicts < len(commits) / 4

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from crossfade import cli, display
+from crossfade import cli, display, probes
 from crossfade.display import StatusLine, print_table, status_text
 from crossfade.embedded import EmbeddedError, EmbeddedPostgres, lock
 from crossfade.errors import Internal, Unavailable
@@ -96,6 +96,13 @@ def test_help_of_all_lists_the_commands(capsys):
         (["serve", "--config", "nowhere.toml"], ["--config", "nowhere.toml"]),
         (["up", "--postgres", "mysql://u:s3cret@h/d"], ["--postgres", '"mysql://"']),
         (["up", "--firestore", "http://h"], ["--firestore", "HOST:PORT"]),
+        (["firestore", "--latency", "20"], ["--latency", "MEAN,JITTER", "20,5"]),
+        (["firestore", "--fail", "1%"], ["--fail", "RATE:CODE", "0.01:UNAVAILABLE"]),
+        (["firestore", "--fail", "0.1:GONE"], ["--fail", '"GONE"', "gRPC status"]),
+        (["firestore", "--fail", "1:ABORTED", "--fail", "1:UNKNOWN"], ["--fail", "more than 1"]),
+        (["firestore", "--max-documents", "0"], ["--max-documents", ">= 1"]),
+        (["firestore", "--http-port", "70000"], ["--http-port", "65535"]),
+        (["firestore", "--data-file", "x"], ["--data-file", "--data-dir"]),
     ],
 )
 def test_bad_input_ends_with_2_and_one_sentence(arguments, words, capsys):
@@ -255,11 +262,11 @@ def test_an_unreachable_postgresql_is_named_without_its_password(monkeypatch, ca
 
 
 def test_a_server_that_says_nothing_is_given_up(monkeypatch):
-    monkeypatch.setattr(cli, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(probes, "PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(cli.CannotStart, match="no answer within"):
-            asyncio.run(cli.probe_postgresql(postgresql(f"postgresql://u@127.0.0.1:{port}/d")))
+        with pytest.raises(probes.CannotStart, match="no answer within"):
+            asyncio.run(probes.probe_postgresql(postgresql(f"postgresql://u@127.0.0.1:{port}/d")))
 
 
 def test_an_unreachable_emulator_is_named(capsys):
@@ -272,21 +279,23 @@ def test_an_unreachable_emulator_is_named(capsys):
 async def test_the_embedded_postgresql_and_the_words_for_its_refusals(tmp_path):
     directory = tmp_path / "postgresql"
     async with EmbeddedPostgres(directory) as postgres:
-        await cli.probe_postgresql(postgresql(postgres.url))
-        with pytest.raises(cli.CannotStart, match="/nowhere: there is no such database"):
-            await cli.probe_postgresql(postgresql(postgres.url.replace("/crossfade?", "/nowhere?")))
-        with pytest.raises(cli.CannotStart, match="refuses the user"):
-            await cli.probe_postgresql(
+        await probes.probe_postgresql(postgresql(postgres.url))
+        with pytest.raises(probes.CannotStart, match="/nowhere: there is no such database"):
+            await probes.probe_postgresql(
+                postgresql(postgres.url.replace("/crossfade?", "/nowhere?"))
+            )
+        with pytest.raises(probes.CannotStart, match="refuses the user"):
+            await probes.probe_postgresql(
                 postgresql(postgres.url.replace("//postgres:", "//nobody:s3cret"))
             )
         with pytest.raises(EmbeddedError, match="in use by another crossfade"):
             await EmbeddedPostgres(directory).start()
         # The refused start has not stopped the server of the first.
-        await cli.probe_postgresql(postgresql(postgres.url))
+        await probes.probe_postgresql(postgresql(postgres.url))
     async with EmbeddedPostgres(directory) as postgres:
-        await cli.probe_postgresql(postgresql(postgres.url))
-    with pytest.raises(cli.CannotStart):
-        await cli.probe_postgresql(postgresql(postgres.url or "postgresql://h/d"))
+        await probes.probe_postgresql(postgresql(postgres.url))
+    with pytest.raises(probes.CannotStart):
+        await probes.probe_postgresql(postgresql(postgres.url or "postgresql://h/d"))
 
 
 def test_nothing_is_left_to_do_for_a_postgresql_that_was_stopped(tmp_path):

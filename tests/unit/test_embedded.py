@@ -1,144 +1,48 @@
 import asyncio
+import gc
 import os
 import signal
-import stat
-from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 import pytest
 
 from crossfade import embedded
-from crossfade.document import Database, Document, Fields, GeoPoint, Reference, identical
-from crossfade.embedded import (
-    EmbeddedError,
-    EmbeddedFirestore,
-    Saver,
-    read_snapshot,
-    snapshot,
-    write_snapshot,
-)
+from crossfade.document import Database
+from crossfade.embedded import EmbeddedError, EmbeddedFirestore, lock, restore
+from crossfade.journal import Journal
 from crossfade.stores.firestore import connect
 from crossfade.stores.memory import MemoryStores
 from crossfade.write import Write
 
-ONE, OTHER = Database("violet"), Database("violet", "archive")
-FIELDS: Fields = {
-    "null": None,
-    "nan": float("nan"),
-    "minus": -0.0,
-    "big": -(2**63),
-    "text": "a\0b 日本 \U0001f3b5",
-    "bytes": b"\xff\0",
-    "time": datetime(1, 1, 1, 0, 0, 0, 1, UTC),
-    "place": GeoPoint(-90.0, 180.0),
-    "reference": Reference(ONE.full("tasks/1")),
-    "nested": {"list": [1, 1.0, {"empty": {}}], "odd name": []},
-}
+ONE = Database("violet")
 
 
-def filled() -> MemoryStores:
-    stores = MemoryStores()
-    stores(ONE).load(
-        [Document("tasks/1", FIELDS, 5, 7), Document("tasks/1/chunks/__id7__", {}, 6, 6)]
-    )
-    stores(OTHER).load([Document("tasks/1", {"other": True}, 1, 2)])
-    return stores
-
-
-def test_a_snapshot_keeps_every_value_time_and_database(tmp_path: Path):
-    file = tmp_path / "deep" / "documents.data"
-    write_snapshot(file, snapshot(filled()))
-
-    stores = MemoryStores()
-    assert read_snapshot(file, stores) == 3
-
-    for before, after in zip(filled(), stores, strict=True):
-        assert before.database == after.database
-        pairs = list(zip(before.dump(), after.dump(), strict=True))
-        assert pairs
-        for left, right in pairs:
-            assert (left.path, left.create_time, left.update_time) == (
-                right.path,
-                right.create_time,
-                right.update_time,
-            )
-            assert identical(left.fields, right.fields)
-
-
-def test_no_file_is_an_empty_start(tmp_path: Path):
-    assert read_snapshot(tmp_path / "none", MemoryStores()) == 0
-
-
-@pytest.mark.parametrize("cut", [1, 3, 20])
-def test_a_file_that_was_cut_is_refused(tmp_path: Path, cut: int):
-    file = tmp_path / "documents.data"
-    write_snapshot(file, snapshot(filled()))
-    file.write_bytes(file.read_bytes()[:-cut])
-
-    with pytest.raises(EmbeddedError, match=r"damaged after 2 documents; move it away"):
-        read_snapshot(file, MemoryStores())
-
-
-def test_another_file_is_refused_and_left_alone(tmp_path: Path):
-    file = tmp_path / "notes.txt"
-    file.write_text("mine")
-
-    with pytest.raises(EmbeddedError, match="is not a snapshot"):
-        read_snapshot(file, MemoryStores())
-    assert file.read_text() == "mine"
-
-
-def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path):
-    file = tmp_path / "documents.data"
-    write_snapshot(file, [b"old"])
-    before = file.read_bytes()
-
-    def failing():
-        yield b"new"
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_snapshot(file, failing())
-
-    assert file.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_only_the_owner_may_read_the_documents(tmp_path: Path):
-    file = tmp_path / "documents.data"
-    write_snapshot(file, [])
-
-    assert stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-async def test_what_did_not_change_is_not_saved_again(tmp_path: Path):
-    stores, file = filled(), tmp_path / "documents.data"
-    saver = Saver(stores, file)
-    assert not await saver.save()
-
-    await stores(ONE).commit([Write("tasks/2", {"a": 1})], timeout=1)
-    assert await saver.save()
-    assert not await saver.save()
-    await stores(ONE).commit([Write("tasks/2", None)], timeout=1)
-    assert await saver.save()
+def test_stores_are_filled_from_the_journal(tmp_path: Path):
+    journal = Journal(tmp_path)
+    restore(journal, MemoryStores())
+    stores = MemoryStores(journal=journal.append)
+    written = stores(ONE).apply_commit([Write("tasks/1", {"n": 1})])
+    journal.close()
 
     again = MemoryStores()
-    assert read_snapshot(file, again) == 3
+    restore(Journal(tmp_path), again)
+    document = again(ONE).read("tasks/1")
+    assert (document.fields, document.update_time) == ({"n": 1}, written.commit_time)
+    assert gc.isenabled()
 
 
-async def test_times_go_on_after_a_load(tmp_path: Path):
-    file = tmp_path / "documents.data"
-    late = 2**50
-    stores = MemoryStores()
-    stores(ONE).load([Document("tasks/1", {}, late, late)])
-    write_snapshot(file, snapshot(stores))
+def test_a_damaged_journal_makes_a_start_impossible(tmp_path: Path):
+    (tmp_path / "journal-000001").write_text("mine")
+    with pytest.raises(EmbeddedError, match="journal-000001 is damaged at byte 0"):
+        restore(Journal(tmp_path), MemoryStores())
+    assert gc.isenabled()
 
-    again = MemoryStores()
-    read_snapshot(file, again)
-    outcome = await again(ONE).commit([Write("tasks/1", {"a": 1})], timeout=1)
 
-    assert outcome.commit_time > late
+def test_a_directory_that_cannot_be_locked_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EmbeddedError, match="file cannot be used: File exists"):
+        lock(tmp_path / "file" / "lock")
 
 
 # --- as a process of its own -------------------------------------------------------------------
@@ -169,35 +73,33 @@ async def gone(pid: int) -> bool:
 
 
 async def test_a_second_start_has_the_documents_of_the_first(tmp_path: Path):
-    file = tmp_path / "documents.data"
-    async with EmbeddedFirestore(data_file=file) as firestore:
+    async with EmbeddedFirestore(data_dir=tmp_path) as firestore:
         await put(firestore.address, "tasks/1", 1)
         pid = firestore.pid
         assert pid is not None
         with pytest.raises(EmbeddedError, match="in use by another crossfade"):
-            await EmbeddedFirestore(data_file=file).start()
+            await EmbeddedFirestore(data_dir=tmp_path).start()
     assert await gone(pid)
 
-    async with EmbeddedFirestore(data_file=file) as firestore:
+    async with EmbeddedFirestore(data_dir=tmp_path) as firestore:
         assert await held(firestore.address, "tasks/1")
         assert not await held(firestore.address, "tasks/2")
 
 
-async def test_a_killed_one_has_what_was_saved_before(tmp_path: Path, monkeypatch):
-    file = tmp_path / "documents.data"
-    firestore = EmbeddedFirestore(data_file=file)
+async def test_a_killed_one_leaves_its_directory_to_the_next(tmp_path: Path, capfd):
+    firestore = EmbeddedFirestore(data_dir=tmp_path)
     await firestore.start()
     await put(firestore.address, "tasks/1", 1)
-    for _ in range(100):
-        if file.exists():
-            break
-        await asyncio.sleep(0.1)
     assert firestore.pid is not None
     os.kill(firestore.pid, signal.SIGKILL)
     await firestore.stop()
+    with (tmp_path / "journal-000001").open("ab") as journal:
+        journal.write(b"\xff\xf5")
 
-    async with EmbeddedFirestore(data_file=file) as again:
+    async with EmbeddedFirestore(data_dir=tmp_path) as again:
         assert await held(again.address, "tasks/1")
+    # What the child has to say before it is ready is passed on.
+    assert "never acknowledged; dropped" in capfd.readouterr().err
 
 
 async def test_it_ends_with_its_parent():

@@ -28,7 +28,7 @@ from crossfade.mapping import (
     word_column,
 )
 from tests import strategies
-from tests.mappings import MAPPINGS
+from tests.library.mapping import MAPPINGS
 
 NAMES = st.sampled_from(
     [

@@ -249,7 +249,12 @@ def test_a_narrow_query_looks_at_few(
 
     def counting(*arguments: Any) -> Any:
         matches = made(*arguments)
-        return lambda document: looked.append(document.path) or matches(document)
+
+        def counted(document: Document) -> bool:
+            looked.append(document.path)
+            return bool(matches(document))
+
+        return counted
 
     monkeypatch.setattr(queries, "matcher", counting)
     found = store.run(query)

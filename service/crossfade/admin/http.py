@@ -58,9 +58,16 @@ def build(control: Control, status: StatusOf) -> Any:
 
 
 class HttpServer:
-    """The application on a port of its own. Raises OSError where the port is taken."""
+    """The application on a port of its own. Raises OSError where the port is taken; the
+    message names the `option` that chooses another."""
 
-    def __init__(self, application: Any, host: str, port: int) -> None:
+    def __init__(
+        self,
+        application: Any,
+        host: str,
+        port: int,
+        option: str = "[admin] port or CROSSFADE_ADMIN__PORT",
+    ) -> None:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,7 +76,7 @@ class HttpServer:
             self._socket.close()
             raise OSError(
                 f"port {port} of {host} is taken or not allowed; choose another with "
-                f"[admin] port or CROSSFADE_ADMIN__PORT (0 takes a free one)"
+                f"{option} (0 takes a free one)"
             ) from error
         self.address = f"{host}:{self._socket.getsockname()[1]}"
         self._application = application
@@ -86,7 +93,7 @@ class HttpServer:
         # Signals are the command's business.
         self._server.capture_signals = suppress
         self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        log.info("admin API", address=self.address)
+        log.info("HTTP", address=self.address)
 
     async def stop(self) -> None:
         if self._task is not None:

@@ -9,6 +9,10 @@ from crossfade.query import Query
 from crossfade.store import NOW, At, CommitOutcome, Page, Reading
 from crossfade.write import Write
 
+Watcher: TypeAlias = Callable[[int, Sequence[str]], None]
+"""Told of a commit that changed something: its time, and the paths. It does no more than
+take note, and raises nothing."""
+
 
 class Backend(Protocol):
     """A store of documents with a past and with transactions.
@@ -20,7 +24,11 @@ class Backend(Protocol):
     """
 
     def now(self) -> int:
-        """The time of a read: every commit so far is at or before it, later ones after."""
+        """The time of a read: every commit so far is at or before it, later ones after.
+
+        "So far" are those that watchers were told of: the version at a time that was given
+        out here never gains a change that is told of afterwards.
+        """
         ...
 
     async def get(self, paths: Sequence[str], *, timeout: float, at: At = NOW) -> Reading: ...
@@ -59,8 +67,8 @@ class Backend(Protocol):
 
     async def partition(self, query: Query, count: int, *, at: At = NOW) -> list[str]: ...
 
-    def subscribe(self, watcher: Callable[[int, Sequence[str]], None]) -> Callable[[], None]:
-        """Has the time and the paths of every later commit told; returns what ends it."""
+    def subscribe(self, watcher: Watcher) -> Callable[[], None]:
+        """Has every later commit told to `watcher`; returns what ends it."""
         ...
 
 

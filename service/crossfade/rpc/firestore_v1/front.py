@@ -3,6 +3,7 @@
 import secrets
 import string
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.cloud.firestore_v1 import types
@@ -17,14 +18,14 @@ from crossfade.document import (
     check_id,
     parse_field_path,
 )
-from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, Unimplemented
+from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, TooLarge, Unimplemented
 from crossfade.query import Cursor, Order, Query, project
 from crossfade.rpc.firestore_v1 import requests
 from crossfade.rpc.firestore_v1.backend import Backend, Backends
 from crossfade.rpc.firestore_v1.requests import parse
 from crossfade.rpc.status import code_of, details
 from crossfade.store import At, WriteOutcome
-from crossfade.write import MAX_COMMIT_BYTES, Write
+from crossfade.write import check
 
 MOST_IN_PAGE = 300
 """Documents or names in one answer of the methods that list."""
@@ -314,9 +315,9 @@ class Front:
 
     async def commit(self, data: bytes, left: float) -> bytes:
         request = parse(_Commit, data)
-        _check_size(data)
+        requests.check_size(data)
         database = requests.database_of(request.database)
-        writes = _writes(request.writes, database)
+        writes = requests.writes_of(request.writes, database)
         outcome = await self._backends(database).commit(
             writes, timeout=left, transaction=request.transaction or None
         )
@@ -328,11 +329,14 @@ class Front:
     async def batch_write(self, data: bytes, left: float) -> bytes:
         """Every write for itself, with a status of its own."""
         request = parse(_BatchWrite, data)
-        _check_size(data)
+        requests.check_size(data)
         database = requests.database_of(request.database)
-        writes = _writes(request.writes, database)
+        writes = requests.writes_of(request.writes, database)
         if len({write.path for write in writes}) < len(writes):
             raise InvalidArgument("writes: a document may be written only once in a BatchWrite")
+        for write in writes:  # what is illegal by itself fails the whole call
+            with suppress(TooLarge):
+                check(write)
         backend = self._backends(database)
         reply = types.BatchWriteResponse.pb()()
         for write in writes:
@@ -373,23 +377,6 @@ def _query(request: Any, given: bool, message: Any = None) -> tuple[Database, Qu
     database, parent = requests.parent_of(request.parent)
     message = request.structured_query if message is None else message
     return database, wire.decode_query(message, parent, database)
-
-
-def _check_size(data: bytes) -> None:
-    if len(data) > MAX_COMMIT_BYTES:
-        raise InvalidArgument(
-            f"commit: its size of {len(data)} bytes is over the limit of {MAX_COMMIT_BYTES}"
-        )
-
-
-def _writes(messages: Sequence[Any], database: Database) -> list[Write]:
-    writes = []
-    for index, message in enumerate(messages):
-        field = f"writes[{index}]"
-        name = message.update.name or message.delete or message.transform.document
-        requests.path_of(name, database, f"{field}.name")
-        writes.append(wire.decode_write(message, database, field))
-    return writes
 
 
 def _order_by(text: str) -> tuple[Order, ...]:

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -17,6 +18,7 @@ from crossfade.document import (
 from crossfade.errors import InvalidArgument
 from crossfade.rpc.firestore_v1.backend import Backend
 from crossfade.store import NOW, At
+from crossfade.write import MAX_COMMIT_BYTES, Write
 
 MAX_DATABASE_NAME = 100
 """Characters. Firestore's own limits, 30 and 63, are checked where databases are made."""
@@ -79,6 +81,25 @@ def mask_of(message: Any, field: str = "mask") -> tuple[FieldPath, ...] | None:
     if not message.HasField(field):
         return None
     return tuple(parse_field_path(text, field) for text in getattr(message, field).field_paths)
+
+
+def writes_of(messages: Sequence[Any], database: Database) -> list[Write]:
+    """The writes of a commit."""
+    writes = []
+    for index, message in enumerate(messages):
+        field = f"writes[{index}]"
+        name = message.update.name or message.delete or message.transform.document
+        path_of(name, database, f"{field}.name")
+        writes.append(wire.decode_write(message, database, field))
+    return writes
+
+
+def check_size(data: bytes) -> None:
+    """Raises InvalidArgument for a request with more writes than one may hold."""
+    if len(data) > MAX_COMMIT_BYTES:
+        raise InvalidArgument(
+            f"commit: its size of {len(data)} bytes is over the limit of {MAX_COMMIT_BYTES}"
+        )
 
 
 async def moment_of(request: Any, backend: Backend) -> tuple[At, bytes]:

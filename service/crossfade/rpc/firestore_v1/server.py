@@ -1,6 +1,7 @@
 """The gRPC server: every method of the service as a generic handler, bytes in and out."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -9,7 +10,10 @@ import grpc.aio
 
 from crossfade.errors import Unimplemented
 from crossfade.rpc.firestore_v1.backend import Backends
+from crossfade.rpc.firestore_v1.faults import Faults
 from crossfade.rpc.firestore_v1.front import Front
+from crossfade.rpc.firestore_v1.listen import Listen
+from crossfade.rpc.firestore_v1.write_stream import WriteStreams
 from crossfade.rpc.status import refuse
 
 SERVICE = "google.firestore.v1.Firestore"
@@ -21,6 +25,7 @@ DEFAULT_SECONDS = 60.0
 
 Unary: TypeAlias = Callable[[bytes, float], Awaitable[bytes]]
 Streaming: TypeAlias = Callable[[bytes, float], AsyncIterator[bytes]]
+BothWays: TypeAlias = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 
 
 async def _execute_pipeline(_: bytes, __: float) -> AsyncIterator[bytes]:
@@ -55,7 +60,19 @@ def _stream(name: str, method: Streaming) -> Any:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def methods(backends: Backends) -> dict[str, Any]:
+def _both_ways(name: str, method: BothWays) -> Any:
+    async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        try:
+            async with aclosing(method(requests)) as frames:
+                async for frame in frames:
+                    yield frame
+        except Exception as error:  # noqa: BLE001 - every error is an answer
+            refuse(context, name, error)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
     """A handler for every method of the service, by name."""
     front = Front(backends)
     unary: dict[str, Unary] = {
@@ -77,8 +94,17 @@ def methods(backends: Backends) -> dict[str, Any]:
         "RunAggregationQuery": front.run_aggregation_query,
         "RunQuery": front.run_query,
     }
+    both_ways: dict[str, BothWays] = {
+        "Listen": Listen(backends).serve,
+        "Write": WriteStreams(backends).serve,
+    }
+    if faults is not None:
+        unary = {name: faults.unary(method) for name, method in unary.items()}
+        streaming = {name: faults.streaming(method) for name, method in streaming.items()}
+        both_ways = {name: faults.streaming(method) for name, method in both_ways.items()}
     found = {name: _unary(name, method) for name, method in unary.items()}
-    return found | {name: _stream(name, method) for name, method in streaming.items()}
+    found |= {name: _stream(name, method) for name, method in streaming.items()}
+    return found | {name: _both_ways(name, method) for name, method in both_ways.items()}
 
 
 @dataclass(slots=True)
@@ -93,7 +119,7 @@ class Server:
         await self._server.stop(grace)
 
 
-async def serve(backends: Backends, host: str, port: int) -> Server:
+async def serve(backends: Backends, host: str, port: int, faults: Faults | None = None) -> Server:
     """A running server. Port 0 takes a free one. Raises OSError for one that is taken."""
     server = grpc.aio.server(
         options=(
@@ -103,7 +129,7 @@ async def serve(backends: Backends, host: str, port: int) -> Server:
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
         )
     )
-    handlers = grpc.method_handlers_generic_handler(SERVICE, methods(backends))
+    handlers = grpc.method_handlers_generic_handler(SERVICE, methods(backends, faults))
     server.add_generic_rpc_handlers((handlers,))
     try:
         bound = server.add_insecure_port(f"{host}:{port}")

@@ -266,8 +266,12 @@ class MemoryStore:
         self._history.forget_all(self._time)
 
     def advance(self, moment: int) -> None:
-        """Later commits get later times than `moment`: what was deleted by then stays older."""
+        """Later commits get later times than `moment`: what was deleted by then stays older.
+
+        As with `load`, nothing can be read at an earlier time.
+        """
         self._time = self.last_commit = max(self._time, moment)
+        self._history.forget_all(self._time)
 
     def reset(self) -> None:
         """Deletes every document, as one commit."""

@@ -10,18 +10,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 from crossfade import write as writing
-from crossfade.document import Document, collection_id, collection_path, identical
-from crossfade.errors import EpochChanged
-from crossfade.mapping import escape_path
+from crossfade.document import Document, collection_id, collection_path
+from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
+from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.reader import Reader
-from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables
+from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
 
+ATTEMPTS = 3
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
 # Sorted, so that two commits never wait for one another. The request's own lock
 # comes first: the second of two commits with one id finds the first one's row.
@@ -56,17 +59,42 @@ class _Staged:
 class Committer:
     """The writing half of the PostgreSQL store."""
 
-    def __init__(self, lanes: Lanes, tables: DocumentTables, reader: Reader, group: str) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        tables: DocumentTables,
+        reader: Reader,
+        group: str,
+        *,
+        enforce: bool = False,
+    ) -> None:
         self._lanes = lanes
         self._tables = tables
         self._reader = reader
         self._group = group
+        self._enforce = enforce
 
     async def commit(
         self, writes: Sequence[Write], timeout: float, intent: Intent | None
     ) -> CommitOutcome:
+        """Tried again where PostgreSQL ended it to resolve a deadlock: nothing was done then.
+        Paths are locked in one order, but commits may meet crosswise in the rows of others
+        that they refer to (placement.py)."""
         for write in writes:
             writing.check(write)
+        ends = monotonic() + timeout
+        attempt = 1
+        while True:
+            try:
+                return await self._commit(writes, ends - monotonic(), intent)
+            except Aborted:
+                if attempt == ATTEMPTS or monotonic() > ends:
+                    raise
+            attempt += 1
+
+    async def _commit(
+        self, writes: Sequence[Write], timeout: float, intent: Intent | None
+    ) -> CommitOutcome:
         paths = sorted({write.path for write in writes})
         replayable = intent is not None and intent.request_id is not None
         async with self._lanes.transaction(timeout) as connection:
@@ -80,9 +108,11 @@ class Committer:
                 if done is not None:
                     return replayed(done[0], done[1], len(writes))
             staged, now = await self._load(connection, paths)
-            outcomes = _apply(writes, staged, now)
+            outcomes = _apply(writing.collapse(writes), staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
-            await self._write(connection, staged, changed, epoch)
+            # While Firestore follows it has to be followed, whatever it takes.
+            strict = self._enforce and not (intent is not None and intent.mirrored)
+            await self._write(connection, staged, changed, epoch, strict=strict)
             if changed or replayable:
                 await connection.execute(
                     _RECORD,
@@ -123,6 +153,8 @@ class Committer:
         staged: dict[str, _Staged],
         changed: Sequence[str],
         epoch: int,
+        *,
+        strict: bool,
     ) -> None:
         upserts: dict[DocumentTable, list[list[Any]]] = {}
         deletes: dict[DocumentTable, list[str]] = {}
@@ -134,32 +166,45 @@ class Committer:
                 values = table.values(path, after.fields)
                 values += [after.create_time, after.update_time, epoch]
                 upserts.setdefault(table, []).append(values)
+        if len(changed) > ALONE_ROWS:
+            await connection.execute(ALONE)
+        # Deletes first: what they let go of is free for what is written.
+        for table, keys in deletes.items():
+            for several in table.deletions(keys):
+                await connection.execute(table.delete, several)
         for table, rows in upserts.items():
             if len(rows) == 1:
                 await connection.execute(table.upsert, *rows[0])
             else:
                 await connection.executemany(table.upsert, rows)
-        for table, keys in deletes.items():
-            for several in table.deletions(keys):
-                await connection.execute(table.delete, several)
+        # Only now: a reference may come before its parent, holders may change places.
+        for table, rows in upserts.items() if strict else ():
+            if table.mapping is not None:
+                for row in await connection.fetch(table.held_back, [values[0] for values in rows]):
+                    _refuse(table, table.mapping, row)
+
+
+def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
+    """Raises FailedPrecondition where a type or a constraint refused a value of the row."""
+    for field, value in from_rest(row[1]).items():
+        cause = mapping.cause(field, value)
+        if cause in REFUSED:
+            raise FailedPrecondition(
+                f"document {table.path_of(row)}, field {field}: {EXPLAINED[cause]} "
+                f'(cause "{cause}"; [migration] constraints = "enforce" refuses it)'
+            )
 
 
 def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:
-    """Every write on what the ones before it left. What changes nothing keeps its update_time."""
-    outcomes = []
-    for write in writes:
-        entry = staged[write.path]
-        current = entry.after
-        outcome = writing.apply(write, current, now)
-        if outcome.fields is None:
-            entry.after = None
-        elif current is None:
-            entry.after = Document(write.path, outcome.fields, now, now)
-        elif not identical(current.fields, outcome.fields):
-            entry.after = Document(write.path, outcome.fields, current.create_time, now)
-        time = None if entry.after is None else entry.after.update_time
-        outcomes.append(WriteOutcome(time, outcome.results))
-    return outcomes
+    """The pure core's result. All writes of a document answer the time that it is left with."""
+    documents, results = writing.apply_all(writes, lambda path: staged[path].before, now)
+    for path, document in documents.items():
+        staged[path].after = document
+    times = {path: None if left is None else left.update_time for path, left in documents.items()}
+    return [
+        WriteOutcome(times[write.path], values)
+        for write, values in zip(writes, results, strict=True)
+    ]
 
 
 def _columns(changed: Sequence[str], staged: dict[str, _Staged]) -> tuple[list[str], list[bool]]:

@@ -19,6 +19,7 @@ from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
 from crossfade.store import Version
 from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
@@ -422,6 +423,8 @@ class Mirror:
                 upserts.setdefault(table, []).append(
                     [*values, image.create_time, image.time, epoch]
                 )
+        if len(accepted) > ALONE_ROWS:
+            await connection.execute(ALONE)
         for table, rows in upserts.items():
             for statement, columns in table.bulk.calls(rows):
                 await connection.execute(statement, *columns)

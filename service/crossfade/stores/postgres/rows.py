@@ -28,7 +28,7 @@ from crossfade.store import Stored
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
-from crossfade.stores.postgres.placement import derived_source
+from crossfade.stores.postgres.derivation import derived_source
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -134,6 +134,8 @@ class DocumentTable:
         self.upsert = f"""insert into {self.name} as t ({self._written})
             values ({self._values}, {self._times})
             on conflict ({self.key}) do update set {self._update}"""
+        self.held_back = f"""select id, remainder from {self.name}
+            where id = any($1::text[]) and misfits is not null"""
         self.delete = f"delete from {self.name} where {self.key} = any($1::text[])"
         self.put_one = {owner: self._put_one(owner) for owner in (None, "intent", "claim")}
 

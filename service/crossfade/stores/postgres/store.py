@@ -18,17 +18,25 @@ from crossfade.write import Write
 class PostgresStore:
     """Mapped collections in their tables, all others in the generic one.
 
-    The lanes are the caller's, and stay open when the store is closed.
+    The lanes are the caller's, and stay open when the store is closed. `enforce`: what a
+    type or a constraint refuses is an error and not kept in the remainder, while no other
+    store follows.
     """
 
     name = StoreName.POSTGRESQL
 
     def __init__(
-        self, lanes: Lanes, mappings: Mappings, database: Database, group: str = "default"
+        self,
+        lanes: Lanes,
+        mappings: Mappings,
+        database: Database,
+        group: str = "default",
+        *,
+        enforce: bool = False,
     ) -> None:
         tables = DocumentTables(mappings, database)
         self._reader = Reader(lanes, tables, group)
-        self._committer = Committer(lanes, tables, self._reader, group)
+        self._committer = Committer(lanes, tables, self._reader, group, enforce=enforce)
 
     def get(self, paths: Sequence[str], *, timeout: float) -> Coroutine[Any, Any, Reading]:
         return self._reader.get(paths, timeout)

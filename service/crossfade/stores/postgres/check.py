@@ -1,0 +1,141 @@
+"""What alembic does not compare: enums, triggers and their functions, documents out of place."""
+
+import re
+from collections.abc import Iterator
+
+from crossfade.errors import FailedPrecondition
+from crossfade.mapping import CollectionMapping, DerivedMapping, Mappings, TextCodec
+from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.naming import name_of
+from crossfade.stores.postgres.placement import FUNCTIONS, placements
+
+_CHECKS = """select a.attname as column, pg_get_constraintdef(c.oid) as definition
+from pg_constraint c join pg_attribute a on a.attrelid = c.conrelid and c.conkey = array[a.attnum]
+where c.conrelid = to_regclass($1::text) and c.contype = 'c'"""
+_TRIGGERS = """select t.tgname as name, t.tgenabled <> 'D' as enabled, p.prosrc as body
+from pg_trigger t join pg_proc p on p.oid = t.tgfoid
+where t.tgrelid = to_regclass($1::text) and not t.tgisinternal and t.tgname like 'crossfade\\_%'"""
+_INDEXES = "select indexrelid::regclass::text from pg_index where indrelid = to_regclass($1::text)"
+_FUNCTIONS = "select proname, prosrc from pg_proc where pronamespace = to_regnamespace('crossfade')"
+_STRAYS = "select count(*), min(path) from crossfade.documents where {where}"
+_WORD = re.compile(r"'((?:[^']|'')*)'")
+
+
+async def differences(lanes: Lanes, mappings: Mappings, *, timeout: float) -> list[str]:
+    """One line each; none where the database is as the mapping wants it."""
+    found: list[str] = []
+    async with lanes.transaction(timeout, "repeatable read, read only") as connection:
+        found += await _functions(connection)
+        for mapping in mappings:
+            found += await _words(connection, mapping)
+        for table, placement in placements(mappings).items():
+            name = name_of(table)
+            if await connection.fetchval("select to_regclass($1::text)", name) is None:
+                continue
+            there = {row["name"]: row for row in await connection.fetch(_TRIGGERS, name)}
+            for trigger in placement.triggers:
+                row = there.pop(trigger.name, None)
+                if row is None or not row["enabled"]:
+                    found.append(f"missing: trigger {trigger.name} on {name}")
+                elif row["body"] != trigger.body:
+                    found.append(f"trigger {trigger.name} on {name}: it does something else")
+            found += [f"not in the mapping: trigger {left} on {name}" for left in there]
+            indexes = {row[0].rpartition(".")[2] for row in await connection.fetch(_INDEXES, name)}
+            found += [
+                f"missing: index {index} on {name}"
+                for index in placement.indexes
+                if index not in {text.strip('"') for text in indexes}
+            ]
+        for mapping in mappings:
+            found += await _strays(connection, mapping)
+    return found
+
+
+async def _functions(connection: Connection) -> list[str]:
+    there = {row["proname"]: row["prosrc"] for row in await connection.fetch(_FUNCTIONS)}
+    found = []
+    for name, body in _bodies():
+        if name not in there:
+            found.append(f"missing: function crossfade.{name}")
+        elif there[name] != body:
+            found.append(f"function crossfade.{name}: it does something else")
+    return found
+
+
+def _bodies() -> Iterator[tuple[str, str]]:
+    for statement in FUNCTIONS:
+        name = statement.partition("crossfade.")[2].partition("(")[0]
+        yield name, statement.split("$$")[1]
+
+
+async def _words(connection: Connection, mapping: CollectionMapping) -> list[str]:
+    """The words of enums, where the table is there."""
+    if isinstance(mapping, DerivedMapping):
+        return []
+    name = name_of(mapping.table)
+    expected = {
+        entry.column: entry.codec.words
+        for entry in mapping.columns
+        if isinstance(entry.codec, TextCodec) and entry.codec.words is not None
+    }
+    if not expected or await connection.fetchval("select to_regclass($1::text)", name) is None:
+        return []
+    there = {
+        row["column"]: {word.replace("''", "'") for word in _WORD.findall(row["definition"])}
+        for row in await connection.fetch(_CHECKS, name)
+    }
+    found = []
+    for column, words in expected.items():
+        if column not in there:
+            found.append(f"missing: check of the words of {name}.{column}")
+            continue
+        found += [
+            f"column {name}.{column}: the check does not know the word {word!r}"
+            for word in sorted(words - there[column])
+        ]
+        found += [
+            f"column {name}.{column}: the check lets in {word!r}, which the mapping does not"
+            for word in sorted(there[column] - words)
+        ]
+    return found
+
+
+async def refuse_strays(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
+    """Raises FailedPrecondition where documents are in the generic table and the mapping has a
+    table for them: they would be looked for there, and taken for missing."""
+    for mapping in mappings:
+        found = await lanes.fetchval(
+            f"select exists (select from crossfade.documents where {stray_condition(mapping)})",
+            *stray_arguments(mapping),
+            timeout=timeout,
+        )
+        if found:
+            raise FailedPrecondition(
+                f"documents of {mapping.pattern} are still in the generic table, from before it "
+                f"was mapped; run crossfade schema upgrade"
+            )
+
+
+def stray_condition(mapping: CollectionMapping) -> str:
+    """Finds the documents of a mapped collection in the generic table. $1: the collection id,
+    $2: the root collection's."""
+    if mapping.parent is None:
+        return "collection_path = $1 and $2::text is not null"
+    return """collection_id = $1 and collection_path like replace($2, '_', '\\_') || '/%'
+        and array_length(string_to_array(collection_path, '/'), 1) = 3"""
+
+
+def stray_arguments(mapping: CollectionMapping) -> tuple[str, str]:
+    parent = mapping.parent or mapping
+    return mapping.collection_id, parent.collection_id
+
+
+async def _strays(connection: Connection, mapping: CollectionMapping) -> list[str]:
+    if await connection.fetchval("select to_regclass('crossfade.documents')") is None:
+        return []
+    where = stray_condition(mapping)
+    row = await connection.fetchrow(_STRAYS.format(where=where), *stray_arguments(mapping))
+    if row is None or not row[0]:
+        return []
+    found = f"{row[0]} documents of {mapping.pattern} are in the generic table"
+    return [f"{found}, where they are not looked for; crossfade schema upgrade moves them"]

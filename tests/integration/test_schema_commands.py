@@ -1,0 +1,376 @@
+"""The schema through the commands: made, compared, brought on, dropped; and what does not fit."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from crossfade.app import load_mappings
+from crossfade.cli import main
+from crossfade.document import Database
+from crossfade.errors import FailedPrecondition
+from crossfade.mapping import Mappings
+from crossfade.store import Intent
+from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.store import PostgresStore
+from crossfade.wire import parse_document
+from crossfade.write import Write
+from tests.integration.test_postgres_placement import Library
+from tests.library.mapping import MAPPINGS
+from tests.postgres_fixture import DATABASE, MakeLanes, with_database
+from violet.mapping import MAPPINGS as VIOLET
+
+PROJECT = Database("violet")
+
+
+class Terminal:
+    """Runs commands on one empty database."""
+
+    def __init__(
+        self, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.url = url
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+        self.mapping("violet")
+        monkeypatch.setenv("DATABASE_URL", url)
+        monkeypatch.setenv("COLUMNS", "250")
+        for name in ("DATABASE_TYPE", "MIGRATION_READ_PRIMARY", "MIGRATION_DUAL_WRITE"):
+            monkeypatch.delenv(name, raising=False)
+
+    def mapping(self, package: str) -> None:
+        self._monkeypatch.setenv("CROSSFADE_MIGRATION__MAPPINGS", package)
+
+    async def run(self, *arguments: str) -> tuple[int, str]:
+        """Exit code, and everything that was printed."""
+        self._capsys.readouterr()
+        code = await asyncio.to_thread(main, arguments)
+        captured = self._capsys.readouterr()
+        return code, captured.out + captured.err
+
+    async def execute(self, sql: str) -> None:
+        connection = await asyncpg.connect(self.url)
+        await connection.execute(sql)
+        await connection.close()
+
+
+@pytest_asyncio.fixture
+async def terminal(
+    postgres_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    admin = await asyncpg.connect(postgres_url)
+    await admin.execute("drop database if exists schema_commands with (force)")
+    await admin.execute("create database schema_commands")
+    yield Terminal(with_database(postgres_url, "schema_commands"), capsys, monkeypatch)
+    await admin.execute("drop database schema_commands with (force)")
+    await admin.close()
+
+
+# --- create, check, drop -----------------------------------------------------------------------
+
+
+async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
+    code, output = await terminal.run("schema", "check")
+    assert code == 1
+    assert "missing: migration violet_0001" in output
+    assert "missing: table violet.tasks" in output
+    code, output = await terminal.run("schema", "create")
+    assert (code, "crossfade_0001, violet_0001" in output) == (0, True)
+    assert await terminal.run("schema", "check") == (
+        0,
+        "the database is as the models and the mapping say\n",
+    )
+    code, output = await terminal.run("schema", "create")
+    assert (code, "the schema is there" in output) == (0, True)
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "nothing was missing" in output) == (0, True)
+
+
+async def test_what_a_sidecar_made_is_brought_under_migrations(terminal: Terminal):
+    lanes = await Lanes.open(terminal.url, size=1)
+    await create_schema(lanes, VIOLET)
+    await lanes.close()
+    code, output = await terminal.run("schema", "check")
+    assert (code, output.count("\n")) == (1, 2)
+    assert (await terminal.run("schema", "upgrade"))[0] == 0
+    assert (await terminal.run("schema", "check"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("alter table violet.tasks drop column model_id", "missing: column violet.tasks.model_id"),
+        ("alter table violet.tasks add column x text", "not in the models: column violet.tasks.x"),
+        ("alter table violet.files alter size type text", "violet.files.size: type is TEXT"),
+        ("drop table violet.validators", "missing: table violet.validators"),
+        ("drop index violet.tasks_status", "missing: index tasks_status on violet.tasks"),
+        ("drop index violet.users_email_waiting", "missing: index users_email_waiting"),
+        ("alter table violet.users drop constraint users_email_key", "missing: unique"),
+        ("alter table violet.voices drop constraint voices_file_id_fkey", "missing: reference"),
+        ("alter table violet.users drop constraint users_role_check", "missing: check of the word"),
+        (
+            """alter table violet.users drop constraint users_role_check;
+            alter table violet.users add check (role in ('client', 'miner', 'admin', 'it''s'))""",
+            """check does not know the word 'validator'""",
+        ),
+        ("drop trigger crossfade_place on violet.users", "missing: trigger crossfade_place"),
+        (
+            "alter table violet.users disable trigger crossfade_place",
+            "missing: trigger crossfade_place on violet.users",
+        ),
+        (
+            """create or replace function violet.users_place() returns trigger language plpgsql
+            as $$ begin return new; end $$""",
+            "trigger crossfade_place on violet.users: it does something else",
+        ),
+        (
+            """create or replace function crossfade.with_misfit(misfits text[], field text)
+            returns text[] language sql immutable as 'select misfits'""",
+            "function crossfade.with_misfit: it does something else",
+        ),
+        ("delete from crossfade.alembic_version", "missing: migration violet_0001"),
+    ],
+)
+async def test_check_says_what_differs(terminal: Terminal, change: str, expected: str):
+    await terminal.run("schema", "create")
+    await terminal.execute(change)
+    code, output = await terminal.run("schema", "check")
+    assert code == 1
+    assert expected in output
+
+
+async def test_other_tables_are_left_alone(terminal: Terminal):
+    await terminal.run("schema", "create")
+    await terminal.execute("create table violet.theirs (x int); create schema other")
+    assert (await terminal.run("schema", "check"))[0] == 0
+    assert (await terminal.run("schema", "drop", "--yes"))[0] == 0
+    await terminal.execute("select x from violet.theirs; drop table violet.theirs")
+    code, output = await terminal.run("schema", "check")
+    assert (code, "missing: table violet.tasks" in output) == (1, True)
+    await terminal.run("schema", "create")
+    assert (await terminal.run("schema", "check"))[0] == 0
+
+
+async def test_drop_asks_twice(terminal: Terminal):
+    await terminal.run("schema", "create")
+    code, output = await terminal.run("schema", "drop")
+    assert (code, "say --yes" in output) == (2, True)
+    await terminal.execute(
+        """insert into crossfade.control (grp, stage, authority, epoch, generation)
+        values ('default', 'live', 'postgresql', 1, 1)"""
+    )
+    code, output = await terminal.run("schema", "drop", "--yes")
+    assert (code, "the stage is live" in output) == (2, True)
+    assert (await terminal.run("schema", "drop", "--yes", "--force"))[0] == 0
+    assert (await terminal.run("schema", "drop", "--yes"))[0] == 0
+
+
+async def test_without_a_database_it_says_so(terminal: Terminal, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DATABASE_URL")
+    code, output = await terminal.run("schema", "check")
+    assert (code, "no PostgreSQL is configured" in output) == (2, True)
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:secret@127.0.0.1:1/d")
+    code, output = await terminal.run("drift")
+    assert (code, "secret" in output) == (2, False)
+
+
+# --- a mapping that changes --------------------------------------------------------------------
+
+NEW_MAPPING = """
+from sqlalchemy import BigInteger, Column, MetaData
+from crossfade.mapping import CollectionMapping, Mappings, document_table, text_column
+
+metadata = MetaData(schema="changing")
+things = document_table("things", metadata, text_column("name"){column})
+parts = document_table("parts", metadata, text_column("name"))
+MAPPINGS = Mappings([CollectionMapping("things", things), CollectionMapping("parts", parts)])
+"""
+NEW_MIGRATION = """
+from alembic import op
+revision = "changing_0001"
+down_revision = None
+branch_labels = ("changing",)
+depends_on = None
+
+def upgrade():
+    op.execute("create schema if not exists changing")
+    op.execute("alter table if exists changing.things add column if not exists size bigint")
+"""
+
+
+async def test_a_collection_gets_a_table_and_then_a_column(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    documents: dict[str, Any] = {
+        "things/1": {"name": "a", "size": 1},
+        "things/2": {"name": "b", "size": 2.0},
+        "things/1/parts/1": {"name": "c"},
+        "parts/1": {"name": "d"},
+        "others/1": {"name": "e"},
+    }
+    lanes = await Lanes.open(terminal.url, size=2)
+    await create_schema(lanes, Mappings())
+    store = PostgresStore(lanes, Mappings(), PROJECT)
+    await store.commit([Write(path, fields) for path, fields in documents.items()], timeout=10)
+    before = await _contents(store, list(documents))
+
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "changing_one"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mapping.py").write_text(NEW_MAPPING.format(column=""))
+    terminal.mapping("changing_one")
+    code, output = await terminal.run("schema", "check")
+    assert (code, "2 documents of things are in the generic table" in output) == (1, True)
+    first = load_mappings("changing_one")
+    await create_schema(lanes, first)
+    with pytest.raises(FailedPrecondition, match="documents of things are still in the generic"):
+        await refuse_strays(lanes, first, timeout=5)
+    # A sidecar of the new version wrote one of them meanwhile, and one of the old an older one.
+    await PostgresStore(lanes, first, PROJECT).commit([Write("parts/1", {"name": "x"})], timeout=5)
+    before[3] = (await _contents(PostgresStore(lanes, first, PROJECT), ["parts/1"]))[0]
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "moved to their tables: 3" in output) == (0, True)
+    await refuse_strays(lanes, first, timeout=5)
+    assert await _contents(PostgresStore(lanes, first, PROJECT), list(documents)) == before
+    assert await lanes.fetchval("select count(*) from crossfade.documents", timeout=5) == 2
+
+    # The next version of the application has a column for `size`.
+    package = tmp_path / "changing_two"
+    (package / "migrations").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "mapping.py").write_text(NEW_MAPPING.format(column=', Column("size", BigInteger)'))
+    (package / "migrations" / "changing_0001.py").write_text(NEW_MIGRATION)
+    terminal.mapping("changing_two")
+    second = load_mappings("changing_two")
+    with pytest.raises(FailedPrecondition, match=r"changing\.things\.size missing"):
+        await create_schema(lanes, second)
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "with values moved to columns: 1" in output) == (0, True)
+    assert await _contents(PostgresStore(lanes, second, PROJECT), list(documents)) == before
+    sizes = await lanes.fetch("select size from changing.things order by id", timeout=5)
+    assert [row[0] for row in sizes] == [1, None]
+    assert (await terminal.run("schema", "check"))[0] == 0
+    await lanes.close()
+
+
+async def _contents(store: PostgresStore, paths: list[str]) -> list[Any]:
+    found = (await store.get(paths, timeout=5)).documents
+    return [
+        (parse_document(stored.data, PROJECT), stored.version) for stored in found if stored.data
+    ]
+
+
+# --- drift, finalize, enforce ------------------------------------------------------------------
+
+
+async def _drifted(terminal: Terminal) -> Lanes:
+    lanes = await Lanes.open(terminal.url, size=4)
+    await create_schema(lanes, MAPPINGS)
+    terminal.mapping("tests.library")
+    library = Library(lanes)
+    await library.put(
+        books__1={"state": "burnt", "title": "t", "weight": 1.5, "$odd": 1},
+        books__2={"state": "burnt", "title": None, "pages": 7.0, "weight": 2},
+        books__3={"state": "shelved", "pages": 1, "rating": float("nan"), "weight": 2.5},
+        books__3__notes__1={"by": "nobody"},
+        loans__1={"book": "none"},
+        readers__a={"card": "1"},
+        readers__b={"card": "1"},
+        cards__1={"name": "n"},
+        strays__1={"x": 1},
+    )
+    return lanes
+
+
+async def test_drift_by_field_and_cause(terminal: Terminal):
+    lanes = await _drifted(terminal)
+    code, output = await terminal.run("drift")
+    assert code == 0
+    lines = {tuple(line.split()[:2]): " ".join(line.split()[2:]) for line in output.splitlines()}
+    assert lines["books", "state"].startswith("3 1 2 word books/1 add the words")
+    assert lines["books", "title"].startswith("2 1 1 null books/2 none needed")
+    assert lines["books", "pages"].startswith("2 1 1 type books/2 if the writers mean it")
+    assert lines["books", "rating"].startswith("1 0 1 range books/3")
+    assert lines["books", "weight"] == (
+        '3 0 3 no column books/1 Column("weight", Double) (fits 2 of 3)'
+    )
+    assert lines["books/*/notes", "by"].startswith("1 0 1 reference books/3/notes/1 bring")
+    assert lines["readers", "card"].startswith("2 1 1 duplicate readers/b")
+    assert lines["cards", "name"].startswith("1 0 1 owner cards/1")
+    assert lines["strays", "*"].startswith("1 0 1 no column strays/1 map the collection")
+    assert "burnt" not in output
+    assert ("books", "shelves") not in lines
+    assert '"burnt" (2)' in (await terminal.run("drift", "--words"))[1]
+    assert "reader" in (await terminal.run("drift", "--all"))[1]
+    await lanes.close()
+
+
+async def test_finalize_lists_what_was_refused(terminal: Terminal):
+    lanes = await _drifted(terminal)
+    code, output = await terminal.run("schema", "finalize")
+    assert code == 1
+    assert "books.state: 2 by word, e.g. books/1" in output
+    assert "readers.card: 1 by duplicate, e.g. readers/b" in output
+    assert "weight" not in output
+    assert "title" not in output
+    library = Library(lanes)
+    await library.put(books__1=None, books__2=None, books__3=None, books__3__notes__1=None)
+    await library.put(loans__1=None, readers__b=None)
+    code, output = await terminal.run("schema", "finalize")
+    assert (code, "every value is in its column" in output) == (0, True)
+    await lanes.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "message"),
+    [
+        ("books/1", {"state": "burnt"}, 'field state: a word that the enum.*"word"'),
+        ("books/1", {"pages": "7"}, "field pages: a value of another type"),
+        ("loans/1", {"book": "none"}, "field book: a reference to a document"),
+        ("readers/b", {"card": "1"}, "field card: a unique value that another"),
+        ("books/1", {"title": "a\0"}, "field title: a value that a column"),
+        ("books/a/notes/1", {"by": "none"}, "field by: a reference"),
+    ],
+)
+async def test_enforced_constraints_refuse(
+    postgres_lanes: MakeLanes, path: str, fields: Any, message: str
+):
+    lanes = await postgres_lanes()
+    await create_schema(lanes, MAPPINGS)
+    store = PostgresStore(lanes, MAPPINGS, DATABASE, enforce=True)
+    await store.commit([Write("readers/a", {"card": "1"})], timeout=5)
+    with pytest.raises(FailedPrecondition, match=message):
+        await store.commit([Write("books/9", {}), Write(path, fields)], timeout=5)
+    found = (await store.get([path, "books/9"], timeout=5)).documents
+    assert [stored.data for stored in found] == [None, None]
+
+
+async def test_enforced_constraints_let_pass_what_fits(postgres_lanes: MakeLanes):
+    lanes = await postgres_lanes()
+    await create_schema(lanes, MAPPINGS)
+    store = PostgresStore(lanes, MAPPINGS, DATABASE, enforce=True)
+    writes = [
+        # The parent comes after its child, the holders change places.
+        Write("loans/1", {"book": "1", "at": None, "more": 1}),
+        Write("books/1", {"state": "lent"}),
+        Write("cards/dangling", {"name": "n"}),
+        Write("readers/a", {"card": "1"}),
+        Write("readers/b", {"card": "2"}),
+    ]
+    await store.commit(writes, timeout=5)
+    swap = [Write("readers/a", {"card": "2"}), Write("readers/b", {"card": "1"})]
+    await store.commit(swap, timeout=5)
+    # Firestore follows: what it would take cannot be refused.
+    await lanes.execute(
+        """insert into crossfade.control (grp, stage, authority, epoch, generation)
+        values ('default', 'live', 'postgresql', 1, 1)""",
+        timeout=5,
+    )
+    mirrored = Intent("i", 1, mirrored=True)
+    await store.commit([Write("books/2", {"state": "burnt"})], timeout=5, intent=mirrored)
