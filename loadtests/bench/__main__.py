@@ -2,22 +2,18 @@
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 
 import grpc.aio
 
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade, Write
-from loadtests.bench import data, servers, sql
+from loadtests.bench import data, report, servers, sql
 from loadtests.bench.measure import (
     MARGIN,
     BenchError,
@@ -31,14 +27,6 @@ from loadtests.stack import StackError
 
 GROUPS = ("get", "query", "commit")
 CONNECTIONS = 8
-MIN_ROUNDS = 3
-LABELS = {
-    "rate": "operations/s",
-    "p50": "p50",
-    "p99": "p99",
-    "server": "CPU of the server",
-    "path": "CPU of caller and server",
-}
 
 
 class Bench:
@@ -195,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=54.0,
-        help=f"for all rounds; {MIN_ROUNDS} of each group are run in any case (%(default)s)",
+        help=f"for all rounds; {report.MIN_ROUNDS} of each group are run in any case (%(default)s)",
     )
     parser.add_argument(
         "--embedded",
@@ -218,52 +206,15 @@ def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
         names = options.only or GROUPS
         for name in names:
             group: Group = getattr(bench, name)(max(1, round(OPS[name] * options.scale)))
-            group.warm_up()
-            _rounds(group, options.rounds, options.seconds / len(names))
-            _show(group)
+            report.run(group, options.rounds, options.seconds / len(names))
+            report.show(group)
             groups.append(group)
         firestore = bench.firestore
     seconds = time.monotonic() - begun
     print(f"\nFirestore: {firestore}; {seconds:.0f} s")
     if options.json is not None:
-        report = {
-            "python": platform.python_version(),
-            "cpus": os.cpu_count(),
-            "versions": {name: version(name) for name in ("grpcio", "protobuf", "asyncpg")},
-            "firestore": firestore,
-            "margin": MARGIN,
-            "seconds": round(seconds, 1),
-            "groups": [group.to_json() for group in groups],
-        }
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        report.write(options.json, groups, seconds, firestore=firestore)
     return 0
-
-
-def _rounds(group: Group, most: int, seconds: float) -> None:
-    """As many rounds as there is time for: a busy machine measures less, not longer."""
-    ends = time.monotonic() + seconds
-    for number in range(most):
-        if number >= MIN_ROUNDS and time.monotonic() > ends:
-            return
-        group.round(number)
-
-
-def _show(group: Group) -> None:
-    rounds = len(group.cases[0].samples)
-    print(f"\n{group.name} ({group.ops} operations a burst; medians of {rounds})")
-    print(
-        f"  {'':18}{'op/s':>9}{'p50 ms':>9}{'p99 ms':>9}   "
-        f"CPU µs per operation: {'caller':>8}{'server':>8}{'store':>8}"
-    )
-    for case in group.cases:
-        server = "-" if case.server is None else f"{case.median('server'):.0f}"
-        print(
-            f"  {case.name:18}{case.median('rate'):9.0f}{case.median('p50'):9.2f}"
-            f"{case.median('p99'):9.2f}   {'':22}{case.median('caller'):8.0f}"
-            f"{server:>8}{case.median('store'):8.0f}"
-        )
-    for ratio in group.ratios():
-        print(f"  {ratio.case} / {ratio.base}, {LABELS[ratio.metric]}: {ratio.text}")
 
 
 if __name__ == "__main__":

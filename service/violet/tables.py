@@ -186,6 +186,8 @@ tasks = document_table(
     reference_column("user_id", users),
     reference_column("voice_name", voices),
     Index("tasks_status", "status", "created_at"),
+    # The first so many of a status: a limit is in the order of ids.
+    Index("tasks_status_id", "status", "id"),
     Index("tasks_task_type", "task_type", "status"),
     Index("tasks_created_at", "created_at"),
     Index("tasks_user_id", "user_id", "created_at"),

@@ -37,7 +37,7 @@ class Reader:
             path = paths[0]
             table = self._tables.of(path)
             text = escape_path(path)
-            row = await self._lanes.fetchrow(
+            row = await self._lanes.read(
                 table.get_one,
                 table.key_of(path),
                 text,
