@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick rehearse conformance clean
+.PHONY: help setup run test lint format proto lock load bench-quick bench-postgres rehearse conformance clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ load: setup ## Locust against a throwaway stack, HTML report in build/
 
 bench-quick: setup ## the request path against the bare stack and the alternatives, as ratios
 	$(BIN)/python -m loadtests.bench
+
+bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
+	$(BIN)/python -m loadtests.postgres
 
 lint: setup ## ruff, mypy, import stack, generated code
 	$(BIN)/ruff check .

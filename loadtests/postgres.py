@@ -42,12 +42,12 @@ class Bench:
         self._resources = resources
         self._tasks = tasks
         self._postmaster, self._dsn = resources.enter_context(
-            servers.postgresql(directory, ("few", "many", "copy", "copy_again", "put"))
+            servers.postgresql(directory, ("get", "few", "many", "copy", "copy_again", "put"))
         )
         self._users: dict[str, int] = {}
 
     def get(self) -> Group:
-        dsn = self._filled("few", FEW)
+        dsn = self._filled("get", FEW)
         documents = {f"tasks/{data.task_id(n)}": data.fields(n) for n in range(data.COUNT)}
         asyncio.run(_put(dsn, data.PARENTS | documents))
         options = {"dsn": dsn}

@@ -150,10 +150,10 @@ async def store_put(options: dict[str, Any]) -> Call:
     lanes = await Lanes.open(options["dsn"], size=1)
     mirror = Mirror(lanes, MAPPINGS, many.DATABASE)
     documents = [data.fields(number) for number in range(PAGE)]
-    keys = _keys()
+    pages = keys()
 
     async def call(_: int) -> None:
-        page = next(keys)
+        page = next(pages)
         images = [
             Image(f"tasks/{key}", fields, many.TIME, many.TIME)
             for key, fields in zip(page, documents, strict=True)
@@ -174,10 +174,10 @@ async def copy_rows(options: dict[str, Any]) -> Call:
         (*table.values("tasks/1", data.fields(number))[1:], many.TIME, many.TIME, 1)
         for number in range(PAGE)
     ]
-    keys = _keys()
+    pages = keys()
 
     async def call(_: int) -> None:
-        records = [(key, *row) for key, row in zip(next(keys), rows, strict=True)]
+        records = [(key, *row) for key, row in zip(next(pages), rows, strict=True)]
         async with lanes.acquire(TIMEOUT) as connection:
             copied = await connection.copy_records_to_table(
                 "tasks", schema_name="violet", columns=columns, records=records
@@ -187,7 +187,7 @@ async def copy_rows(options: dict[str, Any]) -> Call:
     return call
 
 
-def _keys() -> Any:
+def keys() -> Any:
     """Pages of ids that no other process uses, in no order, as Firestore's are."""
     for page in itertools.count():
         yield [
