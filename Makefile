@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
-.PHONY: bench-firestore lint format proto lock clean
+.PHONY: bench-firestore bench-postgres lint format proto lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -50,6 +50,9 @@ bench-quick: setup ## the request path against the bare stack and the alternativ
 
 bench-firestore: setup ## the embedded Firestore against a bare handler, as ratios; its memory
 	$(BIN)/python -m loadtests.firestore
+
+bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
+	$(BIN)/python -m loadtests.postgres
 
 lint: setup ## ruff, mypy, import stack, generated code
 	$(BIN)/ruff check .

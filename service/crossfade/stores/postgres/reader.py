@@ -36,11 +36,12 @@ class Reader:
         if len(paths) == 1:
             path = paths[0]
             table = self._tables.of(path)
-            row = await self._lanes.fetchrow(
+            text = escape_path(path)
+            row = await self._lanes.read(
                 table.get_one,
                 table.key_of(path),
-                escape_path(path),
-                escape_path(collection_id(path)),
+                text,
+                collection_id(text),
                 self._group,
                 timeout=timeout,
             )
@@ -151,15 +152,14 @@ def _place(
 def _reading(found: Sequence[tuple[Stored, Any, DocumentTable]]) -> Reading:
     """The state is that of all: pending if one is."""
     _, row, table = found[0]
-    at = table.extras
-    pending = any(row[table.extras.pending] for _, row, table in found)
-    read_time = row[at.now]
-    for stored, _, _ in found:
+    epoch, generation, pending, read_time = row[table.state]
+    for stored, row, table in found:
+        pending = pending or row[table.extras.pending]
         # A version may be ahead of this clock; an answer is never older than what it holds.
         if stored.version is not None and stored.version[1] > read_time:
             read_time = stored.version[1]
-    state = MirrorState(row[at.epoch] or 0, row[at.generation] or 0, pending)
-    return Reading(tuple(stored for stored, _, _ in found), read_time, state)
+    state = MirrorState(epoch or 0, generation or 0, pending)
+    return Reading(tuple([stored for stored, _, _ in found]), read_time, state)
 
 
 def _state(row: Any, table: DocumentTable) -> tuple[MirrorState, int]:

@@ -1,6 +1,7 @@
 """PostgreSQL as a document store."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
 from crossfade.document import Database
 from crossfade.mapping import Mappings
@@ -37,8 +38,8 @@ class PostgresStore:
         self._reader = Reader(lanes, tables, group)
         self._committer = Committer(lanes, tables, self._reader, group, enforce=enforce)
 
-    async def get(self, paths: Sequence[str], *, timeout: float) -> Reading:
-        return await self._reader.get(paths, timeout)
+    def get(self, paths: Sequence[str], *, timeout: float) -> Coroutine[Any, Any, Reading]:
+        return self._reader.get(paths, timeout)
 
     def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
         return self._reader.query(query, timeout)
