@@ -24,7 +24,7 @@ from crossfade.mapping import (
     unescape_path,
 )
 from crossfade.query import Query
-from crossfade.store import Stored
+from crossfade.store import Stored, Version
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.stores.postgres.derivation import derived_source
@@ -247,19 +247,20 @@ class DocumentTable:
     def stored(self, row: Any, path: str) -> Stored:
         """What a row of `get_one` or `get_many` says of its path."""
         at = self.extras
-        live = row[0] is not None
-        epoch, time = row[at.version_epoch], row[at.version_time]
+        known = (row[at.version_epoch], row[at.version_time])
         peer_time = row[at.peer_time]
-        if peer_time is not None and (row[at.peer_epoch], row[at.peer_version]) != (epoch, time):
+        if peer_time is not None and (row[at.peer_epoch], row[at.peer_version]) != known:
             peer_time = None
-        if live:
+        data = None if row[0] is None else self.document_bytes(row, path)
+        return Stored(path, data, self.version(row), peer_time)
+
+    def version(self, row: Any) -> Version | None:
+        """The version of the document in a row of `get_one` or `get_many`, or of its tombstone."""
+        at = self.extras
+        epoch, time = row[at.version_epoch], row[at.version_time]
+        if row[0] is not None:
             epoch, time = row[self.epoch_index], row[self.update_index]
-        return Stored(
-            path,
-            self.document_bytes(row, path) if live else None,
-            None if time is None else (epoch, time),
-            peer_time,
-        )
+        return None if time is None else (epoch, time)
 
     def many(self, paths: Sequence[str], group: str) -> tuple[Any, ...]:
         """`get_many` with its arguments."""
