@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from hypothesis import HealthCheck, given, note, seed, settings
+from hypothesis import HealthCheck, given, seed, settings
 
 from crossfade.document import collection_path
 from crossfade.mapping import CollectionMapping, Mappings, pattern_of
@@ -105,8 +105,7 @@ async def compare(postgres: Postgres, story: Story) -> None:
     for request in story.requests:
         mine, other = await ours.ask(request), await theirs.ask(request)
         if not same(mine, other):
-            note(f"differs: {request}\n  postgresql {mine}\n  memory     {other}")
-            pytest.fail("PostgreSQL and the in-memory store differ")
+            pytest.fail(f"{request}\n  postgresql {mine}\n  memory     {other}")
     await postgres.delete([document.path for document in memory.dump()])
     postgres.clean = True
 
@@ -114,11 +113,11 @@ async def compare(postgres: Postgres, story: Story) -> None:
 async def compare_with_official(postgres: Postgres, official: Server, story: Story) -> None:
     ours, theirs = Session(postgres.server, DATABASE), Session(official, fresh_database())
     await postgres.clear()
+    postgres.clean = False
     for request in story.requests:
         mine, other = await asyncio.gather(ours.ask(request), theirs.ask(request))
         if not same(mine, other) and not await explained(request, mine, other, ours):
-            note(f"differs: {request}\n  postgresql {mine}\n  official   {other}")
-            pytest.fail("PostgreSQL and the official emulator differ")
+            pytest.fail(f"{request}\n  postgresql {mine}\n  official   {other}")
 
 
 def _given(kind: str, number: int, size: int) -> Any:

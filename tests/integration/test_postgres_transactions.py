@@ -14,7 +14,7 @@ from crossfade.stores.postgres.store import PostgresStore
 from crossfade.wire import parse_document
 from crossfade.write import Transform, TransformKind, Write
 from tests.contract.mapped import MAPPED
-from tests.postgres_fixture import DATABASE, MakeLanes
+from tests.postgres_fixture import DATABASE, MakeDatabase, MakeLanes
 from violet.mapping import MAPPINGS
 
 SECONDS = 60.0
@@ -232,32 +232,39 @@ async def test_fifty_writers_of_the_same_documents_in_opposite_orders(
 
 
 async def test_fifty_writers_that_refer_crosswise_and_hold_unique_values(
-    postgres_lanes: MakeLanes,
+    postgres_database: MakeDatabase, postgres_lanes: MakeLanes
 ) -> None:
-    """Every commit counts in three documents of two tables. Half of them also take each other's
-    unique values and refer to one another's documents, which come and go: placements lock
-    the rows and the names of others. No deadlock reaches a caller, no increment is lost."""
-    lanes = await postgres_lanes(size=8)
-    await create_schema(lanes, MAPPED)
+    """Five groups write documents of their own, each of which refers to the next group's and
+    wants the same unique values, while owners come and go: placements lock the names and
+    rows of others, in no order. No deadlock reaches a caller, no increment is lost."""
+    url = await postgres_database()
+    first = await postgres_lanes(url=url)
+    await create_schema(first, MAPPED)
+    name = await first.fetchval("select current_database()", timeout=SECONDS)
+    # Deadlocks are many here, and each takes a second by default.
+    await first.execute(f"alter database {name} set deadlock_timeout = '20ms'", timeout=SECONDS)
+    lanes = await postgres_lanes(size=16, url=url)
     store = PostgresStore(lanes, MAPPED, DATABASE)
-    counted = ["d/a", "c/a", "c/a/sub/a"]
+    groups = 5
 
-    def counts() -> list[Write]:
-        return [Write(p, {}, (), (Transform(("0",), TransformKind.INCREMENT, 1),)) for p in counted]
-
-    def others(turn: int) -> list[Write]:
-        one, two = ("b", "B") if turn % 4 < 2 else ("B", "b")
-        owner = None if turn % 5 == 0 else {"a": two, "b": turn}
+    def writes(turn: int) -> list[Write]:
+        group, half = turn % groups, turn // groups % 2
+        after, second = (group + 1) % groups, (group + 2) % groups
+        count = Transform(("0",), TransformKind.INCREMENT, 1)
         return [
-            Write(f"d/{one}", owner),
-            Write(f"c/{one}", {"b": two, "ünï": one}),
-            Write(f"c/{two}/sub/{one}", {"c": one, "a.b": two}),
-            Write(f"sub/{two}", {"b": turn}),
+            Write(f"d/{group}", {"a": f"u{half}", "b": turn} if turn % 3 else None),
+            Write(f"c/{group}", {"b": f"{after}", "ünï": f"u{half}"}, (("b",), ("ünï",)), (count,)),
+            Write(f"c/{after}/sub/{group}", {"c": f"{second}", "a.b": f"{after}"}),
+            Write(f"c/{group}/sub/n", {}, (), (count,)),
+            Write(f"sub/u{group % 2}{group}", {"b": turn}),
         ]
 
-    async def commit(turn: int) -> None:
-        writes = counts() + (others(turn) if turn % 2 else [])
-        await store.commit(writes if turn % 3 else writes[::-1], timeout=SECONDS)
-
-    await asyncio.gather(*(commit(turn) for turn in range(WRITERS)))
-    assert [fields["0"] for fields, _ in await read(store, *counted) if fields] == [WRITERS] * 3
+    await asyncio.gather(
+        *(
+            store.commit(writes(turn) if turn % 2 else writes(turn)[::-1], timeout=SECONDS)
+            for turn in range(WRITERS)
+        )
+    )
+    counted = [path for group in range(groups) for path in (f"c/{group}", f"c/{group}/sub/n")]
+    sums = [fields["0"] for fields, _ in await read(store, *counted) if fields]
+    assert sums == [WRITERS // groups] * len(counted)

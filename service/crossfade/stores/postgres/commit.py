@@ -26,7 +26,7 @@ from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
 # Sorted, so that two commits never wait for one another. The request's own lock
 # comes first: the second of two commits with one id finds the first one's row.
@@ -97,14 +97,17 @@ class Committer:
     ) -> CommitOutcome:
         """Tried again where PostgreSQL ended it to resolve a deadlock: nothing was done then.
         Paths are locked in one order, but commits may meet crosswise in the rows of others
-        that they refer to (placement.py)."""
+        that they refer to (placement.py). The second try waits until no other commit is
+        placing anything, and has the placing for itself: it does not meet them again."""
         for write in writes:
             writing.check(write)
         ends = monotonic() + timeout
         attempt = 1
         while True:
             try:
-                return await self._commit(writes, ends - monotonic(), intent, reads)
+                return await self._commit(
+                    writes, ends - monotonic(), intent, reads, alone=attempt > 1
+                )
             except _Changed:
                 raise
             except Aborted:
@@ -118,6 +121,8 @@ class Committer:
         timeout: float,
         intent: Intent | None,
         reads: Sequence[Read],
+        *,
+        alone: bool,
     ) -> CommitOutcome:
         written = {write.path for write in writes}
         paths = sorted(written.union(path for path, _ in reads))
@@ -142,6 +147,8 @@ class Committer:
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
             strict = self._enforce and not (intent is not None and intent.mirrored)
+            if alone or len(changed) > ALONE_ROWS:
+                await connection.execute(ALONE)
             await self._write(connection, staged, changed, epoch, strict=strict)
             if changed or replayable:
                 await connection.execute(
@@ -196,8 +203,6 @@ class Committer:
                 values = table.values(path, after.fields)
                 values += [after.create_time, after.update_time, epoch]
                 upserts.setdefault(table, []).append(values)
-        if len(changed) > ALONE_ROWS:
-            await connection.execute(ALONE)
         # Deletes first: what they let go of is free for what is written.
         for table, keys in deletes.items():
             for several in table.deletions(keys):
