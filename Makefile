@@ -31,7 +31,7 @@ model: setup ## every state the protocol can reach: it holds, and without any on
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
 
-differential: setup ## 50,000 random databases, here and on the official emulator, in an hour
+differential: setup ## 50,000 random databases, here and on the official emulator; 20,000 on PostgreSQL
 	$(BIN)/python -m tests.differential
 
 fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED and _REQUESTS replay

@@ -24,7 +24,7 @@ from crossfade.mapping import (
     unescape_path,
 )
 from crossfade.query import Query
-from crossfade.store import Stored
+from crossfade.store import Stored, Version
 from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
@@ -260,6 +260,13 @@ class DocumentTable:
             return Stored(path, None, None if time is None else (epoch, time), peer_time)
         version = (row[self.epoch_index], row[self.update_index])
         return Stored(path, self.document_bytes(row, path), version, peer_time)
+
+    def version(self, row: Any) -> Version | None:
+        """The version of the document in a row of `get_one` or `get_many`, or of its tombstone."""
+        epoch, time = row[self.versions][:2]
+        if row[0] is not None:
+            return row[self.epoch_index], row[self.update_index]
+        return None if time is None else (epoch, time)
 
     def many(self, paths: Sequence[str], group: str) -> tuple[Any, ...]:
         """`get_many` with its arguments."""
