@@ -4,8 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format proto lock load bench-quick bench-firestore rehearse
-.PHONY: conformance differential fuzz clean
+.PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
+.PHONY: bench-firestore bench-postgres lint format proto lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,10 +25,13 @@ run: setup ## the whole stack with live sample traffic; Ctrl-C stops it
 test: setup ## every test that needs only Python and make
 	$(BIN)/pytest -q
 
+model: setup ## every state the protocol can reach: it holds, and without any one rule it does not
+	$(BIN)/python -m tests.model
+
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
 
-differential: setup ## 50,000 random databases, here and on the official emulator, in an hour
+differential: setup ## 50,000 random databases, here and on the official emulator; 20,000 on PostgreSQL
 	$(BIN)/python -m tests.differential
 
 fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED and _REQUESTS replay
@@ -47,6 +50,9 @@ bench-quick: setup ## the request path against the bare stack and the alternativ
 
 bench-firestore: setup ## the embedded Firestore against a bare handler, as ratios; its memory
 	$(BIN)/python -m loadtests.firestore
+
+bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
+	$(BIN)/python -m loadtests.postgres
 
 lint: setup ## ruff, mypy, import stack, generated code
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""Fifty thousand random databases, on the embedded Firestore and on the official emulator.
+"""Fifty thousand random databases here and on the official emulator, twenty thousand on PostgreSQL.
 
 `python -m tests.differential` runs tests/contract/test_differential.py, two processes at a
-time, each with an emulator of its own, and says every 30 seconds how far they are. Exits
-with 1 at a difference, which is printed with what reproduces it. `CROSSFADE_CASES` and
-`CROSSFADE_SEED` are as there.
+time, each with an emulator of its own, then test_differential_postgres.py in one, and says
+every 30 seconds how far they are. Exits with 1 at a difference, which is printed with what
+reproduces it. `CROSSFADE_CASES`, `CROSSFADE_POSTGRES_CASES` (0: none) and `CROSSFADE_SEED`
+are as there.
 """
 
 import asyncio
@@ -12,23 +13,27 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 CASES = int(os.environ.get("CROSSFADE_CASES", "50000"))
+POSTGRES_CASES = int(os.environ.get("CROSSFADE_POSTGRES_CASES", "20000"))
 SEED = int(os.environ.get("CROSSFADE_SEED", "1"))
 PROCESSES = 2
 CASES_PER_PROCESS = 5_000
 """The emulator forgets nothing: some 20 KB for each database that it ever saw."""
 SHARES = 1_000
 SECONDS_BETWEEN_LINES = 30
-_TEST = "tests/contract/test_differential.py"
-_LINE = re.compile(r"test_cases_(\d+)_to_(\d+) (PASSED|FAILED|ERROR)")
+_LINE = re.compile(r"test_cases_(\d+)_to_(\d+)\w* (PASSED|FAILED|ERROR)")
 
 
 @dataclass
 class Worker:
-    """A share of the cases: how many were the same, and what the last process printed."""
+    """A share of the cases of a test, whose number is told to it in `variable`: how many were
+    the same, and what the last process printed."""
 
+    test: str
+    variable: str
     number: int
     cases: int
     same: int = 0
@@ -45,16 +50,13 @@ class Worker:
 
     async def _pytest(self, size: int, share: int) -> bool:
         self.output.clear()
-        environment = os.environ | {
-            "CROSSFADE_CASES": str(size),
-            "CROSSFADE_SEED": str(share),
-            "CROSSFADE_REQUIRE_OFFICIAL": "1",
-        }
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", _TEST),
+            *(sys.executable, "-m", "pytest", "-v", "-x", "-p", "no:cacheprovider", self.test),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
-            env=environment,
+            env=os.environ
+            | {self.variable: str(size), "CROSSFADE_SEED": str(share)}
+            | {"CROSSFADE_REQUIRE_OFFICIAL": "1"},
         )
         try:
             assert process.stdout is not None
@@ -63,7 +65,7 @@ class Worker:
             return await process.wait() == 0
         finally:
             if process.returncode is None:
-                process.send_signal(signal.SIGINT)  # so that it ends its emulator, too
+                process.send_signal(signal.SIGINT)  # so that it ends its servers, too
                 await process.wait()
 
     def _read(self, line: str) -> None:
@@ -73,16 +75,28 @@ class Worker:
             self.same += int(found[2]) - int(found[1])
 
 
-async def main() -> int:
+def embedded() -> list[Worker]:
     sizes = [CASES // PROCESSES + (number < CASES % PROCESSES) for number in range(PROCESSES)]
-    workers = [Worker(number, size) for number, size in enumerate(sizes) if size]
+    test = "tests/contract/test_differential.py"
+    return [Worker(test, "CROSSFADE_CASES", number, size) for number, size in enumerate(sizes)]
+
+
+def postgresql() -> list[Worker]:
+    test = "tests/contract/test_differential_postgres.py"
+    return [Worker(test, "CROSSFADE_POSTGRES_CASES", 0, POSTGRES_CASES)]
+
+
+async def run(what: str, workers: Sequence[Worker]) -> bool:
+    """Whether all cases were the same; says how far they are."""
     started = time.monotonic()
     running = [asyncio.ensure_future(worker.run()) for worker in workers]
     failed: list[Worker] = []
+    total = sum(worker.cases for worker in workers)
     while not failed and not all(task.done() for task in running):
         await asyncio.wait(running, timeout=SECONDS_BETWEEN_LINES)
         same = sum(worker.same for worker in workers)
-        print(f"{time.monotonic() - started:6.0f} s: {same:,} of {CASES:,} cases are the same")
+        seconds = time.monotonic() - started
+        print(f"{what}: {seconds:6.0f} s: {same:,} of {total:,} cases are the same", flush=True)
         failed = [
             worker
             for worker, task in zip(workers, running, strict=True)
@@ -93,7 +107,13 @@ async def main() -> int:
     await asyncio.gather(*running, return_exceptions=True)
     for worker in failed:
         print("\n".join(worker.output))
-    return 1 if failed else 0
+    return not failed
+
+
+async def main() -> int:
+    if not await run("embedded", embedded()):
+        return 1
+    return 0 if await run("postgresql", postgresql()) else 1
 
 
 if __name__ == "__main__":

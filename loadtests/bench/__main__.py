@@ -13,7 +13,7 @@ import grpc.aio
 
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade, Write
-from loadtests.bench import data, servers, sql
+from loadtests.bench import data, report, servers, sql
 from loadtests.bench.measure import (
     MARGIN,
     BenchError,
@@ -23,7 +23,6 @@ from loadtests.bench.measure import (
     Group,
     with_children,
 )
-from loadtests.bench.report import MIN_ROUNDS, run_rounds, show, write_json
 from loadtests.stack import StackError
 
 GROUPS = ("get", "query", "commit")
@@ -184,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=54.0,
-        help=f"for all rounds; {MIN_ROUNDS} of each group are run in any case (%(default)s)",
+        help=f"for all rounds; {report.MIN_ROUNDS} of each group are run in any case (%(default)s)",
     )
     parser.add_argument(
         "--embedded",
@@ -207,15 +206,14 @@ def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
         names = options.only or GROUPS
         for name in names:
             group: Group = getattr(bench, name)(max(1, round(OPS[name] * options.scale)))
-            group.warm_up()
-            run_rounds(group, options.rounds, options.seconds / len(names))
-            show(group)
+            report.run(group, options.rounds, options.seconds / len(names))
+            report.show(group)
             groups.append(group)
         firestore = bench.firestore
     seconds = time.monotonic() - begun
     print(f"\nFirestore: {firestore}; {seconds:.0f} s")
     if options.json is not None:
-        write_json(options.json, groups, seconds, firestore=firestore)
+        report.write(options.json, groups, seconds, firestore=firestore)
     return 0
 
 

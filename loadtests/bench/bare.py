@@ -26,11 +26,13 @@ LANES = 8
 _ROOT = "projects/bench/databases/(default)/documents/"
 
 
-class Handler:
+class Rows:
+    """Rows of the mapped table by key."""
+
     def __init__(self) -> None:
         self._free: list[Any] = []
         self._waiting: list[asyncio.Future[Any]] = []
-        self._decode = make_decoder(MAPPING)
+        self.decode = make_decoder(MAPPING)
 
     async def open(self, dsn: str) -> None:
         columns = ", ".join(f'"{entry.column}"' for entry in MAPPING.columns)
@@ -51,7 +53,8 @@ class Handler:
             await connection.execute("select 1")  # ends the transaction that prepare leaves open
             self._free.append(statement)
 
-    async def get(self, request: Any, context: Any) -> bytes:
+    async def fetch(self, key: str) -> Any:
+        """None where there is none."""
         if self._free:
             statement = self._free.pop()
         else:
@@ -59,22 +62,31 @@ class Handler:
             self._waiting.append(waiter)
             statement = await waiter
         try:
-            row = await statement.fetchrow(request.name.rpartition("/")[2])
+            return await statement.fetchrow(key)
         finally:
             if self._waiting:
                 self._waiting.pop(0).set_result(statement)
             else:
                 self._free.append(statement)
+
+
+class Handler:
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    async def get(self, request: Any, context: Any) -> bytes:
+        row = await self._rows.fetch(request.name.rpartition("/")[2])
         if row is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such document")
         document = document_pb2.Document(name=_ROOT + request.name)
-        self._decode(row, document)
+        self._rows.decode(row, document)
         return field_bytes(1, document.SerializeToString())
 
 
 async def main(dsn: str) -> None:
-    handler = Handler()
-    await handler.open(dsn)
+    rows = Rows()
+    await rows.open(dsn)
+    handler = Handler(rows)
     method: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
         handler.get, request_deserializer=crossfade_pb2.GetDocumentRequest.FromString
     )

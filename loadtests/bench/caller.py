@@ -197,7 +197,12 @@ async def burst(call: Call, ops: int, in_flight: int) -> dict[str, float]:
 
 
 async def main(kind: str, options: dict[str, Any]) -> None:
-    call = await KINDS[kind](options)
+    make = KINDS.get(kind)
+    if make is None:
+        from loadtests.bench import in_process  # the others need neither store nor tables
+
+        make = getattr(in_process, kind)
+    call = await make(options)
     loop = asyncio.get_running_loop()
     print(READY, flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):

@@ -1,4 +1,4 @@
-"""Runs groups in rounds, and says what came of them: a table, and JSON."""
+"""What is said about groups: their rounds in turns, a table, a file."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from loadtests.bench.measure import MARGIN, Group
 
@@ -17,12 +16,15 @@ LABELS = {
     "p50": "p50",
     "p99": "p99",
     "server": "CPU of the server",
+    "caller": "CPU of the caller",
+    "store": "CPU of PostgreSQL",
     "path": "CPU of caller and server",
 }
 
 
-def run_rounds(group: Group, most: int, seconds: float) -> None:
+def run(group: Group, most: int, seconds: float) -> None:
     """As many rounds as there is time for: a busy machine measures less, not longer."""
+    group.warm_up()
     ends = time.monotonic() + seconds
     for number in range(most):
         if number >= MIN_ROUNDS and time.monotonic() > ends:
@@ -48,9 +50,9 @@ def show(group: Group) -> None:
         print(f"  {ratio.case} / {ratio.base}, {LABELS[ratio.metric]}: {ratio.text}")
 
 
-def write_json(file: Path, groups: Sequence[Group], seconds: float, **more: Any) -> None:
-    """All medians and ratios, with what they were measured on."""
-    report = {
+def write(path: Path, groups: Sequence[Group], seconds: float, **more: object) -> None:
+    """All medians and ratios as JSON."""
+    text = {
         "python": platform.python_version(),
         "cpus": os.cpu_count(),
         "versions": {name: version(name) for name in ("grpcio", "protobuf", "asyncpg")},
@@ -59,4 +61,4 @@ def write_json(file: Path, groups: Sequence[Group], seconds: float, **more: Any)
         "seconds": round(seconds, 1),
         "groups": [group.to_json() for group in groups],
     }
-    file.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(text, indent=2) + "\n")

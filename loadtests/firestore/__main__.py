@@ -13,9 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from loadtests.bench import servers
+from loadtests.bench import report, servers
 from loadtests.bench.measure import MARGIN, BenchError, Caller, Case, Comparison, Group, cpu_seconds
-from loadtests.bench.report import run_rounds, show, write_json
 from loadtests.firestore import bare, messages
 from loadtests.firestore.loading import ask, load
 from loadtests.firestore.targets import Memory, Target, Verdict
@@ -239,9 +238,8 @@ def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
     with ExitStack() as resources:
         bench = Bench(directory, resources, size)
         for group in _groups(bench, parts):
-            group.warm_up()
-            run_rounds(group, size.rounds, size.seconds)
-            show(group)
+            report.run(group, size.rounds, size.seconds)
+            report.show(group)
             groups.append(group)
     if "memory" in parts:
         memory = bench.memory()
@@ -253,7 +251,7 @@ def _run(directory: Path, options: argparse.Namespace, begun: float) -> int:
     seconds = time.monotonic() - begun
     print(f"\n{seconds:.0f} s")
     if options.json is not None:
-        write_json(
+        report.write(
             options.json,
             groups,
             seconds,

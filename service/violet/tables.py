@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     LargeBinary,
     MetaData,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
@@ -39,6 +40,7 @@ TASK_STATUSES = (
     # Outside the proxy server's own enum, and stored all the same.
     *("processing", "ready_for_evaluation", "done", "distributed"),
 )
+OPEN_STATUSES = ("pending", "assigned", "in_progress", "processing", "distributed")
 PRIORITIES = ("low", "normal", "high", "urgent")
 ROLES = ("client", "miner", "validator", "admin")
 STORAGE = ("local", "firestore", "cloud_storage", "r2", "database", "database_chunked")
@@ -186,10 +188,20 @@ tasks = document_table(
     reference_column("user_id", users),
     reference_column("voice_name", voices),
     Index("tasks_status", "status", "created_at"),
+    # The first so many of a status: a limit is in the order of ids.
+    Index("tasks_status_id", "status", "id"),
     Index("tasks_task_type", "task_type", "status"),
     Index("tasks_created_at", "created_at"),
     Index("tasks_user_id", "user_id", "created_at"),
     Index("tasks_assigned_miners", "assigned_miners", postgresql_using="gin"),
+    # A miner's poll asks for open tasks: among all that it was ever given it would read longer
+    # with every month.
+    Index(
+        "tasks_open_miners",
+        "assigned_miners",
+        postgresql_using="gin",
+        postgresql_where=text(f"status in {OPEN_STATUSES}"),
+    ),
 )
 
 archived_tasks = document_table(

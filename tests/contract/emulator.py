@@ -26,6 +26,9 @@ async def explained(request: Request, ours: Answer, theirs: Answer, session: Ses
         return simple is not None and same(
             await session.ask(replace(request, query=simple)), theirs
         )
+    if isinstance(request, RunQuery) and request.query.nearest is not None and not ours.error:
+        # It finds no vector that lies in a map.
+        return len(request.query.nearest.path) > 1 and same(theirs, Answer())
     if isinstance(request, Aggregate) and not ours.error and not theirs.error:
         return await _sums_differ_a_little(request, ours, theirs, session)
     return False

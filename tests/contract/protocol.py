@@ -8,7 +8,7 @@ is another page. All else must be equal, to the last bit.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -18,6 +18,7 @@ from google.rpc import code_pb2  # type: ignore[import-untyped]
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.document import Database, FieldPath, Value, format_field_path, to_micros
+from crossfade.errors import CrossfadeError
 from crossfade.query import Query
 from crossfade.write import TransformKind, Write
 
@@ -127,6 +128,16 @@ class Answer:
     message: str = ""
 
 
+class Transport(Protocol):
+    """What requests go through. Raises AioRpcError, or an error of ours."""
+
+    name: str
+
+    async def unary(self, method: str, request: Any) -> bytes: ...
+
+    async def stream(self, method: str, request: Any) -> list[bytes]: ...
+
+
 class Server:
     """A channel to a server. Bytes in, bytes out."""
 
@@ -160,7 +171,7 @@ class Server:
 class Session:
     """One database on one server, from its beginning: knows which of its times is which."""
 
-    def __init__(self, server: Server, database: Database) -> None:
+    def __init__(self, server: Transport, database: Database) -> None:
         self.server = server
         self.database = database
         self._steps = 0
@@ -175,6 +186,8 @@ class Session:
             return Answer(values=await _ASK[type(request)](self, request))
         except grpc.aio.AioRpcError as error:
             return Answer(error.code().name, [], error.details() or "")
+        except CrossfadeError as error:
+            return Answer(error.code, [], str(error))
 
     # --- each request --------------------------------------------------------------------------
 

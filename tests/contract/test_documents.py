@@ -237,6 +237,11 @@ HOSTILE: dict[str, Any] = {
     "infinity": -math.inf,
     "max": INT64_MAX,
     "min": INT64_MIN,
+    "2^53 - 1": 2**53 - 1,
+    "2^53 + 1": 2**53 + 1,
+    "-2^53 - 1": -(2**53) - 1,
+    "2^53 - 1, double": float(2**53 - 1),
+    "2^53, double": float(2**53),
     "large double": float(2**63),
     "tiny": 5e-324,
     "empty string": "",
@@ -258,6 +263,24 @@ HOSTILE: dict[str, Any] = {
     "date text": "2026-01-01T00:00:00Z",
     "number text": "48",
 }
+
+
+SURROGATES: dict[str, Any] = {
+    "alone": "\ud800",
+    "in an array": ["a\udfff"],
+    "in a map": {"a": "\ud800\ud800"},
+    "in a name": {"\ud800": 1},
+}
+
+
+@pytest.mark.parametrize("name", SURROGATES)
+async def test_lone_surrogates_are_refused(bench: Bench, name: str) -> None:
+    """What is no Unicode cannot be sent, and no store keeps a part of the commit."""
+    with pytest.raises(InvalidArgument):
+        await bench.commit(
+            Write(bench.path("b"), {}), Write(bench.path("a"), {bench.field: SURROGATES[name]})
+        )
+    assert await bench.fields(bench.path("b")) is None
 
 
 @pytest.mark.parametrize("name", HOSTILE)

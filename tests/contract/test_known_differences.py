@@ -215,6 +215,17 @@ async def test_neighbours_below_a_dotted_name(sessions: tuple[Session, Session])
     assert (ours, theirs.error) == (Answer(), "UNKNOWN")
 
 
+async def test_neighbours_in_maps(sessions: tuple[Session, Session]) -> None:
+    """A vector may lie in a map, as any other value. The emulator finds only fields of the
+    document itself."""
+    vector: Fields = {"__type__": "__vector__", "value": [1.0]}
+    await put(sessions, x={"a": {"b": vector}})
+    near = Nearest(("a", "b"), vector, Measure.EUCLIDEAN, 1)
+    ours, theirs = await ask(sessions, RunQuery(Query(collection="c", nearest=near)))
+    assert [path for path, *_ in ours.values] == ["c/x"]
+    assert theirs == Answer()
+
+
 async def test_pages_in_an_order_of_fields(sessions: tuple[Session, Session]) -> None:
     """ListDocuments pages in any order (the protocol says so). The emulator fails at its own
     page token."""

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import asyncpg
 import pytest
@@ -275,3 +276,24 @@ async def test_closed_lanes_are_unavailable(postgres_database: MakeDatabase):
     left = "select count(*) from pg_stat_activity where datname = current_database()"
     assert await watcher.fetchval(left) == 1
     await watcher.close()
+
+
+async def test_a_read_goes_on_after_its_table_was_altered(postgres_lanes: MakeLanes):
+    lanes = await postgres_lanes(size=1)
+    await lanes.execute("create table altered (id int8, a int8)", timeout=5)
+    await lanes.execute("insert into altered values (1, 2)", timeout=5)
+    query = "select * from altered where id = $1"
+
+    async def read(key: int) -> tuple[Any, ...] | None:
+        row = await lanes.read(query, key, timeout=5)
+        return None if row is None else tuple(row)
+
+    before = await pid(lanes)
+    assert (await read(1), await read(7)) == ((1, 2), None)
+    await lanes.execute("alter table altered alter a type text", timeout=5)
+    assert [await read(1) for _ in range(3)] == [(1, "2")] * 3
+    await lanes.execute("alter table altered add b int8 default 3", timeout=5)
+    assert [await read(1) for _ in range(3)] == [(1, "2", 3)] * 3
+    assert await pid(lanes) == before
+    with pytest.raises(DeadlineExceeded):
+        await lanes.read("select pg_sleep(9)", timeout=0.1)

@@ -2,17 +2,18 @@
 
 import asyncio
 import itertools
+import math
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from crossfade.document import document_id
+from crossfade.document import document_id, identical
 from crossfade.errors import EpochChanged
 from crossfade.plan import StoreName
 from crossfade.store import Intent, Stored
@@ -547,6 +548,51 @@ async def test_a_page_of_hundreds(bench: Bench):
     page = [live(f"tasks/{n}", 5) for n in range(200)] + [live(f"f/{n}", 5) for n in range(200)]
     assert len(await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=30)) == 400
     assert await bench.value("tasks/199") == 5
+
+
+HOSTILE: list[dict[str, Any]] = [
+    {},
+    {"assigned_miners": [], "miner_responses": [], "user_metadata": {}},
+    {"assigned_miners": [1, -(2**63), 2**63 - 1], "miner_responses": [[[1]], {"$x": [-0.0]}]},
+    {"assigned_miners": [1, "two"], "status": 'no "such" {word}, \\ or other', "priority": None},
+    {"task_id": "\0", "model_id": "\\N", "callback_url": "'{}'", "evaluated_by": math.nan},
+    {"created_at": datetime.min.replace(tzinfo=UTC), "updated_at": datetime(1, 1, 2, tzinfo=UTC)},
+    {"evaluation_data": {"a": {"b": b"\0\xff", "c": "\0", "\0": "$"}}, "$odd": 1, "user_id": "no"},
+    {
+        "task_type": "x" * 700,
+        "source_language": "\x01\x02ü\U0001f399",
+        "evaluation_data": ["\\u0000"],
+    },
+]
+
+
+@pytest.mark.parametrize("collection", ["tasks", "notes"])
+async def test_many_documents_in_one_statement_are_what_each_alone_is(
+    bench: Bench, collection: str
+):
+    """Values that SQL's array, JSON or text syntax could break; some with a create_time."""
+
+    def images(prefix: str, time: int) -> list[Image]:
+        return [
+            Image(f"{collection}/{prefix}{n}", fields, time, time - n if n % 2 else None)
+            for n, fields in enumerate(HOSTILE)
+        ]
+
+    for time in (50, 70):
+        together, alone = images("a", time), images("b", time)
+        assert len(await bench.put(*together)) == len(HOSTILE)
+        for image in alone:
+            await bench.put(image)
+    for n, fields in enumerate(HOSTILE):
+        one, other = [
+            parse_document((await bench.stored(image[n].path)).data or b"", DATABASE)
+            for image in (together, alone)
+        ]
+        assert identical(one.fields, fields)
+        assert identical(other.fields, fields)
+        assert (one.create_time, one.update_time) == (other.create_time, other.update_time)
+        # Without a time of its own a document keeps the one it has.
+        assert one.create_time == (70 - n if n % 2 else 50)
 
 
 async def test_the_end_of_a_copy_queues_what_it_did_not_meet(bench: Bench):

@@ -120,7 +120,7 @@ POLL = where(
     ("status", Op.IN, ["pending", "assigned", "processing"]),
 )
 PLANS: dict[str, tuple[Query, str]] = {
-    "the miners' poll": (Query(collection="tasks", where=POLL), "tasks_assigned_miners"),
+    "the miners' poll": (Query(collection="tasks", where=POLL), "tasks_open_miners"),
     "tasks by status": (
         Query(collection="tasks", where=where(("status", Op.EQUAL, "approved")), limit=100),
         "tasks_status",

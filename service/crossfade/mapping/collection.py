@@ -123,6 +123,10 @@ class CollectionMapping:
         )
         self.columns = tuple(columns if columns is not None else columns_of(table))
         self.by_field = {entry.field: entry for entry in self.columns}
+        self._slots = {
+            entry.field: (index, entry.codec.fits, entry.codec.to_column)
+            for index, entry in enumerate(self.columns)
+        }
         by_column = {entry.column: entry for entry in self.columns}
         self.references = tuple(
             ForeignField(by_column[str(key.parent.name)], key.column.table)
@@ -134,17 +138,17 @@ class CollectionMapping:
         _check_constrained(self)
 
     def to_row(self, fields: Fields) -> Row:
-        rest = dict(fields)
-        values: list[Any] = []
+        values: list[Any] = [None] * len(self.columns)
+        rest: Fields = {}
         misfits: list[str] = []
-        for entry in self.columns:
-            name = entry.field
-            if name not in rest:
-                values.append(None)
-            elif entry.codec.fits(rest[name]):
-                values.append(entry.codec.to_column(rest.pop(name)))
+        for name, value in fields.items():
+            slot = self._slots.get(name)
+            if slot is None:
+                rest[name] = value
+            elif slot[1](value):
+                values[slot[0]] = slot[2](value)
             else:
-                values.append(None)
+                rest[name] = value
                 misfits.append(name)
         remainder = to_json(rest) if rest else None
         if remainder is not None and ODD in remainder:

@@ -359,7 +359,10 @@ class FirestoreStore:
         if write.raw is not None:
             return write.raw
         message = pb.Write()
-        wire.encode_write(write, self._database, message)
+        try:
+            wire.encode_write(write, self._database, message)
+        except UnicodeEncodeError:  # it holds the value, so it is not passed on
+            raise InvalidArgument("writes: a text is not valid Unicode") from None
         return message.SerializeToString()
 
     async def _send(self, writes: Iterable[bytes], deadline: float) -> CommitOutcome:

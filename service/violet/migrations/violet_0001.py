@@ -415,7 +415,11 @@ STATEMENTS = (
     "CREATE INDEX IF NOT EXISTS tasks_input_file_id ON violet.tasks (input_file_id)",
     """CREATE INDEX IF NOT EXISTS tasks_misfits ON violet.tasks USING gin (misfits) WHERE
         misfits IS NOT NULL""",
+    """CREATE INDEX IF NOT EXISTS tasks_open_miners ON violet.tasks USING gin
+        (assigned_miners) WHERE status in ('pending', 'assigned', 'in_progress', 'processing',
+        'distributed')""",
     "CREATE INDEX IF NOT EXISTS tasks_status ON violet.tasks (status, created_at)",
+    "CREATE INDEX IF NOT EXISTS tasks_status_id ON violet.tasks (status, id)",
     "CREATE INDEX IF NOT EXISTS tasks_task_type ON violet.tasks (task_type, status)",
     "CREATE INDEX IF NOT EXISTS tasks_user_id ON violet.tasks (user_id, created_at)",
     "CREATE INDEX IF NOT EXISTS tasks_voice_name ON violet.tasks (voice_name)",

@@ -2,8 +2,10 @@
 
 1. The control row, FOR SHARE, in a statement of its own: a change of authority waits
    for this commit, or this commit sees it.
-2. The locks of the paths, sorted, in a statement of their own.
-3. Only now what the documents are, in a statement that began behind the locks.
+2. The locks of the paths, sorted, in a statement of their own; those that a transaction
+   only read are shared.
+3. Only now what the documents are, in a statement that began behind the locks; and whether
+   they are what the transaction read.
 4. The pure core decides what becomes of them.
 5. Rows, versions, tombstones, pending rows and the request row.
 """
@@ -11,25 +13,27 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any
+from typing import Any, TypeAlias
 
 from crossfade import write as writing
 from crossfade.document import Document, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
-from crossfade.store import CommitOutcome, Intent, WriteOutcome
+from crossfade.store import CommitOutcome, Intent, Version, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import NOW, DocumentTable, DocumentTables, from_rest
 from crossfade.write import Write
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
 # Sorted, so that two commits never wait for one another. The request's own lock
 # comes first: the second of two commits with one id finds the first one's row.
-_LOCKS = """select count(pg_advisory_xact_lock(hashtextextended(name, 7)))
-from unnest($1::text[]) name"""
+_LOCKS = """select count(case when shared
+    then pg_advisory_xact_lock_shared(hashtextextended(name, 7))::text
+    else pg_advisory_xact_lock(hashtextextended(name, 7))::text end)
+from unnest($1::text[], $2::bool[]) as l (name, shared)"""
 _REQUEST = """select commit_time, update_times from crossfade.requests
 where intent = any($1::text[])"""
 _RECORD = """with changed as (
@@ -47,6 +51,15 @@ insert into crossfade.requests (intent, commit_time, update_times)
 select $5::text, $2, $9::int8[] where $10::bool"""
 
 
+Read: TypeAlias = tuple[str, Version | None]
+"""A path and the version of what was read there: the document's or its tombstone's, None
+where there was neither."""
+
+
+class _Changed(Aborted):
+    """Something that was read has changed: to try the same again would not help."""
+
+
 @dataclass(slots=True)
 class _Staged:
     """A path as the commit found it and as it leaves it."""
@@ -54,6 +67,7 @@ class _Staged:
     before: Document | None
     table: DocumentTable
     after: Document | None
+    version: Version | None
 
 
 class Committer:
@@ -75,43 +89,66 @@ class Committer:
         self._enforce = enforce
 
     async def commit(
-        self, writes: Sequence[Write], timeout: float, intent: Intent | None
+        self,
+        writes: Sequence[Write],
+        timeout: float,
+        intent: Intent | None,
+        reads: Sequence[Read] = (),
     ) -> CommitOutcome:
         """Tried again where PostgreSQL ended it to resolve a deadlock: nothing was done then.
         Paths are locked in one order, but commits may meet crosswise in the rows of others
-        that they refer to (placement.py)."""
+        that they refer to (placement.py). The second try waits until no other commit is
+        placing anything, and has the placing for itself: it does not meet them again."""
         for write in writes:
             writing.check(write)
         ends = monotonic() + timeout
         attempt = 1
         while True:
             try:
-                return await self._commit(writes, ends - monotonic(), intent)
+                return await self._commit(
+                    writes, ends - monotonic(), intent, reads, alone=attempt > 1
+                )
+            except _Changed:
+                raise
             except Aborted:
                 if attempt == ATTEMPTS or monotonic() > ends:
                     raise
             attempt += 1
 
     async def _commit(
-        self, writes: Sequence[Write], timeout: float, intent: Intent | None
+        self,
+        writes: Sequence[Write],
+        timeout: float,
+        intent: Intent | None,
+        reads: Sequence[Read],
+        *,
+        alone: bool,
     ) -> CommitOutcome:
-        paths = sorted({write.path for write in writes})
+        written = {write.path for write in writes}
+        paths = sorted(written.union(path for path, _ in reads))
         replayable = intent is not None and intent.request_id is not None
         async with self._lanes.transaction(timeout) as connection:
             epoch = await self._epoch(connection, intent)
             locks = [f"p:{escape_path(path)}" for path in paths]
+            shared = [path not in written for path in paths]
             if intent is not None and replayable:
                 locks.insert(0, f"i:{intent.id}")
-            await connection.execute(_LOCKS, locks)
+                shared.insert(0, False)
+            await connection.execute(_LOCKS, locks, shared)
             if intent is not None and replayable:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
                     return replayed(done[0], done[1], len(writes))
             staged, now = await self._load(connection, paths)
+            for path, version in reads:
+                if staged[path].version != version:
+                    raise _Changed(f"document {path} has changed since the transaction read it")
             outcomes = _apply(writing.collapse(writes), staged, now)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
             strict = self._enforce and not (intent is not None and intent.mirrored)
+            if alone or len(changed) > ALONE_ROWS:
+                await connection.execute(ALONE)
             await self._write(connection, staged, changed, epoch, strict=strict)
             if changed or replayable:
                 await connection.execute(
@@ -142,7 +179,7 @@ class Committer:
         found = await self._reader.load(connection, paths)
         for path, (table, row) in zip(paths, found, strict=True):
             document = None if row[0] is None else table.document(row)
-            staged[path] = _Staged(document, table, document)
+            staged[path] = _Staged(document, table, document, table.version(row))
             known = (row[table.extras.version_time], row[table.update_index])
             now = max(now, row[table.extras.now], *(time + 1 for time in known if time is not None))
         return staged, now
@@ -166,8 +203,6 @@ class Committer:
                 values = table.values(path, after.fields)
                 values += [after.create_time, after.update_time, epoch]
                 upserts.setdefault(table, []).append(values)
-        if len(changed) > ALONE_ROWS:
-            await connection.execute(ALONE)
         # Deletes first: what they let go of is free for what is written.
         for table, keys in deletes.items():
             for several in table.deletions(keys):

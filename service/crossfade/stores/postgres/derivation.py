@@ -120,10 +120,13 @@ where d.owner is null and d.remainder = {element("new", "d.id")} and d.id = any(
     on(mapping.owner.table, "change").add(f"new.{column} is not null and ({changed})", take)
 
 
-def derived_source(mapping: DerivedMapping) -> str:
-    """What is read of a derived collection, as a table with the layout of all others."""
+def derived_source(mapping: DerivedMapping, key: str | None = None) -> str:
+    """What is read of a derived collection, as a table with the layout of all others; with a
+    `key` (SQL), only the document that has it: a union of joins is not looked through for
+    one by the planner."""
     table, owner, rule = name_of(mapping.table), name_of(mapping.owner.table), mapping.rule
     times = "d.misfits, d.create_time, d.update_time, d.epoch"
+    only = "true" if key is None else f"d.id = {key}"
     if isinstance(rule, FromColumns):
         columns = ", ".join(
             f"o.{quoted(rule.fields[entry.field])} as {quoted(entry.column)}"
@@ -131,16 +134,16 @@ def derived_source(mapping: DerivedMapping) -> str:
         )
         return (
             f"(select d.id, {columns}, d.remainder, {times} "
-            f"from {table} d left join {owner} o on o.id = d.owner)"
+            f"from {table} d left join {owner} o on o.id = d.owner where {only})"
         )
     element = (
         f"crossfade.element(o.{quoted(rule.column)}, {literal(rule.member)}, {_suffix('d.id')})"
     )
     # In two halves, so that a condition on the remainder is an index lookup in the first.
     return (
-        f"(select d.id, d.remainder, {times} from {table} d where d.owner is null "
+        f"(select d.id, d.remainder, {times} from {table} d where d.owner is null and {only} "
         f"union all select d.id, {element}, {times} "
-        f"from {table} d join {owner} o on o.id = d.owner)"
+        f"from {table} d join {owner} o on o.id = d.owner where {only})"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
+from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheError
 
 from crossfade.errors import (
     Aborted,
@@ -26,12 +27,42 @@ from crossfade.errors import (
     Unauthenticated,
     Unavailable,
 )
+from crossfade.stores.postgres.deadlines import Deadlines
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
+
+class _Lane(asyncpg.Connection):
+    """A connection that reads one row by the shortest way: the driver's own `fetchrow` goes
+    through eight calls of Python before its protocol, a tenth of a read by key."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept: dict[str, Any] = {}
+        """Statements that the driver holds prepared."""
+
+    async def first(self, query: str, *args: Any) -> asyncpg.Record | None:
+        """`fetchrow` of a statement that changes nothing: it may be asked twice."""
+        driver: Any = self
+        kept = self._kept.get(query)
+        if kept is None or kept.closed:
+            kept = self._kept[query] = await driver._get_statement(query, None)  # noqa: SLF001
+        try:
+            rows = await driver._protocol.bind_execute(  # noqa: SLF001
+                kept, args, portal_name="", limit=0, return_extra=False, timeout=None
+            )
+        except (OutdatedSchemaCacheError, InvalidCachedStatementError):
+            # Somebody altered the table. The driver knows what to forget.
+            del self._kept[query]
+            return await self.fetchrow(query, *args)
+        return rows[0] if rows else None
+
+
 CLOSE_SECONDS = 2.0
 STATEMENTS = 1_000
-_FETCH, _FETCHROW = asyncpg.Connection.fetch, asyncpg.Connection.fetchrow
+_FETCH, _FETCHROW, _FIRST = _Lane.fetch, _Lane.fetchrow, _Lane.first
 _EXECUTE = asyncpg.Connection.execute
 _SETTINGS = {
     "application_name": "crossfade",
@@ -52,6 +83,7 @@ class Lanes:
         self._idle: list[Connection] = []
         self._count = 0
         self._waiters: deque[asyncio.Future[Connection | None]] = deque()
+        self._deadlines = Deadlines()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -78,6 +110,11 @@ class Lanes:
         row: asyncpg.Record | None = await self._call(_FETCHROW, query, args, timeout)
         return row
 
+    async def read(self, query: str, *args: Any, timeout: float) -> asyncpg.Record | None:
+        """`fetchrow` for a statement that only reads: less to do for each."""
+        row: asyncpg.Record | None = await self._call(_FIRST, query, args, timeout)
+        return row
+
     async def fetchval(self, query: str, *args: Any, timeout: float) -> Any:
         """The first value of the first row; None without a row."""
         row = await self._call(_FETCHROW, query, args, timeout)
@@ -91,12 +128,24 @@ class Lanes:
     async def _call(
         self, method: Callable[..., Awaitable[Any]], query: str, args: Sequence[Any], timeout: float
     ) -> Any:
-        connection = await self._take(timeout)
+        idle = self._idle
+        if idle and not idle[-1].is_closed():
+            connection = idle.pop()
+        else:
+            connection = await self._take(timeout)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in one
+        before = task.cancelling()
+        self._deadlines.start(task, timeout)
         try:
-            result = await method(connection, query, *args, timeout=timeout)
-        except BaseException as error:  # noqa: BLE001 - it goes on, translated
+            result = await method(connection, query, *args)
+        except BaseException as raised:  # noqa: BLE001 - it goes on, translated
+            late = self._deadlines.stop(task) and task.uncancel() <= before
+            error = TimeoutError() if late else raised
             self._give_back(connection, error)
             raise _translated(error, connection) from None
+        if self._deadlines.stop(task):
+            task.uncancel()
         self._give(connection)
         return result
 
@@ -192,6 +241,7 @@ class Lanes:
                 max_cached_statement_lifetime=0,
                 max_cacheable_statement_size=0,
                 server_settings=_SETTINGS,
+                connection_class=_Lane,
             )
             try:
                 await connection.set_type_codec(

@@ -50,8 +50,8 @@ _OWN = """delete from crossfade.pending p using (
     order by id for update) own
 where p.id = own.id returning p.path"""
 _GUARD = f"""insert into crossfade.versions as v
-    (path, epoch, time, live, peer_time, peer_epoch, peer_version)
-select path, $1::int8, time, live, case when live then time else 0 end, $1, time
+    (path, epoch, time, live, peer_time, peer_epoch, peer_version, seen)
+select path, $1::int8, time, live, case when live then time else 0 end, $1, time, $6::int8
 from unnest($2::text[], $3::int8[], $4::bool[]) as i (path, time, live)
 {GUARD.format(equal="$5::bool")} returning path"""
 _SEEN = "update crossfade.versions set seen = $1 where path = any($2::text[])"
@@ -339,8 +339,10 @@ class Mirror:
             if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
                 raise _over(epoch)
             ordered = sorted(images, key=lambda image: image.path)
-            put = await self._put_all(connection, ordered, epoch, allow_equal=True)
-            await connection.execute(_SEEN, token, [escape_path(image.path) for image in ordered])
+            put = await self._put_all(connection, ordered, epoch, allow_equal=True, seen=token)
+            refused = [escape_path(image.path) for image in ordered if image.path not in put]
+            if refused:
+                await connection.execute(_SEEN, token, refused)
             return put
 
     async def finish_copy(self, token: int, *, epoch: int, generation: int, timeout: float) -> int:
@@ -385,10 +387,17 @@ class Mirror:
         return {image.path} if answer[1] else set()
 
     async def _put_all(
-        self, connection: Connection, images: Sequence[Image], epoch: int, *, allow_equal: bool
+        self,
+        connection: Connection,
+        images: Sequence[Image],
+        epoch: int,
+        *,
+        allow_equal: bool,
+        seen: int | None = None,
     ) -> set[str]:
         """The guard first, then the data, in statements of their own: a delete in the
-        guard's statement would not see what was committed while it waited for the lock."""
+        guard's statement would not see what was committed while it waited for the lock.
+        One statement puts the documents of a table."""
         accepted = {
             unescape_path(row[0])
             for row in await connection.fetch(
@@ -398,6 +407,7 @@ class Mirror:
                 [image.time for image in images],
                 [image.fields is not None for image in images],
                 allow_equal,
+                seen,
             )
         }
         upserts: dict[DocumentTable, list[list[Any]]] = {}
@@ -416,7 +426,8 @@ class Mirror:
         if len(accepted) > ALONE_ROWS:
             await connection.execute(ALONE)
         for table, rows in upserts.items():
-            await connection.executemany(table.upsert, rows)
+            for statement, columns in table.bulk.calls(rows):
+                await connection.execute(statement, *columns)
         for table, keys in deletes.items():
             for several in table.deletions(keys):
                 await connection.execute(table.delete, several)

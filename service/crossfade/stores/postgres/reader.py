@@ -1,13 +1,16 @@
 """Reads: documents by path and by query, each with the state that shows how fresh they are."""
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
 import asyncpg
 
+from crossfade import aggregate as aggregates
 from crossfade import query as queries
-from crossfade.document import Document, collection_id, id_key
+from crossfade.aggregate import Aggregation
+from crossfade.document import Document, Value, collection_id, id_key
 from crossfade.errors import InvalidArgument
 from crossfade.mapping import escape_path
 from crossfade.query import Order, Query
@@ -36,11 +39,12 @@ class Reader:
         if len(paths) == 1:
             path = paths[0]
             table = self._tables.of(path)
-            row = await self._lanes.fetchrow(
+            text = escape_path(path)
+            row = await self._lanes.read(
                 table.get_one,
                 table.key_of(path),
-                escape_path(path),
-                escape_path(collection_id(path)),
+                text,
+                collection_id(text),
                 self._group,
                 timeout=timeout,
             )
@@ -77,7 +81,24 @@ class Reader:
 
     async def query(self, query: Query, timeout: float) -> AsyncIterator[Page]:
         """The result, complete before its first page: one statement, one snapshot."""
-        orders = queries.check(query)
+        found = await self._find(query, queries.check(query), timeout)
+        state, now = found.state
+        for page in _pages(self._evaluate(found), now, state):
+            yield page
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], timeout: float
+    ) -> tuple[dict[str, Value], int]:
+        """The aggregations by alias and the time of the read. Every document that they are of
+        is read: sums are exact in the pure core, and in no column alone."""
+        orders = aggregates.check(query, aggregations)
+        found = await self._find(query, orders, timeout)
+        documents, _ = _matching(found)
+        results = aggregates.evaluate(aggregations, queries.finish(query, orders, documents))
+        return results, found.state[1]
+
+    async def _find(self, query: Query, orders: tuple[Order, ...], timeout: float) -> "_Found":
+        """A legal query's rows of all its tables, of one snapshot."""
         ends = monotonic() + timeout
         tables = self._tables.reached(query)
         statements = [compile_query(query, orders, table, self._group) for table in tables]
@@ -91,38 +112,22 @@ class Reader:
             async with self._lanes.transaction(ends - monotonic(), SNAPSHOT) as connection:
                 for statement in statements:
                     results.append(await connection.fetch(statement.sql, *statement.values))
-        state, now = _state(results[0][0], tables[0])
-        found = self._evaluate(query, orders, tables, statements, results)
-        for page in _pages(found, now, state):
-            yield page
+        return _Found(query, orders, tables, statements, results)
 
-    def _evaluate(
-        self,
-        query: Query,
-        orders: tuple[Order, ...],
-        tables: Sequence[DocumentTable],
-        statements: Sequence[Statement],
-        results: Sequence[Sequence[Any]],
-    ) -> Iterable[bytes]:
+    def _evaluate(self, found: "_Found") -> Iterable[bytes]:
         """The result's documents as bytes, in order."""
-        table, rows = tables[0], results[0]
+        query, orders, statements = found.query, found.orders, found.statements
+        table, rows = found.tables[0], found.results[0]
         odd = table.epoch_index + 1
         plain = query.nearest is None and all(not row[odd] for row in rows)
-        if len(tables) == 1 and statements[0].exact and plain and query.select is None:
+        if len(statements) == 1 and statements[0].exact and plain and query.select is None:
             kept = [row for row in rows if row[0] is not None]
             kept.sort(key=lambda row: id_key(_last(row[0])), reverse=orders[0].descending)
             stop = None if query.limit is None else query.offset + query.limit
             return [
                 table.document_bytes(row, table.path_of(row)) for row in kept[query.offset : stop]
             ]
-        matches = queries.matcher(query, orders)
-        sources: dict[str, tuple[DocumentTable, Any]] = {}
-        documents: list[Document] = []
-        for table, rows in zip(tables, results, strict=True):
-            for row in rows:
-                if row[0] is not None and matches(document := table.document(row)):
-                    documents.append(document)
-                    sources[document.path] = (table, row)
+        documents, sources = _matching(found)
         finished = queries.finish(query, orders, documents)
         if not query.whole:
             return [document_bytes(document, self._tables.database) for document in finished]
@@ -131,6 +136,35 @@ class Reader:
             for document in finished
             for table, row in [sources[document.path]]
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The rows that a query's statements answered, by table."""
+
+    query: Query
+    orders: tuple[Order, ...]
+    tables: Sequence[DocumentTable]
+    statements: Sequence[Statement]
+    results: Sequence[Sequence[Any]]
+
+    @property
+    def state(self) -> tuple[MirrorState, int]:
+        """The state, and the time of the read."""
+        return _state(self.results[0][0], self.tables[0])
+
+
+def _matching(found: _Found) -> tuple[list[Document], dict[str, tuple[DocumentTable, Any]]]:
+    """The documents that the query matches, in no order, and the row of each path."""
+    matches = queries.matcher(found.query, found.orders)
+    sources: dict[str, tuple[DocumentTable, Any]] = {}
+    documents: list[Document] = []
+    for table, rows in zip(found.tables, found.results, strict=True):
+        for row in rows:
+            if row[0] is not None and matches(document := table.document(row)):
+                documents.append(document)
+                sources[document.path] = (table, row)
+    return documents, sources
 
 
 def _last(key: str) -> str:
@@ -151,15 +185,14 @@ def _place(
 def _reading(found: Sequence[tuple[Stored, Any, DocumentTable]]) -> Reading:
     """The state is that of all: pending if one is."""
     _, row, table = found[0]
-    at = table.extras
-    pending = any(row[table.extras.pending] for _, row, table in found)
-    read_time = row[at.now]
-    for stored, _, _ in found:
+    epoch, generation, pending, read_time = row[table.state]
+    for stored, row, table in found:
+        pending = pending or row[table.extras.pending]
         # A version may be ahead of this clock; an answer is never older than what it holds.
         if stored.version is not None and stored.version[1] > read_time:
             read_time = stored.version[1]
-    state = MirrorState(row[at.epoch] or 0, row[at.generation] or 0, pending)
-    return Reading(tuple(stored for stored, _, _ in found), read_time, state)
+    state = MirrorState(epoch or 0, generation or 0, pending)
+    return Reading(tuple([stored for stored, _, _ in found]), read_time, state)
 
 
 def _state(row: Any, table: DocumentTable) -> tuple[MirrorState, int]:

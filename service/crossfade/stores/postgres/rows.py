@@ -24,8 +24,9 @@ from crossfade.mapping import (
     unescape_path,
 )
 from crossfade.query import Query
-from crossfade.store import Stored
+from crossfade.store import Stored, Version
 from crossfade.stores.postgres import tables
+from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.stores.postgres.derivation import derived_source
 from crossfade_api.v1 import document_pb2 as pb
@@ -40,7 +41,7 @@ NOW = "(extract(epoch from statement_timestamp()) * 1000000)::int8"
 # other way round.
 GUARD = """on conflict (path) do update set epoch = excluded.epoch, time = excluded.time,
     live = excluded.live, peer_time = excluded.peer_time, peer_epoch = excluded.peer_epoch,
-    peer_version = excluded.peer_version
+    peer_version = excluded.peer_version, seen = coalesce(excluded.seen, v.seen)
 where (v.epoch, v.time) < (excluded.epoch, excluded.time)
    or (v.epoch, v.time) = (excluded.epoch, excluded.time)
       and (excluded.live and not v.live or {equal} and excluded.live = v.live)"""
@@ -77,6 +78,9 @@ class DocumentTable:
         # What is read: of a derived collection, the content that its owners hold.
         self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
+        by_key = f"left join {self.source} t on t.{self.key} = k.key"
+        if isinstance(mapping, DerivedMapping):
+            by_key = f"left join lateral {derived_source(mapping, 'k.key')} t on true"
         self.collection = None if mapping is None else mapping.collection_id
         self.nested = mapping is not None and mapping.parent is not None
         # What stands before and between the parts of a key in a path.
@@ -92,6 +96,8 @@ class DocumentTable:
         self.update_index = self.rest_index + 2
         self.epoch_index = self.rest_index + 3
         self.extras = Extras(*range(len(read), len(read) + 9))
+        self.versions = slice(self.extras.version_epoch, self.extras.epoch)
+        self.state = slice(self.extras.epoch, self.extras.now + 1)
         self.decode = make_decoder(mapping)
         self._prefix = f"{database.root}/"
 
@@ -108,19 +114,20 @@ class DocumentTable:
         # An owner and a parent are nobody's to give: the triggers look them up.
         looked_up = ["owner"] if derived else ["parent"] if self.nested else []
         changed = [*written[1:], "update_time", "epoch", *looked_up]
+        self.bulk = Bulk(self.name, list(zip(written, kinds, strict=True)), changed)
         self._update = ", ".join(
             [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
         )
         self.get_one = f"""select {self.select}, {_EXTRAS}
             from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            left join {self.source} t on t.{self.key} = k.key
+            {by_key}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4"""
         self.get_many = f"""select {self.select}, {_EXTRAS}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            left join {self.source} t on t.{self.key} = k.key
+            {by_key}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
@@ -246,20 +253,20 @@ class DocumentTable:
 
     def stored(self, row: Any, path: str) -> Stored:
         """What a row of `get_one` or `get_many` says of its path."""
-        at = self.extras
-        live = row[0] is not None
-        epoch, time = row[at.version_epoch], row[at.version_time]
-        peer_time = row[at.peer_time]
-        if peer_time is not None and (row[at.peer_epoch], row[at.peer_version]) != (epoch, time):
+        epoch, time, peer_time, peer_epoch, peer_version = row[self.versions]
+        if peer_time is not None and (peer_epoch, peer_version) != (epoch, time):
             peer_time = None
-        if live:
-            epoch, time = row[self.epoch_index], row[self.update_index]
-        return Stored(
-            path,
-            self.document_bytes(row, path) if live else None,
-            None if time is None else (epoch, time),
-            peer_time,
-        )
+        if row[0] is None:
+            return Stored(path, None, None if time is None else (epoch, time), peer_time)
+        version = (row[self.epoch_index], row[self.update_index])
+        return Stored(path, self.document_bytes(row, path), version, peer_time)
+
+    def version(self, row: Any) -> Version | None:
+        """The version of the document in a row of `get_one` or `get_many`, or of its tombstone."""
+        epoch, time = row[self.versions][:2]
+        if row[0] is not None:
+            return row[self.epoch_index], row[self.update_index]
+        return None if time is None else (epoch, time)
 
     def many(self, paths: Sequence[str], group: str) -> tuple[Any, ...]:
         """`get_many` with its arguments."""

@@ -14,6 +14,7 @@ from typing import Any
 from crossfade.document import Reference, collection_path
 from crossfade.mapping import ODD, escape_path
 from crossfade.query import Cursor, Order, Query
+from crossfade.stores.postgres.naming import literal
 from crossfade.stores.postgres.predicates import Arguments, Compiler, all_of
 from crossfade.stores.postgres.rows import NOW, DocumentTable
 
@@ -47,7 +48,7 @@ def compile_query(
     bounded = within is not None or not (query.start or query.end)
     sorting = compiler.sortable(orders, name_order)
     limited = query.limit is not None and condition.exact and bounded and sorting is not None
-    odd = _odd(table, compiler.used, arguments)
+    odd = _odd(table, compiler.used)
     if limited or within:
         odd += _numeric(query, table, arguments, spread=spread)
     plain = [*scope, condition.sql, *(within or [])]
@@ -115,12 +116,15 @@ def _scope(query: Query, table: DocumentTable, arguments: Arguments) -> list[str
     return [] if query.all_descendants else ["t.collection_path = t.collection_id"]
 
 
-def _odd(table: DocumentTable, used: set[str], arguments: Arguments) -> list[str]:
+def _odd(table: DocumentTable, used: set[str]) -> list[str]:
     if not used:
         return []
     if table.mapping is None:
         return [f"t.fields ? '{ODD}'"]
-    return [f"t.misfits && {arguments.add(sorted(used), 'text[]')}"]
+    # Literals: as parameters they would be planned for as if they could be anything, and
+    # PostgreSQL would plan every execution anew.
+    names = ", ".join(literal(name) for name in sorted(used))
+    return [f"t.misfits && array[{names}]"]
 
 
 def _numeric(
@@ -130,7 +134,7 @@ def _numeric(
     if table.nested:
         return ["position('/__id' in '/' || t.id) > 0"]
     if table.mapping is not None:
-        return [_between("t.id", "__id", "__ie", arguments)]
+        return ["(t.id >= '__id' and t.id < '__ie')"]
     if spread:
         return ["position('/__id' in t.path) > 0"]
     below = escape_path(query.collection_path or "")

@@ -1,13 +1,15 @@
 """PostgreSQL as a document store."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any
 
-from crossfade.document import Database
+from crossfade.aggregate import Aggregation
+from crossfade.document import Database, Value
 from crossfade.mapping import Mappings
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.store import CommitOutcome, Intent, Page, Reading
-from crossfade.stores.postgres.commit import Committer
+from crossfade.stores.postgres.commit import Committer, Read
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import DocumentTables
@@ -37,16 +39,39 @@ class PostgresStore:
         self._reader = Reader(lanes, tables, group)
         self._committer = Committer(lanes, tables, self._reader, group, enforce=enforce)
 
-    async def get(self, paths: Sequence[str], *, timeout: float) -> Reading:
-        return await self._reader.get(paths, timeout)
+    def get(self, paths: Sequence[str], *, timeout: float) -> Coroutine[Any, Any, Reading]:
+        return self._reader.get(paths, timeout)
 
     def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
         return self._reader.query(query, timeout)
 
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
+    ) -> tuple[dict[str, Value], int]:
+        """The aggregations by alias, over the documents that the query finds, and the time of
+        the read."""
+        return await self._reader.aggregate(query, aggregations, timeout)
+
     async def commit(
-        self, writes: Sequence[Write], *, timeout: float, intent: Intent | None = None
+        self,
+        writes: Sequence[Write],
+        *,
+        timeout: float,
+        intent: Intent | None = None,
+        reads: Sequence[Read] = (),
     ) -> CommitOutcome:
-        return await self._committer.commit(writes, timeout, intent)
+        """As the contract says; and an optimistic transaction where there are `reads`: paths
+        with the `Stored.version` that `get` answered for them.
+
+        Raises Aborted, nothing done, when a version is another one now: the document was
+        written, made, deleted or moved to another epoch. What is compared and what is
+        written is of one moment under the locks of all paths, so transactions that read by
+        `get` alone are serializable, whenever and in however many calls they read. Two
+        limits: a document that changed and came back to its content has changed. And only
+        documents are compared, no queries: one that would belong to a query's result by
+        now (a phantom) is not noticed unless its path is among the reads.
+        """
+        return await self._committer.commit(writes, timeout, intent, reads)
 
     async def close(self) -> None:
         """Nothing is held open here."""
