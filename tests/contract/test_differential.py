@@ -76,6 +76,8 @@ async def compare(pair: Pair, story: Story) -> None:
     try:
         for request in story.requests:
             mine, other = await asyncio.gather(ours.ask(request), theirs.ask(request))
+            if "UNAVAILABLE" in {mine.error, other.error}:
+                pytest.fail(f"a server is gone: {mine.message or other.message}")
             if not same(mine, other) and not await explained(request, mine, other, ours):
                 note(f"differs: {request}\n  embedded {mine}\n  official {other}")
                 pytest.fail("the embedded Firestore and the official emulator differ")
