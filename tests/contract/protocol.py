@@ -8,7 +8,7 @@ is another page. All else must be equal, to the last bit.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import grpc.aio
@@ -45,6 +45,27 @@ class Commit:
 @dataclass(frozen=True)
 class BatchWrite:
     writes: Sequence[Write]
+
+
+@dataclass(frozen=True)
+class Create:
+    """CreateDocument: `write` has no mask and no precondition. `mask`: of the answer."""
+
+    write: Write
+    mask: tuple[FieldPath, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """UpdateDocument, of a write without transforms."""
+
+    write: Write
+    mask: tuple[FieldPath, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Delete:
+    write: Write
 
 
 @dataclass(frozen=True)
@@ -90,9 +111,9 @@ class ListCollections:
     page_size: int = 0
 
 
-Request = (
-    Commit | BatchWrite | Get | BatchGet | RunQuery | Aggregate | ListDocuments | ListCollections
-)
+Reads: TypeAlias = Get | BatchGet | RunQuery | Aggregate | ListDocuments | ListCollections
+Changes: TypeAlias = Commit | BatchWrite | Create | Update | Delete
+Request: TypeAlias = Reads | Changes
 
 
 # --- a server ----------------------------------------------------------------------------------
@@ -159,7 +180,7 @@ class Session:
         self._versions: dict[str, list[int]] = {}
 
     async def ask(self, request: Request) -> Answer:
-        if isinstance(request, Commit | BatchWrite):
+        if isinstance(request, Changes):
             self._steps += 1
         try:
             return Answer(values=await _ASK[type(request)](self, request))
@@ -172,7 +193,7 @@ class Session:
 
     async def _commit(self, asked: Commit) -> list[Any]:
         request = types.CommitRequest.pb()(database=self.database.name)
-        self._fill(asked.writes, request.writes)
+        request.writes.extend(self._messages(asked.writes))
         data = await self.server.unary("Commit", request)
         reply = types.CommitResponse.pb().FromString(data)
         self._learn(reply.commit_time, f"commit {self._steps}")
@@ -183,7 +204,7 @@ class Session:
 
     async def _batch_write(self, asked: BatchWrite) -> list[Any]:
         request = types.BatchWriteRequest.pb()(database=self.database.name)
-        self._fill(asked.writes, request.writes)
+        request.writes.extend(self._messages(asked.writes))
         data = await self.server.unary("BatchWrite", request)
         reply = types.BatchWriteResponse.pb().FromString(data)
         values: list[Any] = []
@@ -194,6 +215,41 @@ class Session:
                 self._learn(result.update_time, f"write {self._steps}.{index}")
             values.append([code_pb2.Code.Name(status.code), *self._result(write, result)])
         return values
+
+    async def _create(self, asked: Create) -> list[Any]:
+        collection, _, name = asked.write.path.rpartition("/")
+        parent, _, collection_id = collection.rpartition("/")
+        request = types.CreateDocumentRequest.pb()(
+            parent=self.database.full(parent), collection_id=collection_id, document_id=name
+        )
+        wire.encode_fields(asked.write.fields or {}, request.document.fields)
+        _fill_mask(asked.mask, request)
+        return self._written(asked.write, await self.server.unary("CreateDocument", request))
+
+    async def _update(self, asked: Update) -> list[Any]:
+        (message,) = self._messages([asked.write])
+        request = types.UpdateDocumentRequest.pb()(document=message.update)
+        if message.HasField("update_mask"):
+            request.update_mask.CopyFrom(message.update_mask)
+        if message.HasField("current_document"):
+            request.current_document.CopyFrom(message.current_document)
+        _fill_mask(asked.mask, request)
+        return self._written(asked.write, await self.server.unary("UpdateDocument", request))
+
+    def _written(self, write: Write, data: bytes) -> list[Any]:
+        """A document that a write left."""
+        message = types.Document.pb().FromString(data)
+        self._learn(message.update_time, f"write {self._steps}")
+        self._remember(write.path, message.update_time)
+        return self._document(message)
+
+    async def _delete(self, asked: Delete) -> list[Any]:
+        (message,) = self._messages([asked.write])
+        request = types.DeleteDocumentRequest.pb()(name=message.delete)
+        if message.HasField("current_document"):
+            request.current_document.CopyFrom(message.current_document)
+        await self.server.unary("DeleteDocument", request)
+        return []
 
     async def _get(self, asked: Get) -> list[Any]:
         request = types.GetDocumentRequest.pb()(name=self.database.full(asked.path))
@@ -274,12 +330,15 @@ class Session:
 
     # --- messages ------------------------------------------------------------------------------
 
-    def _fill(self, writes: Iterable[Write], into: Any) -> None:
+    def _messages(self, writes: Iterable[Write]) -> list[Any]:
+        messages = []
         for write in writes:
-            when = write.update_time
+            message, when = types.Write.pb()(), write.update_time
             if when is not None:
                 write = replace(write, update_time=self._condition(write.path, when))  # noqa: PLW2901
-            wire.encode_write(write, self.database, into.add())
+            wire.encode_write(write, self.database, message)
+            messages.append(message)
+        return messages
 
     def _condition(self, path: str, when: int) -> int:
         """The update_time that this server knows by the name."""
@@ -294,10 +353,7 @@ class Session:
 
     def _result(self, write: Write, result: Any) -> list[Any]:
         if result.HasField("update_time"):
-            time = wire.decode_time(result.update_time)
-            known = self._versions.setdefault(write.path, [])
-            if time not in known:
-                known.append(time)
+            self._remember(write.path, result.update_time)
         for transform, value in zip(write.transforms, result.transform_results, strict=False):
             if transform.kind is TransformKind.REQUEST_TIME:
                 moment = wire.decode_time(value.timestamp_value)
@@ -306,6 +362,12 @@ class Session:
             self._time(result, "update_time"),
             *(self._plain(wire.decode_value(value)) for value in result.transform_results),
         ]
+
+    def _remember(self, path: str, message: Any) -> None:
+        time = wire.decode_time(message)
+        known = self._versions.setdefault(path, [])
+        if time not in known:
+            known.append(time)
 
     def _learn(self, message: Any, name: str) -> None:
         self._times.setdefault(wire.decode_time(message), name)
@@ -339,6 +401,9 @@ class Session:
 _ASK: dict[type, Any] = {
     Commit: Session._commit,
     BatchWrite: Session._batch_write,
+    Create: Session._create,
+    Update: Session._update,
+    Delete: Session._delete,
     Get: Session._get,
     BatchGet: Session._batch_get,
     RunQuery: Session._run_query,

@@ -17,11 +17,14 @@ from tests.contract.protocol import (
     BatchGet,
     BatchWrite,
     Commit,
+    Create,
+    Delete,
     Get,
     ListCollections,
     ListDocuments,
     Request,
     RunQuery,
+    Update,
 )
 
 
@@ -37,8 +40,8 @@ EVERYTHING = RunQuery(Query(all_descendants=True))
 
 @st.composite
 def stories(draw: st.DrawFn, *, listing: bool = True) -> Story:
-    """`listing`: with the methods that list documents and collections, which the contract of
-    a store does not have."""
+    """`listing`: with the methods that list documents and collections, and with those that
+    answer the document they wrote; the contract of a store does not have them."""
     first = draw(_FIRST)
     when = draw(st.sampled_from([None, None, None, "a", "b"]))
     if when is not None:
@@ -122,7 +125,7 @@ def _lists(draw: st.DrawFn) -> ListDocuments:
 
 
 _COMMITS = st.lists(_conditional(), min_size=1, max_size=3).map(Commit)
-_READS = [
+_READS: list[st.SearchStrategy[Request]] = [
     queries().map(RunQuery),
     queries().map(RunQuery),
     some.neighbours().map(RunQuery),
@@ -130,14 +133,26 @@ _READS = [
     st.builds(BatchGet, st.lists(some.paths(), min_size=1, max_size=5), _MASKS),
     st.builds(Get, some.paths(), _MASKS),
 ]
-_LISTINGS = [_lists(), st.builds(ListCollections, _PARENTS, _SIZES)]
+_LISTINGS: list[st.SearchStrategy[Request]] = [
+    _lists(),
+    st.builds(ListCollections, _PARENTS, _SIZES),
+]
+_PLAIN = _conditional().map(lambda write: replace(write, transforms=()))
+_SINGLE = st.one_of(
+    st.builds(Create, st.builds(Write, some.paths(), some.fields()), _MASKS),
+    st.builds(Update, _PLAIN.filter(lambda write: write.fields is not None), _MASKS),
+    _PLAIN.map(lambda write: Delete(replace(write, fields=None, mask=None))),
+)
+_BATCHES = st.lists(_conditional(), min_size=1, max_size=3).map(BatchWrite)
 
 
-def _steps(*reads: st.SearchStrategy[Request]) -> st.SearchStrategy[list[Request]]:
+def _steps(
+    other: st.SearchStrategy[Request], *reads: st.SearchStrategy[Request]
+) -> st.SearchStrategy[list[Request]]:
     read = st.one_of(*reads)
-    batches = st.lists(_conditional(), min_size=1, max_size=3).map(BatchWrite)
-    return st.lists(st.one_of(_COMMITS, batches, read, read, read, read), min_size=3, max_size=6)
+    step = st.one_of(_COMMITS, other, read, read, read, read)
+    return st.lists(step, min_size=3, max_size=6)
 
 
-_STEPS = _steps(*_READS, *_LISTINGS)
-_STEPS_OF_STORES = _steps(*_READS)
+_STEPS = _steps(_BATCHES | _SINGLE, *_READS, *_LISTINGS)
+_STEPS_OF_STORES = _steps(_BATCHES, *_READS)

@@ -350,3 +350,19 @@ async def test_batch_write_answers_for_each(call: Caller) -> None:
     assert len(reply.write_results) == 3
     assert reply.write_results[0].update_time
     assert await call.ids() == ["a", "b"]
+
+
+async def test_batch_write_of_what_is_illegal_by_itself(call: Caller) -> None:
+    """Fails as a whole, as it does in the official emulator; but a document that is too
+    large fails alone."""
+    good = {"update": {"name": call.name("c/a")}}
+    odd = {"update": {"name": call.name("c/b"), "fields": {"__x__": {"null_value": 0}}}}
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call("BatchWrite", database=call.database.name, writes=[good, odd])
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert await call.ids() == []
+    half = {"string_value": "x" * 600_000}
+    large = {"update": {"name": call.name("c/b"), "fields": {"v": half, "w": half}}}
+    reply = await call("BatchWrite", database=call.database.name, writes=[large, good])
+    assert [status.code for status in reply.status] == [3, 0]
+    assert await call.ids() == ["a"]

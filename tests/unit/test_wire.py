@@ -286,6 +286,13 @@ def test_zero_is_a_limit_and_none_is_none() -> None:
         assert wire.decode_query(query_message("crossfade", data), "", DATABASE).start == cursor
 
 
+def test_a_delete_has_no_mask() -> None:
+    message = types.Write.pb()(delete=DATABASE.full("c/a"))
+    message.update_mask.field_paths.append("v")
+    with pytest.raises(InvalidArgument, match="must not specify a document mask"):
+        wire.decode_write(message, DATABASE)
+
+
 # --- aggregations and neighbours ----------------------------------------------------------------
 
 

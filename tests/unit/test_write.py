@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from crossfade.document import Document, identical
+from crossfade.document import Database, Document, identical
 from crossfade.errors import (
     AlreadyExists,
     CrossfadeError,
@@ -24,6 +24,7 @@ from crossfade.write import (
     apply_all,
     check,
     check_precondition,
+    collapse,
     fold,
 )
 from tests import strategies as some
@@ -170,3 +171,55 @@ def test_a_commit_is_checked_as_a_whole() -> None:
     assert after["c/a"].fields.keys() == {"b"}
     with pytest.raises(InvalidArgument):
         apply_all([add, Write("c/b", {})], lambda _: large, 2)
+
+
+def _write(letters: str) -> Write:
+    """s: set, d: delete; + exists, - exists not, 1 or 2: an update_time."""
+    kind, condition = letters[0], letters[1:]
+    return Write(
+        "c/a",
+        {"v": 1} if kind == "s" else None,
+        exists={"+": True, "-": False}.get(condition),
+        update_time=int(condition) if condition.isdigit() else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "stands"),
+    [
+        *(("s", "s+", True), ("s", "s-", False), ("s", "d-", False), ("s", "s1", False)),
+        *(("d", "s-", True), ("d", "s+", False), ("d", "d+", False), ("d", "d-", True)),
+        *(("d", "s1", False), ("d", "d1", False), ("d1", "d1", True), ("d1", "s1", False)),
+        *(("s1", "s", True), ("s1", "s1", True), ("s1", "d1", True), ("s1", "s2", False)),
+        *(("s1", "s+", True), ("s1", "s-", False), ("s+", "s1", False), ("s-", "s-", False)),
+        *(("s-", "d", True), ("s-", "d+", True), ("d-", "s-", True), ("d+", "s-", True)),
+    ],
+)
+def test_writes_of_one_document_stand_together(first: str, later: str, stands: bool) -> None:
+    """The official emulator's table. Whatever is stored, so before anything is looked up."""
+    writes = [_write(first), Write("c/b", {}, exists=False), _write(later)]
+    if not stands:
+        with pytest.raises(InvalidArgument):
+            collapse(writes)
+        return
+    collapsed = collapse(writes)
+    assert collapsed[:2] == writes[:2]
+    assert (collapsed[2].exists, collapsed[2].update_time) == (None, None)
+    assert collapsed[2].fields == writes[2].fields
+
+
+def test_only_the_first_precondition_looks_at_what_is_stored() -> None:
+    stored = Document("c/a", {"n": 1}, 5, 5)
+    writes = [Write("c/a", {}, (), (INCREMENT,), update_time=5) for _ in range(3)]
+    after, results = apply_all(writes, {"c/a": stored}.get, 9)
+    assert after["c/a"] == Document("c/a", {"n": 4}, 5, 9)
+    assert results == [(2,), (3,), (4,)]
+    with pytest.raises(FailedPrecondition):
+        apply_all(writes, {"c/a": Document("c/a", {}, 5, 6)}.get, 9)
+
+
+def test_names_in_full_where_the_database_is_known() -> None:
+    with pytest.raises(NotFound, match=r"^No document to update: c/a$"):
+        check_precondition(Write("c/a", {}, exists=True), None)
+    with pytest.raises(NotFound, match=r"^No document to update: projects/p/databases/d/.*/c/a$"):
+        check_precondition(Write("c/a", {}, exists=True), None, Database("p", "d"))
