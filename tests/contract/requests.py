@@ -122,7 +122,7 @@ def _lists(draw: st.DrawFn) -> ListDocuments:
 
 
 _COMMITS = st.lists(_conditional(), min_size=1, max_size=3).map(Commit)
-_READS = [
+_READS: list[st.SearchStrategy[Request]] = [
     queries().map(RunQuery),
     queries().map(RunQuery),
     some.neighbours().map(RunQuery),
@@ -130,7 +130,10 @@ _READS = [
     st.builds(BatchGet, st.lists(some.paths(), min_size=1, max_size=5), _MASKS),
     st.builds(Get, some.paths(), _MASKS),
 ]
-_LISTINGS = [_lists(), st.builds(ListCollections, _PARENTS, _SIZES)]
+_LISTINGS: list[st.SearchStrategy[Request]] = [
+    _lists(),
+    st.builds(ListCollections, _PARENTS, _SIZES),
+]
 
 
 def _steps(*reads: st.SearchStrategy[Request]) -> st.SearchStrategy[list[Request]]:
