@@ -68,7 +68,7 @@ class Bench:
             f"{TITLES[name]}; {self._tasks:,} tasks against {FEW:,}",
             [("few", kind, options), ("few again", kind, options)],
             ("many", kind, {"dsn": more, "users": self._users["many"]}),
-            ("p50", "rate", "p99"),
+            ("p50", "rate", "total"),
             ops=256,
             in_flight=1,
         )
@@ -85,7 +85,7 @@ class Bench:
                 ("copy again", "copy_rows", {"dsn": self._dsn["copy_again"]}),
             ],
             ("put", "store_put", {"dsn": self._dsn["put"]}),
-            ("rate", "caller", "store"),
+            ("rate", "total", "store"),
             ops=4,
             in_flight=1,
         )
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = time.monotonic()
     tasks = options.tasks or (QUICK if options.quick else MANY)
     names = options.only or GROUPS
-    seconds = options.seconds or (30.0 if options.quick else 90.0)
+    seconds = options.seconds or (20.0 if options.quick else 90.0)
     groups: list[Group] = []
     try:
         with tempfile.TemporaryDirectory(prefix="crossfade-bench-") as directory, ExitStack() as on:
@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK:,} tasks; under 90 s")
     parser.add_argument("--tasks", type=int, help=f"in the large table (default: {MANY:,})")
     parser.add_argument("--rounds", type=int, default=15, help="bursts at most (%(default)s)")
-    parser.add_argument("--seconds", type=float, help="for all rounds (90; quick: 30)")
+    parser.add_argument("--seconds", type=float, help="for all rounds (90; quick: 20)")
     parser.add_argument("--only", choices=GROUPS, action="append", help="a group; may be repeated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all medians and ratios")
     return parser

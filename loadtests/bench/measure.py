@@ -110,6 +110,11 @@ class Sample:
         """CPU of everything but the store."""
         return self.caller + self.server
 
+    @property
+    def total(self) -> float:
+        """CPU of all."""
+        return self.caller + self.server + self.store
+
 
 @dataclass
 class Case:

@@ -18,6 +18,7 @@ LABELS = {
     "server": "CPU of the server",
     "caller": "CPU of the caller",
     "store": "CPU of PostgreSQL",
+    "total": "CPU of all processes",
     "path": "CPU of caller and server",
 }
 

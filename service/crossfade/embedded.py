@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # the parent needs none of the protocol, and it takes long to
 START_SECONDS = 30.0
 STOP_SECONDS = 10.0
 EXPIRE_SECONDS = 10.0
+GC_THRESHOLDS = (10_000, 50, 100)
 READY, HTTP = "firestore ", "http "
 """What the child prints, each before a host:port, when it answers."""
 
@@ -305,8 +306,12 @@ async def serve_firestore(
         )
         if journal is not None:
             restore(journal, stores)
-            gc.freeze()  # the documents are no garbage later, either
             await resources.enter_async_context(_compacting(journal, stores))
+        # Documents are no garbage, and most of what is new here is one: looking for some as
+        # often as by default would be an eighth of a commit's cost.
+        resources.callback(gc.set_threshold, *gc.get_threshold())
+        gc.set_threshold(*GC_THRESHOLDS)
+        gc.freeze()
         server = await firestore_v1.serve(stores, options.host, options.port, options.faults)
         resources.push_async_callback(server.stop, 1.0)
         http = EmulatorServer(stores, options.host, options.http_port)

@@ -63,18 +63,21 @@ def decode_value(message: Any) -> Value:
 
 
 def decode_fields(fields: Any) -> Fields:
-    """The values of a `map<string, Value>` field."""
+    """The values of a `map<string, Value>` field. Most are texts, so that is tried first."""
     decoders = _DECODERS
     found = {}
     for name in fields:
         message = fields[name]
-        found[name] = decoders[message.WhichOneof("value_type")](message)
+        found[name] = message.string_value or decoders[message.WhichOneof("value_type")](message)
     return found
 
 
 def _decode_array(message: Any) -> list[Value]:
     decoders = _DECODERS
-    return [decoders[item.WhichOneof("value_type")](item) for item in message.array_value.values]
+    return [
+        item.string_value or decoders[item.WhichOneof("value_type")](item)
+        for item in message.array_value.values
+    ]
 
 
 def _decode_geo_point(message: Any) -> GeoPoint:

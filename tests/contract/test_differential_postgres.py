@@ -13,7 +13,7 @@ every field, and in these with about half of the values in remainders.
 import asyncio
 import os
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from crossfade.write import Transform, TransformKind, Write
 from tests.contract.direct import Direct, backends
 from tests.contract.emulator import explained, same
 from tests.contract.mapped import FITTING, MAPPED, fitting_stories
-from tests.contract.protocol import Aggregate, Commit, Get, RunQuery, Server, Session
+from tests.contract.protocol import Aggregate, Commit, Get, Request, RunQuery, Server, Session
 from tests.contract.requests import EVERYTHING, Story, stories
 from tests.contract.test_documents import HOSTILE
 from tests.firestore_fixture import fresh_database
@@ -123,10 +123,10 @@ async def compare_with_official(postgres: Postgres, official: Server, story: Sto
             pytest.fail(f"{request}\n  postgresql {mine}\n  official   {other}")
 
 
-def _given(kind: str, number: int, size: int) -> Any:
+def _given(kind: str, number: int, size: int) -> Callable[[Callable[..., Any]], Any]:
     """Tests a function of a story with so many."""
 
-    def decorate(test: Any) -> Any:
+    def decorate(test: Callable[..., Any]) -> Any:
         case = given(story=KINDS[kind])(test)
         some = settings(
             max_examples=size,
@@ -142,20 +142,17 @@ def _given(kind: str, number: int, size: int) -> Any:
 
 
 def _cases(kind: str, number: int, size: int) -> Any:
-    @_given(kind, number, size)
     async def test(postgres: Stores, story: Story) -> None:
         await compare(postgres.of(kind), story)
 
-    return test
+    return _given(kind, number, size)(test)
 
 
 def _official_cases(kind: str, size: int) -> Any:
-    @pytest.mark.official
-    @_given(kind, -1, size)
     async def test(postgres: Stores, official: Server, story: Story) -> None:
         await compare_with_official(postgres.of(kind), official, story)
 
-    return test
+    return pytest.mark.official(_given(kind, -1, size)(test))
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -202,7 +199,7 @@ async def test_hostile_values_in_every_column(postgres: Stores, kind: str, colle
             if _small(value) and value is not None and value == value
         ]
         count = Transform(("b",), TransformKind.INCREMENT, 1)
-        requests = [
+        requests: list[Request] = [
             Commit([Write(path, fields), Write("d/B", {"a": "B", "b": 1})]),
             Get(path),
             *map(RunQuery, asked),
@@ -214,7 +211,7 @@ async def test_hostile_values_in_every_column(postgres: Stores, kind: str, colle
             Commit([Write(path, {"a": value}, (("a",),))]),
             EVERYTHING,
         ]
-        await compare(postgres.of(kind), Story(list(requests)))
+        await compare(postgres.of(kind), Story(requests))
 
 
 def _small(value: Any) -> bool:

@@ -25,7 +25,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from crossfade import query as queries
-from crossfade.document import NAME, Document, Reference, identical
+from crossfade.aggregate import Aggregation, AggregationKind
+from crossfade.document import INT64_MAX, NAME, Document, Reference, identical
 from crossfade.errors import InvalidArgument
 from crossfade.mapping import (
     CollectionMapping,
@@ -515,3 +516,29 @@ async def test_queries_of_the_application_use_their_index(
     # The rows that do not fit their columns are found without reading the others.
     assert f"Bitmap Index Scan on {collection}_misfits" in text, text
     assert "Seq Scan on " not in text.replace("Seq Scan on control", ""), text
+
+
+async def test_aggregations(make_store: MakeStore):
+    """Over one table and over several: what is summed may be in a column or beside it."""
+    store = await make_store(True)
+    values: list[Any] = [1, 2.5, -0.0, None, "x", INT64_MAX]
+    writes = [Write(f"tasks/{n}", {"v": value}) for n, value in enumerate(values)]
+    made = await store.commit(
+        [*writes, Write("notes/1", {"v": 7}), Write("notes/2", {})], timeout=5
+    )
+    wanted = [
+        Aggregation(AggregationKind.COUNT, "n"),
+        Aggregation(AggregationKind.COUNT, "few", up_to=2),
+        Aggregation(AggregationKind.SUM, "sum", ("v",)),
+        Aggregation(AggregationKind.AVERAGE, "avg", ("v",)),
+    ]
+    tasks, read_time = await store.aggregate(Query(collection="tasks"), wanted, timeout=5)
+    assert tasks["n"] == 6
+    assert tasks["few"] == 2
+    assert tasks["sum"] == float(INT64_MAX + 1) + 2.5
+    assert tasks["avg"] == (float(INT64_MAX + 1) + 2.5) / 4
+    assert read_time >= made.commit_time
+    everywhere, _ = await store.aggregate(Query(all_descendants=True), wanted[:1], timeout=5)
+    assert everywhere == {"n": 8}
+    with pytest.raises(InvalidArgument):
+        await store.aggregate(Query(collection="tasks"), [], timeout=5)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -176,29 +177,24 @@ async def test_a_counter_by_transactions_loses_none(store: PostgresStore, path: 
 async def test_no_write_skew(store: PostgresStore) -> None:
     """Each of two transactions reads both documents and clears one, if the other is set: with
     snapshots alone, both would be cleared."""
+
+    async def clear(mine: str, other: str) -> None:
+        (_, seen), (fields, known) = await read(store, mine, other)
+        if fields is not None and fields["on"]:
+            await store.commit(
+                [Write(mine, {"on": False})], timeout=SECONDS, reads=[(mine, seen), (other, known)]
+            )
+
     for turn in range(10):
         await store.commit(
             [Write(path, {"on": True, "turn": turn}) for path in PATHS], timeout=SECONDS
         )
-
-        async def clear(mine: str, other: str) -> None:
-            (_, seen), (fields, known) = await read(store, mine, other)
-            assert fields is not None
-            if fields["on"]:
-                await store.commit(
-                    [Write(mine, {"on": False})],
-                    timeout=SECONDS,
-                    reads=[(mine, seen), (other, known)],
-                )
-
         await asyncio.gather(
-            again_until_done(lambda clear=clear: clear(*PATHS)),
-            again_until_done(lambda clear=clear: clear(*reversed(PATHS))),
+            again_until_done(partial(clear, *PATHS)),
+            again_until_done(partial(clear, *reversed(PATHS))),
         )
-        assert sorted(fields["on"] for fields, _ in await read(store, *PATHS) if fields) == [
-            False,
-            True,
-        ]
+        left = [fields["on"] for fields, _ in await read(store, *PATHS) if fields]
+        assert sorted(left) == [False, True]
 
 
 async def test_readers_of_one_document_do_not_wait_for_one_another(

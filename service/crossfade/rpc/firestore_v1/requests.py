@@ -68,10 +68,15 @@ def document_of(name: str, field: str) -> tuple[Database, str]:
 
 
 def path_of(name: str, database: Database, field: str) -> str:
-    """The relative path of a full name. The protocol knows no relative ones."""
+    """The relative path of a full name."""
+    check_full(name, field)
+    return check_document_path(database.relative(name, field), field)
+
+
+def check_full(name: str, field: str) -> None:
+    """The protocol knows no relative names."""
     if not name.startswith("projects/"):
         raise InvalidArgument(f'{field}: Document name "{name[:120]}" lacks "projects" at index 0.')
-    return check_document_path(database.relative(name, field), field)
 
 
 def collection_of(parent: str, collection: str) -> str:
@@ -94,7 +99,7 @@ def writes_of(messages: Sequence[Any], database: Database) -> list[Write]:
         field = f"writes[{index}]"
         if message.WhichOneof("operation") is not None:  # else the decoder refuses
             name = message.update.name or message.delete or message.transform.document
-            path_of(name, database, f"{field}.name")
+            check_full(name, f"{field}.name")
         writes.append(wire.decode_write(message, database, field))
     return writes
 
