@@ -15,7 +15,7 @@ from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.document import NAME, Database, Document, Fields, Reference, identical
 from crossfade.errors import InvalidArgument, Unimplemented
 from crossfade.nearest import Measure, Nearest
-from crossfade.query import Cursor, FieldFilter, Op, Order, Query
+from crossfade.query import Cursor, FieldFilter, Op, Order, Query, full_order
 from crossfade.write import Transform, TransformKind, Write
 from crossfade_api.v1 import crossfade_pb2, document_pb2, query_pb2
 from tests import strategies as some
@@ -231,7 +231,7 @@ def test_raw_queries_say_the_same(query: Query) -> None:
         order.path == NAME and index < len(cursor.values)
         for cursor in (query.start, query.end)
         if cursor is not None
-        for index, order in enumerate(query.order_by)
+        for index, order in enumerate(full_order(query))
     )
     assert (decoded.raw is None) is at_names
 

@@ -9,8 +9,9 @@ from crossfade.errors import FailedPrecondition
 WINDOW = 3_600_000_000
 """Microseconds. The hour for which Firestore, too, keeps old versions."""
 MOST_CHANGES = 100_000
-MOST_BYTES = 256 * 1_048_576
-"""Bounds of the memory that old versions take; the window is shorter while they are reached."""
+MOST_BYTES = 64 * 1_048_576
+"""Bounds of the memory that old versions take, which is several times their bytes as they are
+written; the window is shorter while they are reached."""
 
 
 class History:
