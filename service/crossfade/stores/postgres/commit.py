@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any, TypeAlias
 
 from crossfade import write as writing
-from crossfade.document import Document, collection_id, collection_path
+from crossfade.document import Database, Document, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import CommitOutcome, Intent, Version, WriteOutcome
@@ -143,7 +143,7 @@ class Committer:
             for path, version in reads:
                 if staged[path].version != version:
                     raise _Changed(f"document {path} has changed since the transaction read it")
-            outcomes = _apply(writing.collapse(writes), staged, now)
+            outcomes = _apply(writes, staged, now, self._tables.database)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
             strict = self._enforce and not (intent is not None and intent.mirrored)
@@ -230,9 +230,11 @@ def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
             )
 
 
-def _apply(writes: Sequence[Write], staged: dict[str, _Staged], now: int) -> list[WriteOutcome]:
+def _apply(
+    writes: Sequence[Write], staged: dict[str, _Staged], now: int, database: Database
+) -> list[WriteOutcome]:
     """The pure core's result. All writes of a document answer the time that it is left with."""
-    documents, results = writing.apply_all(writes, lambda path: staged[path].before, now)
+    documents, results = writing.apply_all(writes, lambda path: staged[path].before, now, database)
     for path, document in documents.items():
         staged[path].after = document
     times = {path: None if left is None else left.update_time for path, left in documents.items()}
