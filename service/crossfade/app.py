@@ -5,17 +5,21 @@ import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
+from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
+from crossfade.lease import Lease
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
+from crossfade.outbox import Outbox
 from crossfade.pending import Pending
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
@@ -25,6 +29,7 @@ from crossfade.settings import Settings, SettingsError
 from crossfade.shadow import Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
+from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
@@ -61,6 +66,7 @@ class Sidecar:
 
     address: str
     control: Control
+    coordinator: Coordinator
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
@@ -117,10 +123,10 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             resources.push_async_callback(lanes[role].close)
         await create_schema(lanes["mirror"], mappings)
         await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
-    control = Control(lanes.get("mirror"), _traffic(settings), settings.postgresql.timeout)
+    control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
     to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
-    firestore = None
+    firestore = lease = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
         firestore = connect(
             database,
@@ -128,6 +134,15 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
+        lease = control.lease = Lease(
+            Fences(firestore), settings.migration.lease, settings.firestore.timeout
+        )
+    coordinator = Coordinator(
+        control,
+        lease,
+        horizon=settings.migration.horizon,
+        timeout=settings.postgresql.timeout,
+    )
     enforce = settings.migration.constraints == "enforce"
     postgres = (
         PostgresStore(lanes["answer"], mappings, database, enforce=enforce) if lanes else None
@@ -149,14 +164,27 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         behind_bound=settings.shadow.behind_bound,
         repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
     )
+    outbox = (
+        Outbox(control, lease, firestore, pending, telemetry)
+        if pending is not None and firestore is not None and lease is not None
+        else None
+    )
     forward = (
-        Forward(control, firestore, pending, telemetry, settings.migration.mirror)
+        Forward(
+            control,
+            firestore,
+            pending,
+            outbox,
+            telemetry,
+            settings.migration.mirror,
+            settings.migration.horizon,
+        )
         if firestore is not None
         else None
     )
     migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
     mapped = [mapping.collection_id for mapping in mappings]
-    admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror, mapped)
+    admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
     server, checker = rpc.build(
         rpc.Front(migrator, database),
@@ -176,8 +204,14 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         resources.push_async_callback(web.stop)
         await web.start()
     tasks = [_supervise("shadow", shadow.run)]
+    tasks.append(_supervise("control", control.follow))
+    if lease is not None:
+        tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
+    if outbox is not None:
+        tasks.append(_supervise("outbox", outbox.run))
     if lanes:
-        tasks.append(_supervise("control", control.follow))
+        await _settle_stage(coordinator)
+        tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
     recopy = None
     if pending is not None and firestore is not None:
@@ -190,13 +224,14 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             request_window=settings.migration.request_window,
             **settings.recopy.model_dump(),
         )
-        control.wake_recopy = pending.woken.set
+        coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
     if to_request is not None:
-        tasks.append(asyncio.create_task(_carry_out(to_request, control, admin)))
+        tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
     return Sidecar(
         address,
         control,
+        coordinator,
         admin,
         shadow,
         stores,
@@ -297,7 +332,21 @@ def _read_percents(control: Control) -> dict[Labels, float]:
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
 
 
-async def _carry_out(stage: Stage, control: Control, admin: admin_rpc.Admin) -> None:
+def _needs_lease(control: Control) -> bool:
+    return control.snapshot.authority is StoreName.FIRESTORE
+
+
+async def _settle_stage(coordinator: Coordinator) -> None:
+    """Ends at once what the first start of all, or a sidecar that died, left to be done."""
+    try:
+        await coordinator.look()
+    except CrossfadeError as error:
+        log.info("the stage is settled later", reason=str(error))
+
+
+async def _carry_out(
+    stage: Stage, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 
     A change of authority waits until the mirror keeps up (after a crash that may take a
@@ -315,7 +364,7 @@ async def _carry_out(stage: Stage, control: Control, admin: admin_rpc.Admin) -> 
                 waits = True
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            await control.set_stage(stage)
+            await coordinator.set_stage(stage)
         except (InfrastructureError, EpochChanged) as error:
             _not_reached(stage, snapshot.stage, error)
             await asyncio.sleep(pause)

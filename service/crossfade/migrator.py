@@ -59,12 +59,14 @@ class Migrator:
     async def read(self, paths: tuple[str, ...], call: Call) -> Reading:
         """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
-            snapshot = self._control.snapshot
+            snapshot = await self._control.admit(call.left)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
             if route.by_mirror:
                 reading = await self._read_mirror(paths, route, snapshot, call)
             if reading is None:
+                if not self._control.admitted(snapshot):
+                    continue  # the mirror took longer than the lease
                 answered = route.authority
                 try:
                     reading = await self._get(answered, "answered", paths, snapshot, call)
@@ -87,7 +89,9 @@ class Migrator:
         """The mirror's answer, or None where the authority has to answer."""
         reason = "pending"
         try:
-            if route.answer is StoreName.POSTGRESQL:
+            if route.answer is StoreName.POSTGRESQL and not self._control.mirror_vouches(snapshot):
+                reason = "gate"
+            elif route.answer is StoreName.POSTGRESQL:
                 reading = await self._get(route.answer, "answered", paths, snapshot, call)
                 if reading.state is not None and snapshot.settles(reading.state):
                     return reading
@@ -131,6 +135,8 @@ class Migrator:
         is fresh. Firestore as mirror cannot know what is pending: the error stands."""
         if route.authority is StoreName.POSTGRESQL or not route.mirrored:
             raise error
+        if not self._control.mirror_vouches(snapshot):
+            raise error
         try:
             reading = await self._get(StoreName.POSTGRESQL, "answered", paths, snapshot, call)
         except CrossfadeError:
@@ -160,10 +166,13 @@ class Migrator:
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
-            snapshot = self._control.snapshot
+            snapshot = await self._control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
-            answered, first, pages = await self._begin_query(query, route, snapshot, call)
+            try:
+                answered, first, pages = await self._begin_query(query, route, snapshot, call)
+            except EpochChanged:
+                continue
             if first.state is not None and not snapshot.current(first.state):
                 await _close(pages)
                 await self._control.refresh()
@@ -197,7 +206,9 @@ class Migrator:
     ) -> tuple[StoreName, Page, AsyncIterator[Page]]:
         """The store that answers, its first page, and the rest. The rules are those of read()."""
         collection = query.collection or ""
-        if route.by_mirror:
+        if route.by_mirror and not self._control.mirror_vouches(snapshot):
+            self._telemetry.count(RETURNED_READS, collection, "gate")
+        elif route.by_mirror:
             try:
                 first, pages = await self._first_page(route.answer, query, call)
             except InfrastructureError as error:
@@ -207,10 +218,14 @@ class Migrator:
                     return route.answer, first, pages
                 await _close(pages)
                 self._telemetry.count(RETURNED_READS, collection, "pending")
+            if not self._control.admitted(snapshot):
+                raise EpochChanged("the mirror took longer than the stage lease")
         try:
             return route.authority, *await self._first_page(route.authority, query, call)
         except InfrastructureError as error:
             if route.authority is StoreName.POSTGRESQL or not route.mirrored:
+                raise
+            if not self._control.mirror_vouches(snapshot):
                 raise
             try:
                 first, pages = await self._first_page(StoreName.POSTGRESQL, query, call)
@@ -237,6 +252,8 @@ class Migrator:
         this call. Waits while a change of authority is under way."""
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
+            if not snapshot.rules.mirrored:
+                snapshot = await self._control.admit(call.left)
             with self._control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
@@ -246,7 +263,7 @@ class Migrator:
                     else:
                         raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
-                    await self._control.refresh()
+                    await self._control.catch_up(call.left)
                     continue
             self._telemetry.count(COMMITS, "replayed" if outcome.replayed else "applied")
             return outcome

@@ -136,6 +136,9 @@ class MigrationSettings(Section):
     an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
+    a change of authority waits as long. `horizon`: seconds after which Firestore applies no
+    commit any more that its sender has given up; the first copy waits as long.
     """
 
     stage: Stage | None = None
@@ -144,6 +147,8 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
+    horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 

@@ -130,6 +130,12 @@ REPAIRS = Counter(
     "Recopies queued because of a verdict",
     (COLLECTION, "crossfade.verdict"),
 )
+OUTBOX = Counter(
+    "crossfade.outbox",
+    "{commit}",
+    "Commits past PostgreSQL while it was away, and their becoming pending rows",
+    ("crossfade.outcome",),
+)
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")

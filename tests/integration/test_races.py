@@ -13,7 +13,7 @@ import pytest
 
 from crossfade import control as controls
 from crossfade import pending, recopy
-from crossfade.control import Control
+from crossfade.barrier import Coordinator
 from crossfade.document import Document
 from crossfade.errors import DeadlineExceeded, Internal, Unavailable
 from crossfade.plan import Stage, StoreName
@@ -86,14 +86,14 @@ async def test_a_late_answer_does_not_bring_back_an_older_state(url, monkeypatch
 
         async def fetchrow(query, *args, timeout):
             row = await real(query, *args, timeout=timeout)
-            if query == controls._READ and next(late, False):
+            if query == controls.READ and next(late, False):
                 await gate.hold()
             return row
 
         monkeypatch.setattr(control._rows, "fetchrow", fetchrow)
         reading = asyncio.create_task(control.refresh())
         await gate.reached()
-        moving = asyncio.create_task(control.set_stage(Stage.DUAL_WRITE))
+        moving = asyncio.create_task(stack.sidecar.coordinator.set_stage(Stage.DUAL_WRITE))
         await asyncio.wait([moving], timeout=0.3)
         gate.open()
         await asyncio.gather(reading, moving)
@@ -101,54 +101,53 @@ async def test_a_late_answer_does_not_bring_back_an_older_state(url, monkeypatch
         assert control.snapshot.stage is Stage.DUAL_WRITE
 
 
-@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
-async def test_a_barrier_whose_end_fails_too_does_not_stay_closed(shadowing, monkeypatch, step):
-    """PostgreSQL goes away after the row said `none`, and is still away for the way back."""
-    failures = 3
-    real = {name: getattr(Control, name) for name in ("_close", "_drain", "_open_again")}
+@pytest.mark.parametrize("step", ["fence", "drain", "lapse", "open"])
+async def test_a_barrier_that_a_store_interrupts_goes_on_when_it_is_back(
+    shadowing, monkeypatch, step
+):
+    """After the row said `none`: what is left to do stands in it."""
+    coordinator = shadowing.sidecar.coordinator
+    failures, real = 3, coordinator._do[step]
 
-    def failing(name):
-        async def fail(self, *args):
-            nonlocal failures
-            if failures == 0:
-                return await real[name](self, *args)
-            failures -= 1
-            if name == "_close":
-                await real[name](self, *args)
-            raise Unavailable("PostgreSQL is away")
+    async def fail(change, snapshot):
+        nonlocal failures
+        if failures == 0:
+            return await real(change, snapshot)
+        failures -= 1
+        raise Unavailable("a store is away")
 
-        return fail
-
-    for name in {step, "_open_again"}:
-        monkeypatch.setattr(Control, name, failing(name))
+    monkeypatch.setattr(coordinator, "_do", {**coordinator._do, step: fail})
     with pytest.raises(grpc.aio.AioRpcError):
         await shadowing.stage("live")
-    await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
-    assert shadowing.memory.read("tasks/1").fields == {"n": 1}
-    await shadowing.settled()
-    await shadowing.stage("live")
+    await shadowing.client.set("tasks/1", {"n": 1}, timeout=10)
+    assert shadowing.sidecar.control.snapshot.stage is Stage.LIVE
+    assert failures == 0
     assert (await shadowing.client.get("tasks/1")).fields == {"n": 1}
 
 
-@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
+@pytest.mark.parametrize("step", ["fence", "drain", "lapse", "open"])
 async def test_a_barrier_whose_caller_goes_away_does_not_stay_closed(shadowing, monkeypatch, step):
-    gate, real = Gate(), getattr(Control, step)
+    coordinator, gate = shadowing.sidecar.coordinator, Gate()
+    real = coordinator._do[step]
 
-    async def held(self, *args):
-        result = await real(self, *args)
+    async def held(change, snapshot):
+        result = await real(change, snapshot)
         await gate.hold()
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Control, step, held)
+        patch.setattr(coordinator, "_do", {**coordinator._do, step: held})
         call = shadowing.admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
         await asyncio.ensure_future(gate.reached())
-        patch.setattr(Control, step, real)
-        call.cancel()
-        await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
+    call.cancel()
+    await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
     row = await shadowing.sql.fetchrow("select authority, barrier from crossfade.control")
-    assert row["barrier"] is None
-    assert row["authority"] == ("postgresql" if step == "_open_again" else "firestore")
+    assert row["authority"] == ("postgresql" if step == "open" else "firestore")
+    await eventually(lambda: _nothing_under_way(shadowing))
+
+
+async def _nothing_under_way(stack: Running) -> bool:
+    return bool(await stack.sql.fetchval("select barrier is null from crossfade.control"))
 
 
 async def test_two_settings_of_traffic_at_once_both_stand(shadowing):
@@ -185,14 +184,14 @@ async def test_a_barrier_closes_though_commits_overlap_without_a_gap(live, url):
     assert live.sidecar.control.snapshot.stage is Stage.SHADOW
 
 
-async def test_a_crash_inside_a_barrier_is_undone_by_the_next_start(url):
+async def test_a_barrier_whose_coordinator_died_long_ago_is_undone(url):
     async with running(url, Stage.SHADOW) as stack:
         await stack.copy()
         epoch = stack.sidecar.control.snapshot.epoch
     sql = await asyncpg.connect(url)
     await sql.execute(
-        """update crossfade.control set authority = 'none',
-            barrier = '{"from": "shadow", "to": "live"}'"""
+        """update crossfade.control set authority = 'none', barrier = '{"id": "1", "kind": "take",
+            "before": "shadow", "target": "live", "step": "fence", "deadline": 0}'"""
     )
     await sql.close()
     async with running(url, Stage.SHADOW) as stack:
@@ -221,9 +220,9 @@ async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
     """Begun in stage off, applied only after the stage moved: the copy has to meet it."""
     gate, real = Gate(), FirestoreStore._send
 
-    async def late(self, writes, deadline):
+    async def late(self, writes, deadline, transaction=None):
         await gate.hold()
-        return await real(self, writes, deadline)
+        return await real(self, writes, deadline, transaction)
 
     async with running(url, Stage.OFF, read_percent=100) as stack:
         with monkeypatch.context() as patch:
@@ -573,8 +572,10 @@ class Storm:
             self._disturb(monkeypatch, FirestoreStore, name)
         for name in ("open_intent", "put", "settle", "peers", "claim", "release", "drop_intent"):
             self._disturb(monkeypatch, Mirror, name)
-        for name in ("_close", "_open_again", "_drain"):
-            self._disturb(monkeypatch, Control, name)
+        for name in ("_fence", "_drain", "_lapse", "_open", "_move", "_publish", "_settle"):
+            self._disturb(monkeypatch, Coordinator, name)
+        for name in ("_begin", "_moved", "_write_document"):
+            self._disturb(monkeypatch, Coordinator, name)
 
     def _disturb(self, monkeypatch, owner, name) -> None:
         real = getattr(owner, name)
@@ -593,10 +594,16 @@ class Storm:
         monkeypatch.setattr(owner, name, disturbed)
 
 
-async def test_a_storm_of_faults_loses_doubles_and_hides_nothing(shadowing, monkeypatch):
+async def test_a_storm_of_faults_loses_doubles_and_hides_nothing(url, monkeypatch):
     """Counters, raised by callers of whom some go away, while the authority changes."""
     monkeypatch.setattr(pending, "LEASE_SECONDS", 0.5)
     storm, random = Storm(monkeypatch, seed=3, rate=0.08), Random(3)
+    async with running(url, Stage.SHADOW, read_percent=100) as shadowing:
+        await shadowing.copy()
+        await _weather(shadowing, storm, random)
+
+
+async def _weather(shadowing: Running, storm: Storm, random: Random) -> None:
     acknowledged: Counter[str] = Counter()
     begun: Counter[str] = Counter()
     stale: list[str] = []

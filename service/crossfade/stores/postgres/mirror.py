@@ -23,10 +23,10 @@ from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
-    where grp = $1::text and epoch = $2::int8 and authority = {authority} for share)"""
+    where grp = $1::text and epoch = $2::int8 and authority = any($9::text[]) for share)"""
 _CURRENT = """select 1 from crossfade.control
 where grp = $1 and epoch = $2 and authority <> $3 for share"""
-_OPEN = f"""with {_CONTROL.format(authority="$9::text")},
+_OPEN = f"""with {_CONTROL},
 done as (
     select commit_time, update_times from crossfade.requests
     where intent = any($10::text[]) limit 1),
@@ -40,6 +40,9 @@ opened as (
     on conflict (intent, path) do update
         set lease_until = greatest(p.lease_until, excluded.lease_until))
 select exists (select from c), done.* from (select) one left join done on true"""
+_TAKES_ROWS = """select epoch = $2 and not pg_is_in_recovery()
+    and not current_setting('transaction_read_only')::bool
+from crossfade.control where grp = $1"""
 _DROP = "delete from crossfade.pending where intent = $1"
 _EXPIRE = """update crossfade.pending set lease_until = clock_timestamp()
 where intent = $1 and claim is null"""
@@ -195,8 +198,20 @@ class Mirror:
         """One row per path, the caller's own for `lease` seconds. The same intent again
         only prolongs the lease. Where one of the intents `done` is recorded as a request
         that was done, that is returned, and no row opened."""
-        authority = StoreName.FIRESTORE
-        return await self._open(intent, paths, epoch, lease, reason, authority, timeout, done)
+        by = (StoreName.FIRESTORE.value,)
+        return await self._open(intent, paths, epoch, lease, reason, by, timeout, done)
+
+    async def takes_rows(self, epoch: int, *, timeout: float) -> bool:
+        """Whether pending rows can be written now, under this epoch. A server that only reads
+        takes none."""
+        return bool(await self._lanes.fetchval(_TAKES_ROWS, self._group, epoch, timeout=timeout))
+
+    async def queue(
+        self, intent: str, paths: Sequence[str], *, epoch: int, reason: str, timeout: float
+    ) -> None:
+        """Rows for a worker of a commit that Firestore has applied, during a barrier, too."""
+        by = (StoreName.FIRESTORE.value, "none")
+        await self._open(intent, paths, epoch, 0.0, reason, by, timeout)
 
     async def mark(
         self,
@@ -209,7 +224,7 @@ class Mirror:
         timeout: float,
     ) -> None:
         """Queues paths for a worker, under whichever authority it is."""
-        await self._open(intent, paths, epoch, 0.0, reason, authority, timeout)
+        await self._open(intent, paths, epoch, 0.0, reason, (authority.value,), timeout)
 
     async def _open(
         self,
@@ -218,7 +233,7 @@ class Mirror:
         epoch: int,
         lease: float,
         reason: str,
-        authority: StoreName,
+        authorities: Sequence[str],
         timeout: float,
         done: Sequence[str] = (),
     ) -> Request | None:
@@ -233,7 +248,7 @@ class Mirror:
             [collection_id(path) for path in unique],
             lease,
             reason,
-            authority.value,
+            list(authorities),
             list(done),
             timeout=timeout,
         )
