@@ -224,7 +224,7 @@ async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
         await gate.hold()
         return await real(self, writes, deadline, transaction)
 
-    async with running(url, Stage.OFF, read_percent=100) as stack:
+    async with running(url, Stage.OFF, read_percent=100, horizon=2.0) as stack:
         with monkeypatch.context() as patch:
             patch.setattr(FirestoreStore, "_send", late)
             write = asyncio.create_task(
@@ -235,19 +235,22 @@ async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
             write.cancel()
             await asyncio.wait([write])
             await asyncio.sleep(0.1)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stack.admin.SetStage(
-                admin_pb2.SetStageRequest(stage="shadow", timeout_seconds=0.2)
-            )
-        assert stack.sidecar.control.snapshot.stage is Stage.SHADOW
+        moving = asyncio.create_task(stack.stage("shadow"))
+        await eventually(lambda: _in_stage(stack, Stage.SHADOW))
         copy = asyncio.create_task(stack.copy())
-        await asyncio.wait([copy], timeout=0.3)
+        await asyncio.wait([moving, copy], timeout=0.3)
+        assert not moving.done()
+        assert not copy.done()
         gate.open()
-        await copy
+        await asyncio.gather(moving, copy)
         await asyncio.wait([write])
         await stack.settled()
         assert stack.memory.read("tasks/1").fields == {"n": 1}
         assert (await stack.client.get("tasks/1")).fields == {"n": 1}
+
+
+async def _in_stage(stack: Running, stage: Stage) -> bool:
+    return stack.sidecar.control.snapshot.stage is stage
 
 
 async def test_a_page_of_a_former_copy_does_not_bring_a_document_back(shadowing, monkeypatch):
