@@ -9,13 +9,15 @@ recopied, so that concurrent writers cannot leave a mixed document.
 import asyncio
 import hashlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from crossfade.document import Database
+from crossfade.failpoints import reach
 from crossfade.plan import StoreName
 from crossfade.store import CommitOutcome, Stored
 from crossfade.stores.firestore import FirestoreStore
-from crossfade.stores.postgres.mirror import Image, Mirror, Request
+from crossfade.stores.postgres.mirror import Image, Mirror
+from crossfade.stores.postgres.way_back import Request
 from crossfade.wire import parse_document
 from crossfade.write import Folded
 
@@ -53,6 +55,7 @@ class Pending:
         self._timeout = timeout
         self.woken = asyncio.Event()
         """Set when there is work for the recopy worker that should not wait for its interval."""
+        self._awaited: dict[str, asyncio.Event] = {}
 
     async def open(
         self,
@@ -120,6 +123,11 @@ class Pending:
             requests=requests,
         )
 
+    def announce(self, intents: Iterable[str]) -> None:
+        """Rows of these commits were settled here: whoever waits for one looks."""
+        for intent in self._awaited.keys() & set(intents):
+            self._awaited[intent].set()
+
     async def recopy(
         self,
         paths: Sequence[str],
@@ -133,8 +141,9 @@ class Pending:
         that admits equal versions (or a wrong document could never be healed)."""
         # Firestore's own read_time: the version of a tombstone is compared with its commits'.
         reading = await self._firestore.get(paths, timeout=self._timeout, exact_times=True)
+        reach("recopy.read")
         images = [self._image(stored, reading.read_time) for stored in reading.documents]
-        return await self.mirror.put(
+        put = await self.mirror.put(
             images,
             epoch=epoch,
             intent=intent,
@@ -143,6 +152,8 @@ class Pending:
             timeout=self._timeout,
             requests=requests,
         )
+        reach("recopy.put")
+        return put
 
     def _image(self, stored: Stored, read_time: int) -> Image:
         if stored.data is None:
