@@ -123,7 +123,9 @@ class Reverse:
 
         async def revoke(intent: str) -> None:
             async with gate:
-                if await self._firestore.revoke(intent, timeout=self._timeout):
+                with self._pending.asking():
+                    revoked = await self._firestore.revoke(intent, timeout=self._timeout)
+                if revoked:
                     self._telemetry.count(REVOKED)
 
         await asyncio.gather(*map(revoke, sorted(intents)))
@@ -138,9 +140,10 @@ class Reverse:
         ]
         if not doubtful:
             return list(prepared.peers)
-        reading = await self._firestore.get(
-            [peer.path for peer in doubtful], timeout=self._timeout, exact_times=True
-        )
+        with self._pending.asking():
+            reading = await self._firestore.get(
+                [peer.path for peer in doubtful], timeout=self._timeout, exact_times=True
+            )
         known: dict[str, Peer | None] = {}
         for peer, found in zip(doubtful, reading.documents, strict=True):
             actual = _held(found)
@@ -180,11 +183,12 @@ class Reverse:
             return {}
         started, failure = time.perf_counter(), None
         try:
-            outcome = await self._firestore.commit(
-                [*writes, *proofs],
-                timeout=self._timeout,
-                intent=Intent(intent, snapshot.epoch, mirrored=True),
-            )
+            with self._pending.asking():
+                outcome = await self._firestore.commit(
+                    [*writes, *proofs],
+                    timeout=self._timeout,
+                    intent=Intent(intent, snapshot.epoch, mirrored=True),
+                )
         except IntentExists as error:
             # Whoever took the rows over has revoked it, or it arrived twice: he will find out.
             failure = error.code

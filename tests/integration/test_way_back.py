@@ -281,12 +281,17 @@ async def test_a_worker_that_lost_its_claim_raises_no_alarm(workers):
     await workers.stack.client.set(PATH, {"n": 1})
     stalled = asyncio.create_task(one.step())
     await held.reached()
-    # Whoever it was puts things right, and the row is settled elsewhere.
+    # Whoever it was puts things right, and another worker has the row now.
     await workers.stack.direct.commit([Write(PATH, {"n": 1})], timeout=5)
     await workers.leases_end()
-    await two.until_idle()
+    other = Held(two.firestore, "commit")
+    working = asyncio.create_task(two.step())
+    await other.reached()
     held.go_on()
     await stalled
+    assert await workers.rows() == [(PATH, False)]
+    other.go_on()
+    await working
     await workers.agree(PATH, {"n": 1})
 
 

@@ -80,6 +80,7 @@ set claim = null, failure = $2::text,
     lease_until = clock_timestamp()
         + least(60, 0.1 * 2 ^ least(attempts, 20)) * interval '1 second'
 where claim = $1 and ($4::text is null or path = $4::text)"""
+_IS_PENDING = "select exists (select from crossfade.pending where intent = $1 and not dead)"
 _SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pending,
     count(*) filter (where position('/' in path) = 0) as wildcards,
     count(*) filter (where dead) as dead,
@@ -251,6 +252,10 @@ class Mirror:
     async def prune_requests(self, seconds: float, *, timeout: float) -> None:
         """Deletes request rows that are older."""
         await self._lanes.execute(_PRUNE, seconds, timeout=timeout)
+
+    async def is_pending(self, intent: str, *, timeout: float) -> bool:
+        """Whether a worker has still to settle a row of the commit; dead letters nobody will."""
+        return bool(await self._lanes.fetchval(_IS_PENDING, intent, timeout=timeout))
 
     async def summary(self, *, timeout: float) -> Summary:
         row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
