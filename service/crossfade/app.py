@@ -182,7 +182,16 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         if firestore is not None
         else None
     )
-    migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
+    migrator = Migrator(
+        control,
+        stores,
+        forward,
+        pending,
+        shadow,
+        telemetry,
+        database,
+        settings.migration.mirror,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
     admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)

@@ -19,7 +19,7 @@ from crossfade.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from crossfade.forward import Forward
+from crossfade.forward import Forward, MirrorMode
 from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
@@ -45,7 +45,9 @@ class Migrator:
         shadow: Shadow,
         telemetry: Telemetry,
         database: Database,
+        mirror: MirrorMode = "async",
     ) -> None:
+        self._mirror = mirror
         self._control = control
         self._stores = stores
         self._forward = forward
@@ -272,11 +274,15 @@ class Migrator:
     async def _commit_postgresql(
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
     ) -> CommitOutcome:
-        """PostgreSQL decides; the pending rows are in the data's own transaction."""
+        """PostgreSQL decides; the pending rows are in the data's own transaction. Once it is
+        done, nothing about the mirror is an error any more."""
         name, *others = [new_intent()] if request_id is None else intents_of(request_id)
         mirrored = snapshot.rules.mirrored
         intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
         store = self._stores[StoreName.POSTGRESQL]
+        follower = self._pending if mirrored else None
+        if follower is not None and self._mirror == "required":
+            await follower.check_reachable(call.left())
         started, error = time.time_ns(), None
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
@@ -293,8 +299,11 @@ class Migrator:
         finally:
             collection, stage = collection_id(writes[0].path), snapshot.stage.value
             call.record("commit", "postgresql", "answered", collection, stage, started, error)
-        if intent.mirrored and self._pending is not None:
-            self._pending.woken.set()
+        if follower is not None:
+            follower.woken.set()
+            if self._mirror != "async":
+                left = call.deadline - time.monotonic()
+                await follower.until_put(name, left, patient=self._mirror == "required")
         return outcome
 
     # --- shadow -----------------------------------------------------------------------------

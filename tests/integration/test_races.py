@@ -20,6 +20,7 @@ from crossfade.plan import Stage, StoreName
 from crossfade.stores import firestore
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.way_back import WayBack
 from crossfade.telemetry import VERDICTS
 from crossfade.wire import parse_document
 from crossfade.write import Write
@@ -514,18 +515,25 @@ async def test_remembering_locks_in_the_order_of_commits(live):
     paths = ["notes/a", "notes/b"]
     await live.client.commit([ClientWrite.set(path, {"n": 1}) for path in paths])
     await live.settled()
-    mirror = live.sidecar._forward._pending.mirror
-    peers = await mirror.peers(paths, timeout=5)
+    way_back = live.sidecar._forward._pending.mirror.way_back
+    peers = await way_back.peers(paths, timeout=5)
     epoch = live.sidecar.control.snapshot.epoch
+    await live.sql.execute(
+        """insert into crossfade.pending
+            (intent, path, collection_path, collection_id, epoch, claim, lease_until, reason)
+        select 'i', unnest($1::text[]), 'notes', 'notes', $2, 'me', 'infinity', 'commit'""",
+        paths,
+        epoch,
+    )
     lock = "select from crossfade.versions where path = $1 for update"
     async with live.sql.transaction():
         await live.sql.execute(lock, "notes/a")
         settled = [(peer, 7) for peer in reversed(peers)]
-        remembering = asyncio.create_task(mirror.settle("", settled, epoch=epoch, timeout=5))
+        remembering = asyncio.create_task(way_back.settle("me", settled, epoch=epoch, timeout=5))
         await asyncio.wait([remembering], timeout=0.3)
         await live.sql.execute(lock, "notes/b")
     await remembering
-    assert [peer.peer_time for peer in await mirror.peers(paths, timeout=5)] == [7, 7]
+    assert [peer.peer_time for peer in await way_back.peers(paths, timeout=5)] == [7, 7]
 
 
 async def test_a_reverse_commit_that_arrives_late_brings_nothing_back(live, monkeypatch):
@@ -573,12 +581,14 @@ class Storm:
         self.blowing = False
         for name in ("_send", "_get_all", "_get_one"):
             self._disturb(monkeypatch, FirestoreStore, name)
-        for name in ("open_intent", "put", "settle", "peers", "claim", "release", "drop_intent"):
+        for name in ("open_intent", "put", "claim", "release", "drop_intent"):
             self._disturb(monkeypatch, Mirror, name)
         for name in ("_fence", "_drain", "_lapse", "_open", "_move", "_publish", "_settle"):
             self._disturb(monkeypatch, Coordinator, name)
         for name in ("_begin", "_moved", "_write_document"):
             self._disturb(monkeypatch, Coordinator, name)
+        for name in ("prepare", "settle", "forget", "bury"):
+            self._disturb(monkeypatch, WayBack, name)
 
     def _disturb(self, monkeypatch, owner, name) -> None:
         real = getattr(owner, name)

@@ -98,15 +98,19 @@ class IntentExists(CrossfadeError):
     """The commit was refused because its intent document is there already.
 
     `state`: "applied" (at `commit_time`, microseconds: the same commit was done
-    before) or "revoked" (it can never be done). Never leaves the sidecar.
+    before) or "revoked" (it can never be done). `update_times`, one per write, are known
+    of a commit that PostgreSQL did. Never leaves the sidecar.
     """
 
     code = "ALREADY_EXISTS"
 
-    def __init__(self, state: str, commit_time: int) -> None:
+    def __init__(
+        self, state: str, commit_time: int, update_times: Sequence[int | None] = ()
+    ) -> None:
         super().__init__(f"the intent was {state} before")
         self.state = state
         self.commit_time = commit_time
+        self.update_times = update_times
 
 
 def connect(
@@ -399,7 +403,8 @@ class FirestoreStore:
         """The outcome of an intent's commit of `size` writes; None if it was revoked.
 
         The intent document knows the commit's time but neither what a write that
-        changed nothing kept nor what transforms made, so every update_time is the commit's.
+        changed nothing kept nor what transforms made, so every update_time is the commit's;
+        of a commit that PostgreSQL did while it was the authority it knows those, too.
         Raises Unavailable when there is no such document.
         """
         before = await self._intent(intent_id, time.monotonic() + timeout)
@@ -407,8 +412,9 @@ class FirestoreStore:
             raise Unavailable(f"there is no intent document {intent_id}")
         if before.state != "applied":
             return None
-        writes = (WriteOutcome(before.commit_time),) * size
-        return CommitOutcome(writes, before.commit_time, replayed=True)
+        known = len(before.update_times) == size
+        times = before.update_times if known else (before.commit_time,) * size
+        return CommitOutcome(tuple(map(WriteOutcome, times)), before.commit_time, replayed=True)
 
     async def _intent(self, intent_id: str, deadline: float) -> IntentExists | None:
         """What the intent's document says, if there is one."""
@@ -418,7 +424,16 @@ class FirestoreStore:
         if data is None:
             return None
         document = wire.parse_document(data, self.database)
-        return IntentExists(str(document.fields.get("state")), document.update_time)
+        fields = document.fields
+        # Created by the commit itself, or afterwards for one that PostgreSQL did.
+        commit_time, times = fields.get("commit_time"), fields.get("update_times")
+        return IntentExists(
+            str(fields.get("state")),
+            commit_time if isinstance(commit_time, int) else document.create_time,
+            [time if isinstance(time, int) else None for time in times]
+            if isinstance(times, list)
+            else (),
+        )
 
     def _write_bytes(self, write: Write) -> bytes:
         if write.raw is not None:

@@ -49,6 +49,10 @@ behind as (
     where $8::bool)
 insert into crossfade.requests (intent, commit_time, update_times)
 select $5::text, $2, $9::int8[] where $10::bool"""
+# A request that changed nothing was done, too: its row brings that to the other store.
+_NOTHING = """insert into crossfade.pending
+    (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+values ($1, $2, $3, $4, $5, now(), 'commit')"""
 
 
 Read: TypeAlias = tuple[str, Version | None]
@@ -160,6 +164,10 @@ class Committer:
                     [outcome.update_time for outcome in outcomes],
                     replayable,
                 )
+            if intent is not None and intent.mirrored and replayable and written and not changed:
+                path = escape_path(min(written))
+                places = escape_path(collection_path(path)), escape_path(collection_id(path))
+                await connection.execute(_NOTHING, intent.id, path, *places, epoch)
         return CommitOutcome(tuple(outcomes), now)
 
     async def _epoch(self, connection: Connection, intent: Intent | None) -> int:
