@@ -53,13 +53,20 @@ async def lanes(postgres_database: MakeDatabase) -> AsyncIterator[Recorder]:
         documents[f"text_content/t{n}"] = {"content_id": f"t{n}", "text": "lorem " * 20}
         documents[f"tasks/{many.task_id(n)}/audio_chunks/0"] = {"index": 0, "data": b"x" * 90}
         documents[f"notes/n{n}"] = {"text": "lorem " * 20, "n": n}
-        documents[f"users/v{n}"] = {"user_id": f"v{n}", "api_key": f"k{n}", "role": "client"}
+        documents[f"users/v{n}"] = {
+            "user_id": f"v{n}",
+            "api_key": f"k{n}",
+            "role": "client",
+            # A misfit in most documents: their writer sets what it does not know to null.
+            "hotkey": None,
+        }
         documents[f"api_keys/k{n}"] = {"user_id": f"v{n}", "role": "client"}
         documents[f"tasks/r{n}"] = {"miner_responses": [{"miner_uid": 7, "task_id": f"r{n}"}]}
         documents[f"miner_responses/r{n}_7"] = {"miner_uid": 7, "task_id": f"r{n}"}
     # Values that are no column's: a second holder of a key, another type, a null.
     documents["users/twin"] = {"api_key": "k7"}
-    documents["users/odd"] = {"api_key": 7}
+    documents["users/odd"] = {"api_key": 7, "hotkey": 7}
+    documents["users/known"] = {"hotkey": "h7", "uid": 7}
     documents["api_keys/lost"] = {"user_id": "nobody"}
     documents["tasks/odd"] = {"assigned_miners": [5, "six"], "status": "pending"}
     documents["tasks/none"] = {"assigned_miners": [5], "status": None}
@@ -139,6 +146,21 @@ CASES: dict[str, tuple[Ask, int, set[str]]] = {
         run("users", ("api_key", Op.EQUAL, 7)),
         1,
         {"users_misfits"},
+    ),
+    "what is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, "h7")),
+        1,
+        {"users_hotkey", "users_remainder"},
+    ),
+    "another type of what is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, 7)),
+        1,
+        {"users_remainder"},
+    ),
+    "two fields, of which one is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, "h7"), ("uid", Op.EQUAL, 7)),
+        1,
+        {"users_hotkey", "users_remainder"},
     ),
     "a key by its name": (
         run("api_keys", ("__name__", Op.EQUAL, Reference("api_keys/k7"))),
