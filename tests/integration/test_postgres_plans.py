@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from crossfade.document import Reference
+from crossfade.errors import EpochChanged
 from crossfade.query import CompositeFilter, FieldFilter, Filter, Op, Order, Query
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Image, Mirror
@@ -216,9 +217,42 @@ async def test_a_poll_does_not_read_what_the_miner_has_done(lanes: Recorder):
     assert "tasks_open_miners" in {node.get("Index Name") for node in nodes}
 
 
-async def _plan(lanes: Lanes, statement: str, values: Sequence[Any] | None, width: int) -> Any:
-    """The plan for these values, as it was carried out; without values the one for any."""
+async def test_no_plan_is_made_for_an_empty_table(postgres_database: MakeDatabase):
+    """A lane keeps its plans. One that reads a table whole because it is empty would still do
+    so when there are a million rows in it."""
+    lanes = Recorder(await postgres_database(), 1)
+    lanes.sent = []
+    store, mirror = (
+        PostgresStore(lanes, MAPPINGS, many.DATABASE),
+        Mirror(lanes, MAPPINGS, many.DATABASE),
+    )
+    await store.get(["tasks/a"], timeout=5)
+    await store.get(["tasks/a", "tasks/b"], timeout=5)
+    await store.get(["notes/a"], timeout=5)
+    await CASES["a user by api key"][0](store)
+    await mirror.claim("c", limit=10, lease=1.0, timeout=5)
+    await mirror.drop_intent("i", timeout=5)
+    with pytest.raises(EpochChanged):
+        await mirror.open_intent("i", ["tasks/a"], epoch=9, lease=1.0, reason="commit", timeout=5)
+    with pytest.raises(EpochChanged):
+        await mirror.put(
+            [Image("tasks/a", {}, 1, 1)], epoch=9, intent="i", allow_equal=True, timeout=5
+        )
+    assert len(lanes.sent) == 8
+    for statement, arguments in list(lanes.sent):
+        nodes = list(_nodes(await _plan(lanes, statement, None, len(arguments), own=True)))
+        assert not [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
+    await lanes.close()
+
+
+async def _plan(
+    lanes: Lanes, statement: str, values: Sequence[Any] | None, width: int, *, own: bool = False
+) -> Any:
+    """The plan for these values, as it was carried out; without values the one for any. With
+    the lane's `own` settings, or with an index only where the planner likes it best."""
     async with lanes.transaction(30) as connection:
+        if not own:
+            await connection.execute("set local enable_seqscan = on")
         if values is None:
             await connection.execute("set local plan_cache_mode = force_generic_plan")
             await connection.execute(f"prepare looked_at as {statement}")
