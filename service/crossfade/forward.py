@@ -32,7 +32,7 @@ from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.commit import replayed
-from crossfade.stores.postgres.mirror import Request
+from crossfade.stores.postgres.way_back import Request
 from crossfade.telemetry import MIRROR_PUTS, Telemetry
 from crossfade.write import Folded, Write, fold
 

@@ -3,7 +3,8 @@
 1. The control row, FOR SHARE, in a statement of its own: a change of authority waits
    for this commit, or this commit sees it.
 2. The locks of the paths, sorted, in a statement of their own; those that a transaction
-   only read are shared.
+   only read are shared. A commit of very many paths has the one lock that all others share
+   for itself instead: it waits for all commits, and all wait for it.
 3. Only now what the documents are, in a statement that began behind the locks; and whether
    they are what the transaction read.
 4. The pure core decides what becomes of them.
@@ -28,8 +29,12 @@ from crossfade.write import Write
 
 ATTEMPTS = 5
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
-# Sorted, so that two commits never wait for one another. The request's own lock
-# comes first: the second of two commits with one id finds the first one's row.
+MOST_LOCKS = 400
+"""Paths that a commit locks one by one. PostgreSQL's lock table has room for 6,400 locks of all
+connections together, if nobody made it larger: some commits of 10 MiB would not fit alone."""
+EVERYTHING = "*"
+# Sorted, so that two commits never wait for one another. What all share comes first, then the
+# request's own lock: the second of two commits with one id finds the first one's row.
 _LOCKS = """select count(case when shared
     then pg_advisory_xact_lock_shared(hashtextextended(name, 7))::text
     else pg_advisory_xact_lock(hashtextextended(name, 7))::text end)
@@ -133,12 +138,8 @@ class Committer:
         replayable = intent is not None and intent.request_id is not None
         async with self._lanes.transaction(timeout) as connection:
             epoch = await self._epoch(connection, intent)
-            locks = [f"p:{escape_path(path)}" for path in paths]
-            shared = [path not in written for path in paths]
-            if intent is not None and replayable:
-                locks.insert(0, f"i:{intent.id}")
-                shared.insert(0, False)
-            await connection.execute(_LOCKS, locks, shared)
+            request = [f"i:{intent.id}"] if intent is not None and replayable else []
+            await connection.execute(_LOCKS, *_locks(request, paths, written))
             if intent is not None and replayable:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
@@ -236,6 +237,16 @@ def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
                 f"document {table.path_of(row)}, field {field}: {EXPLAINED[cause]} "
                 f'(cause "{cause}"; [migration] constraints = "enforce" refuses it)'
             )
+
+
+def _locks(
+    request: Sequence[str], paths: Sequence[str], written: set[str]
+) -> tuple[list[str], list[bool]]:
+    """Names, and which of them are shared."""
+    if len(paths) > MOST_LOCKS:
+        return [EVERYTHING], [False]
+    names = [EVERYTHING, *request, *(f"p:{escape_path(path)}" for path in paths)]
+    return names, [True, *(False for _ in request), *(path not in written for path in paths)]
 
 
 def _apply(
