@@ -22,6 +22,7 @@ from crossfade.errors import (
     OutcomeUnknown,
     Unavailable,
 )
+from crossfade.failpoints import reach
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent
@@ -116,6 +117,7 @@ class Forward:
             if done is not None:
                 _answer(answer, replayed(done.commit_time, done.update_times, len(writes)))
                 return
+            reach("write.opened")
             try:
                 outcome = await self._with_proof(writes, intent, snapshot, call)
             except CrossfadeError as error:
@@ -125,6 +127,7 @@ class Forward:
             except BaseException as error:
                 _fail(answer, error)
                 raise
+            reach("write.committed")
             if outcome is None or self._mirror == "async":
                 _answer(answer, outcome)
             if outcome is None:  # revoked before, so nobody else can apply it
@@ -133,6 +136,7 @@ class Forward:
             started, failure = time.time_ns(), None
             try:
                 await self._mirroring.settle(intent, folded, outcome, snapshot.epoch, shared=shared)
+                reach("write.put")
             except CrossfadeError as error:
                 # The authority has it and the rows stand: a worker recopies. Never an error.
                 failure = error.code
