@@ -71,8 +71,11 @@ async def create_schema(lanes: Lanes, mappings: Mappings, *, timeout: float = 30
 def _name(item: ExecutableDDLElement) -> str:
     """schema.name of the table or index that it creates; "" for a schema."""
     made = getattr(item, "element", None)
-    table = made.table if isinstance(made, Index) else made
-    return f"{table.schema}.{made.name}" if isinstance(table, Table) else ""
+    if isinstance(made, Table):
+        return f"{made.schema}.{made.name}"
+    if isinstance(made, Index) and made.table is not None:
+        return f"{made.table.schema}.{made.name}"
+    return ""
 
 
 async def _relations(connection: Connection) -> set[str]:
