@@ -3,16 +3,17 @@
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from tests.fault.world import Server, servers
 
 
-@pytest_asyncio.fixture(scope="session")
-async def fault_directory() -> AsyncIterator[Path]:
+@pytest.fixture(scope="session")
+def fault_directory() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="crossfade-fault-"))
     yield directory
     # Nobody waits for a thousand files of each database.

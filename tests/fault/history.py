@@ -261,8 +261,8 @@ class _Search:
             stack.append(later)
             if later.size > best.size:
                 best = later
-            key = (later.first, frozenset(i for i in self._done if i > later.first))
-            key = (*key, frozenset(left.items()))
+            ahead = frozenset(i for i in self._done if i > later.first)
+            key = (later.first, ahead, frozenset(left.items()))
             if key in reached:
                 self._undo(stack.pop())
                 continue

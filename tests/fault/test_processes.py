@@ -30,7 +30,7 @@ async def test_a_sidecar_is_stopped_continued_killed_and_started_again(
     async with world(fault_server, fault_directory, sidecars=1) as around:
         sidecar = around.sidecars[0]
         sidecar.process.stop()
-        with pytest.raises(Exception, match="DEADLINE|UNAVAILABLE"):
+        with pytest.raises(Exception, match=r"DEADLINE|UNAVAILABLE"):
             await sidecar.client.set("notes/1", {"n": 1}, timeout=0.5)
         sidecar.process.go_on()
         await sidecar.client.set("notes/1", {"n": 2}, timeout=10)
@@ -52,7 +52,7 @@ async def test_an_armed_sidecar_ends_or_stands_still_at_its_fail_point(
             await sidecar.client.set("notes/1", {"n": 2}, timeout=5)
         assert await sidecar.process.gone() == -signal.SIGKILL
         await sidecar.restart("write.committed:stop:1")
-        with pytest.raises(Exception, match="DEADLINE|UNAVAILABLE"):
+        with pytest.raises(Exception, match=r"DEADLINE|UNAVAILABLE"):
             await sidecar.client.set("notes/1", {"n": 3}, timeout=1)
         await sidecar.process.stands_still()
         assert await around.in_firestore("notes/1") == {"n": 3}

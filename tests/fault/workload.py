@@ -8,7 +8,7 @@ same things in the same order, client by client.
 import asyncio
 from collections import Counter
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 from crossfade_client import (
     AbortedError,
@@ -41,6 +41,8 @@ DOCUMENTS = tuple(f"{collection}/{name}" for collection in COLLECTIONS for name 
 COUNTERS = tuple(f"{collection}/sum" for collection in COLLECTIONS)
 """Nothing but increments, and reads: their sums are exact."""
 DEFINITE = (AbortedError, FailedPreconditionError, InvalidArgumentError, NotFoundError)
+NOT_SENT = "connections to all backends failing"
+"""What gRPC says of a call that found nobody to go to."""
 ATTEMPTS = 8
 TIMEOUT = 4.0
 MIX = {
@@ -73,7 +75,7 @@ class Workload:
         """Operations by kind and outcome, for the test to see that something happened."""
         self.errors: Counter[str] = Counter()
 
-    async def __aenter__(self) -> "Workload":
+    async def __aenter__(self) -> Self:
         self._go.set()
         self._tasks = [asyncio.create_task(client.run()) for client in self._clients]
         return self
@@ -136,10 +138,14 @@ class _Client:
             await asyncio.sleep(self._random.expovariate(1 / self._load._pause))
 
     def _sidecar(self, attempt: int) -> Sidecar:
-        """Each client has a favourite; every fourth call, and every repeated one, goes elsewhere."""
+        """Each client has a favourite; every fourth call, and every repeated one, goes
+        elsewhere, and few go to a dead one."""
         sidecars = self._load._world.sidecars
-        shift = attempt if attempt else self._random.choice((0, 0, 0, 1))
-        return sidecars[(self._number + shift) % len(sidecars)]
+        shift = attempt or self._random.choice((0, 0, 0, 1))
+        chosen = sidecars[(self._number + shift) % len(sidecars)]
+        if chosen.process.running or self._random.random() < 0.1:
+            return chosen
+        return next((each for each in sidecars if each.process.running), chosen)
 
     # --- reads ----------------------------------------------------------------------------------
 
@@ -176,13 +182,14 @@ class _Client:
         request_id = f"{self._name} {self._count} {self._random.random()}" if named else None
         history = self._load.history
         operation = history.begin(self._name, effects=tuple(effects))
+        sent = False
         for attempt in range(ATTEMPTS if named else 1):
             try:
                 result = await self._sidecar(attempt).client.commit(
                     writes, request_id=request_id, timeout=TIMEOUT
                 )
             except AlreadyExistsError:
-                if attempt == 0:
+                if not sent:
                     # A read, in truth: it says that there was a document.
                     operation.effects, operation.existed = (), effects[0].path
                     history.end(operation, Outcome.OK)
@@ -190,18 +197,20 @@ class _Client:
                 break
             except DEFINITE as error:
                 self._load.errors[f"write {error.code.name}"] += 1
-                if attempt == 0:
+                if not sent:
                     history.end(operation, Outcome.REFUSED)
                     return operation
             except CrossfadeError as error:
                 self._load.errors[f"write {error.code.name}"] += 1
+                sent = sent or NOT_SENT not in error.details
             else:
                 operation.hint = result.commit_time.timestamp()
                 history.end(operation, Outcome.OK)
                 return operation
             await asyncio.sleep(0.05 * (attempt + 1))
-        # Until nothing is on its way any more, it may still happen.
-        operation.outcome = Outcome.UNKNOWN
+        if not sent:
+            history.end(operation, Outcome.REFUSED)
+        # Else, until nothing is on its way any more, it may still happen.
         return operation
 
     def _effects(self, kind: str) -> list[Effect]:
