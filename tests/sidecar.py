@@ -65,6 +65,9 @@ class Running:
         await eventually(self._is_settled, seconds)
 
     async def _is_settled(self) -> bool:
+        lease = self.sidecar.control.lease
+        if lease is not None and await lease.fences.entries(timeout=5):
+            return False  # what the outbox has is not pending yet
         rows = await self.sql.fetchval("select count(*) from crossfade.pending where not dead")
         return not rows and self.sidecar.shadow.idle
 
