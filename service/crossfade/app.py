@@ -117,15 +117,21 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             "shadow": settings.postgresql.shadow_lanes,
         }
         for role, size in sizes.items():
-            lanes[role] = await Lanes.open(
-                settings.postgresql.dsn, size=size, timeout=settings.postgresql.timeout
-            )
+            lanes[role] = Lanes(settings.postgresql.dsn, size)
             resources.push_async_callback(lanes[role].close)
-        await create_schema(lanes["mirror"], mappings)
-        await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
     control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
-    to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
+    async def open_postgresql() -> Stage | None:
+        if lanes:
+            await create_schema(lanes["mirror"], mappings)
+            await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
+        return await control.open(requested or Stage.OFF, explicit=requested is not None)
+
+    away, to_request = None, None
+    try:
+        to_request = await open_postgresql()
+    except InfrastructureError as error:
+        away = error
     firestore = lease = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
         firestore = connect(
@@ -137,6 +143,8 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         lease = control.lease = Lease(
             Fences(firestore), settings.migration.lease, settings.firestore.timeout
         )
+    if away is not None:
+        await _start_without_postgresql(control, lease, away)
     coordinator = Coordinator(
         control,
         lease,
@@ -219,7 +227,8 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     if outbox is not None:
         tasks.append(_supervise("outbox", outbox.run))
     if lanes:
-        await _settle_stage(coordinator)
+        if away is None:
+            await _settle_stage(coordinator)
         tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
     recopy = None
@@ -235,8 +244,11 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
-    if to_request is not None:
-        tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
+    carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
+    if away is not None:
+        tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
+    elif to_request is not None:
+        tasks.append(asyncio.create_task(carry_out(to_request)))
     return Sidecar(
         address,
         control,
@@ -341,6 +353,42 @@ def _read_percents(control: Control) -> dict[Labels, float]:
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
 
 
+async def _start_without_postgresql(
+    control: Control, lease: Lease | None, away: InfrastructureError
+) -> None:
+    """The mirror's outage is not the application's, at a start either: Firestore's control
+    document says enough to go on with, through the outbox. Raises `away` where it does not."""
+    if lease is None:
+        raise away
+    try:
+        document = await lease.renew()
+    except CrossfadeError:
+        raise away from None
+    if not document.update_time or not document.open:
+        raise away
+    await control.adopt()
+    log.warning("PostgreSQL is away: started by Firestore's control document", error=away.code)
+
+
+async def _open_later(
+    open_postgresql: Callable[[], Awaitable[Stage | None]],
+    carry_out: Callable[[Stage], Awaitable[None]],
+) -> None:
+    """What a start does in PostgreSQL, once it is back."""
+    while True:
+        await asyncio.sleep(RETRY_SECONDS)
+        try:
+            to_request = await open_postgresql()
+        except InfrastructureError:
+            continue
+        except CrossfadeError as error:
+            log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
+            continue
+        if to_request is not None:
+            await carry_out(to_request)
+        return
+
+
 def _needs_lease(control: Control) -> bool:
     return control.snapshot.authority is StoreName.FIRESTORE
 
@@ -354,7 +402,7 @@ async def _settle_stage(coordinator: Coordinator) -> None:
 
 
 async def _carry_out(
-    stage: Stage, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+    stage: Stage, *, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
 ) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 

@@ -203,14 +203,18 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     from crossfade.telemetry import Telemetry
 
     logs.configure(settings.log)
+    unreachable = None
     if settings.postgresql.url is not None:
-        await probe_postgresql(settings.postgresql)
+        try:
+            await probe_postgresql(settings.postgresql)
+        except CannotStart as error:
+            unreachable = error  # a sidecar that restarts in an outage can do without
     telemetry = Telemetry(settings.telemetry)
     try:
         try:
             sidecar = await composition.start(settings, telemetry)
         except CrossfadeError as error:
-            raise CannotStart(f"the sidecar cannot start: {error}") from error
+            raise unreachable or CannotStart(f"the sidecar cannot start: {error}") from error
         try:
             print(f"sidecar {sidecar.address}", flush=True)
             await stop.wait()

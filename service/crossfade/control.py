@@ -152,7 +152,7 @@ class Control:
         last. Whoever waits shares the next one.
         """
         if self._rows is None:
-            await self._adopt()
+            await self.adopt()
             return self.snapshot
         wanted = self._readings + 1
         async with self._reading:
@@ -193,7 +193,7 @@ class Control:
             except CrossfadeError as error:
                 log.warning("the control row cannot be read", error=error.code)
                 with suppress(CrossfadeError):
-                    await self._adopt()
+                    await self.adopt()
 
     # --- Firestore's side -------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Control:
             try:
                 await self.refresh()
             except CrossfadeError:
-                await self._adopt()
+                await self.adopt()
             if self.admitted(self.snapshot):
                 continue
             try:
@@ -249,9 +249,9 @@ class Control:
             if self.lease is None:
                 raise
             await self.lease.renew(left())
-            await self._adopt()
+            await self.adopt()
 
-    async def _adopt(self) -> None:
+    async def adopt(self) -> None:
         """What Firestore's document says, while PostgreSQL cannot be asked: enough to go on
         with Firestore, and for nothing that the mirror would have to vouch for."""
         if self.lease is None:
