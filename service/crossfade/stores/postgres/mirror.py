@@ -17,6 +17,7 @@ from crossfade.document import Database, Fields, collection_id, collection_path
 from crossfade.errors import EpochChanged
 from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
+from crossfade.stores.postgres.dead_letters import DeadLetters
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
@@ -156,6 +157,7 @@ class Mirror:
         self._tables = DocumentTables(mappings, database)
         self._group = group
         self.way_back = WayBack(lanes, self._tables, group)
+        self.dead_letters = DeadLetters(lanes)
 
     # --- pending rows ----------------------------------------------------------------------------
 
