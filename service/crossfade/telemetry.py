@@ -136,6 +136,7 @@ OUTBOX = Counter(
     "Commits past PostgreSQL while it was away, and their becoming pending rows",
     ("crossfade.outcome",),
 )
+PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")

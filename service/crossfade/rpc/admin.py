@@ -182,7 +182,7 @@ class Admin:
             overwrite_foreign=request.overwrite_foreign,
             timeout=call.left(),
         )
-        self._control.wake_recopy()
+        self._coordinator.wake_recopy()
         return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
 
     def _needs_mirror(self) -> Mirror:
