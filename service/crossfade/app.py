@@ -39,6 +39,7 @@ from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
     EPOCH,
+    FOREIGN,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -329,6 +330,7 @@ def _watch(
     telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
     telemetry.gauge(OLDEST_PENDING, shown(lambda backlog: backlog.oldest_seconds))
     telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
+    telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
     telemetry.gauge(ROLLBACK_LOSES, loses)
 
     async def watch() -> None:

@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
+from crossfade.admin_commands import dead_letters
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
@@ -64,6 +65,7 @@ app = App(
 
 app.command(schema)
 app.command(drift)
+app.command(dead_letters)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

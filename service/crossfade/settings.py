@@ -178,12 +178,16 @@ class ShadowSettings(Section):
 
 
 class RecopySettings(Section):
-    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`."""
+    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`.
+
+    `prune_interval`: seconds between two looks for tombstones and rows that nothing needs.
+    """
 
     interval: Seconds = 0.2
     batch: Count = 100
     lease: Seconds = 10.0
     attempts: Count = 10
+    prune_interval: Seconds = 60.0
 
 
 class TelemetrySettings(Section):

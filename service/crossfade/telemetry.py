@@ -136,11 +136,17 @@ OUTBOX = Counter(
     "Commits past PostgreSQL while it was away, and their becoming pending rows",
     ("crossfade.outcome",),
 )
+PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")
 OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row")
 DEAD_LETTERS = Gauge("crossfade.dead_letters", "{document}", "Documents that failed too often")
+FOREIGN = Gauge(
+    "crossfade.dead_letters.foreign",
+    "{document}",
+    "Dead letters for which Firestore holds what nobody here wrote",
+)
 STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
 EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
 READ_PERCENT = Gauge(

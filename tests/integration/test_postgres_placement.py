@@ -66,7 +66,8 @@ class Library:
         if by == "puts":
             await self.mirror.put(images, epoch=1, allow_equal=False, timeout=10)
         else:
-            await self.mirror.put_page(images, epoch=1, generation=1, token=1, timeout=10)
+            await self.mirror.begin_copy(time, timeout=5)
+            await self.mirror.put_page(images, epoch=1, generation=1, token=time, timeout=10)
         return time
 
     async def fields(self, path: str) -> Any:

@@ -36,6 +36,7 @@ MAX_BARRIER_SECONDS = 3600.0
 COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
+LETTERS, MAX_LETTERS = 100, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Backlog:
     pending: int
     oldest_seconds: float
     dead: int
+    foreign: int
     copied: bool
     rollback_loses: int
     forced_rollback_loses: int
@@ -144,6 +146,50 @@ class Admin:
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()
 
+    async def list_dead_letters(self, data: bytes, call: Call) -> bytes:
+        request = parse(admin_pb2.ListDeadLettersRequest, data)
+        if not 0 <= request.limit <= MAX_LETTERS:
+            raise InvalidArgument(f"limit: {request.limit} is outside 0..{MAX_LETTERS}")
+        limit = request.limit or LETTERS
+        found = await self._needs_mirror().dead_letters.list(
+            collection=request.collection or None,
+            after=request.after,
+            limit=limit + 1,
+            timeout=call.left(),
+        )
+        reply = admin_pb2.ListDeadLettersReply(more=len(found) > limit)
+        for letter in found[:limit]:
+            added = reply.letters.add(
+                path=letter.path,
+                collection=letter.collection,
+                reason=letter.reason,
+                cause=letter.cause,
+                attempts=letter.attempts,
+                epoch=letter.epoch,
+                foreign=letter.foreign,
+                commits=letter.commits,
+            )
+            added.since.FromDatetime(letter.since)
+        return reply.SerializeToString()
+
+    async def retry_dead_letters(self, data: bytes, call: Call) -> bytes:
+        request = parse(admin_pb2.RetryDeadLettersRequest, data)
+        if sum(map(bool, (request.path, request.collection, request.all))) != 1:
+            raise InvalidArgument("path, collection, all: exactly one must be given")
+        retried = await self._needs_mirror().dead_letters.retry(
+            path=request.path or None,
+            collection=request.collection or None,
+            overwrite_foreign=request.overwrite_foreign,
+            timeout=call.left(),
+        )
+        self._coordinator.wake_recopy()
+        return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
+
+    def _needs_mirror(self) -> Mirror:
+        if self._mirror is None:
+            raise FailedPrecondition("this sidecar runs without PostgreSQL; set DATABASE_URL")
+        return self._mirror
+
     async def status(self) -> admin_pb2.Status:
         snapshot = self._control.snapshot
         backlog = await self.backlog()
@@ -176,7 +222,7 @@ class Admin:
         cannot be asked."""
         snapshot = self._control.snapshot
         if self._mirror is None:
-            return Backlog(0, 0.0, 0, copied=False, rollback_loses=0, forced_rollback_loses=0)
+            return Backlog(0, 0.0, 0, 0, copied=False, rollback_loses=0, forced_rollback_loses=0)
         summary = await self._mirror.summary(timeout=SUMMARY_SECONDS)
         loses = forced = 0
         if snapshot.stage is Stage.COMPLETE:
@@ -188,6 +234,7 @@ class Admin:
             summary.pending,
             summary.oldest_seconds,
             summary.dead,
+            summary.foreign,
             copied=snapshot.stage is not Stage.OFF and not summary.wildcards,
             rollback_loses=loses,
             forced_rollback_loses=forced,
@@ -222,5 +269,7 @@ def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
         "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
         "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
         "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
+        "ListDeadLetters": wrap.unary(f"{SERVICE}/ListDeadLetters", admin.list_dead_letters),
+        "RetryDeadLetters": wrap.unary(f"{SERVICE}/RetryDeadLetters", admin.retry_dead_letters),
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)
