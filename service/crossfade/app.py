@@ -38,8 +38,10 @@ from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
+    EFFECTIVE_PERCENT,
     EPOCH,
     FOREIGN,
+    GATE_OPEN,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -215,6 +217,9 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
     telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    telemetry.gauge(EFFECTIVE_PERCENT, lambda: _by_collection(admin.effective.percents()))
+    if lease is not None:
+        telemetry.gauge(GATE_OPEN, lambda: float(lease.document.gate_open))
     telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
     if settings.admin.port is not None:
         application = http.build(control, admin.status)
@@ -336,6 +341,7 @@ def _watch(
     async def watch() -> None:
         nonlocal seen
         while True:
+            admin.effective.observe()
             try:
                 seen = await admin.backlog()
             except CrossfadeError as error:
@@ -346,6 +352,10 @@ def _watch(
             await asyncio.sleep(COMPLETE_SECONDS if complete else WATCH_SECONDS)
 
     return watch
+
+
+def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:
+    return {(collection,): value for collection, value in values.items()}
 
 
 def _read_percents(control: Control) -> dict[Labels, float]:
@@ -377,14 +387,16 @@ async def _open_later(
     carry_out: Callable[[Stage], Awaitable[None]],
 ) -> None:
     """What a start does in PostgreSQL, once it is back."""
+    pause = RETRY_SECONDS
     while True:
-        await asyncio.sleep(RETRY_SECONDS)
+        await asyncio.sleep(pause)
         try:
             to_request = await open_postgresql()
         except InfrastructureError:
             continue
         except CrossfadeError as error:
             log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
+            pause = min(2 * pause, MAX_RETRY_SECONDS)
             continue
         if to_request is not None:
             await carry_out(to_request)

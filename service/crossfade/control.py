@@ -189,11 +189,22 @@ class Control:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
+                if self._went_on_without_postgresql():
+                    await self.adopt()
                 await self.refresh()
             except CrossfadeError as error:
                 log.warning("the control row cannot be read", error=error.code)
                 with suppress(CrossfadeError):
                     await self.adopt()
+
+    def _went_on_without_postgresql(self) -> bool:
+        """After a rollback by force: the document is ahead of a row that nobody could write."""
+        return (
+            self.lease is not None
+            and self.lease.valid
+            and self.lease.document.open
+            and self.lease.document.epoch > self.snapshot.epoch
+        )
 
     # --- Firestore's side -------------------------------------------------------------------
 

@@ -149,6 +149,17 @@ FOREIGN = Gauge(
 )
 STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
 EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
+EFFECTIVE_PERCENT = Gauge(
+    "crossfade.read_percent.effective",
+    "%",
+    "Reads that PostgreSQL answered in the last minute",
+    (COLLECTION,),
+)
+GATE_OPEN = Gauge(
+    "crossfade.gate.open",
+    "1",
+    "0 while commits may be in the outbox, and the mirror answers nothing",
+)
 READ_PERCENT = Gauge(
     "crossfade.read_percent", "%", "Share of reads that PostgreSQL answers", (COLLECTION,)
 )

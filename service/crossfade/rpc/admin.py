@@ -11,6 +11,7 @@ from crossfade.barrier import Coordinator
 from crossfade.call import Call
 from crossfade.control import Control
 from crossfade.document import Database, check_id
+from crossfade.effective import Effective
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
 from crossfade.jobs.backfill import backfill
 from crossfade.plan import STAGES, Stage, StoreName
@@ -44,13 +45,13 @@ class Backlog:
     """Documents of which the mirror may be behind, and what a rollback would lose now:
     by barrier, and by force."""
 
-    pending: int
-    oldest_seconds: float
-    dead: int
-    foreign: int
-    copied: bool
-    rollback_loses: int
-    forced_rollback_loses: int
+    pending: int = 0
+    oldest_seconds: float = 0.0
+    dead: int = 0
+    foreign: int = 0
+    copied: bool = False
+    rollback_loses: int = 0
+    forced_rollback_loses: int = 0
 
 
 class Admin:
@@ -72,6 +73,7 @@ class Admin:
         self._control = control
         self._coordinator = coordinator
         self._telemetry = telemetry
+        self.effective = Effective(telemetry)
         self._database = database
         self._firestore = firestore
         self._mirror = mirror
@@ -91,7 +93,7 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
-        await self._coordinator.set_stage(target, timeout=seconds)
+        await self._coordinator.set_stage(target, timeout=seconds, force=request.force)
         return (await self.status()).SerializeToString()
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:
@@ -192,8 +194,16 @@ class Admin:
 
     async def status(self) -> admin_pb2.Status:
         snapshot = self._control.snapshot
-        backlog = await self.backlog()
+        backlog, unknown = Backlog(), ""
+        try:
+            backlog = await self.backlog()
+        except InfrastructureError as error:
+            unknown = str(error)
+        lease = self._control.lease
         status = admin_pb2.Status(
+            backlog_unknown=unknown,
+            gate_open=lease is not None and lease.document.gate_open,
+            effective_percent=self.effective.percents(),
             stage=snapshot.stage.value,
             authority=snapshot.authority.value if snapshot.writable else "none",
             epoch=snapshot.epoch,
@@ -222,7 +232,7 @@ class Admin:
         cannot be asked."""
         snapshot = self._control.snapshot
         if self._mirror is None:
-            return Backlog(0, 0.0, 0, 0, copied=False, rollback_loses=0, forced_rollback_loses=0)
+            return Backlog()
         summary = await self._mirror.summary(timeout=SUMMARY_SECONDS)
         loses = forced = 0
         if snapshot.stage is Stage.COMPLETE:

@@ -40,19 +40,25 @@ class SetStageRequest(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
+    force: _builtins.bool
+    """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
+    had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
+    """
     def __init__(
         self,
         *,
         stage: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "stage", b"stage", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -157,6 +163,26 @@ class Status(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EffectivePercentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STAGE_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -173,6 +199,9 @@ class Status(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     READS_BY_STORE_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    BACKLOG_UNKNOWN_FIELD_NUMBER: _builtins.int
+    GATE_OPEN_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -190,6 +219,12 @@ class Status(_message.Message):
     fallback_reads: _builtins.int
     dead_letters: _builtins.int
     commits: _builtins.int
+    backlog_unknown: _builtins.str
+    """Why the figures of the backlog (pending, dead letters, copied, what a rollback loses) are
+    not known: PostgreSQL cannot be asked. Empty: they are.
+    """
+    gate_open: _builtins.bool
+    """false: commits may have gone past PostgreSQL, and it answers nothing until they are drained."""
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]: ...
     @_builtins.property
@@ -199,6 +234,10 @@ class Status(_message.Message):
     @_builtins.property
     def reads_by_store(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Since the sidecar's start."""
+
+    @_builtins.property
+    def effective_percent(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The share of reads that PostgreSQL answered in the last minute, by collection."""
 
     def __init__(
         self,
@@ -219,10 +258,13 @@ class Status(_message.Message):
         dead_letters: _builtins.int = ...,
         reads_by_store: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         commits: _builtins.int = ...,
+        backlog_unknown: _builtins.str = ...,
+        gate_open: _builtins.bool = ...,
+        effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,8 +19,10 @@ from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheE
 
 from crossfade.errors import (
     Aborted,
+    CommitUnanswered,
     CrossfadeError,
     DeadlineExceeded,
+    InfrastructureError,
     Internal,
     InvalidArgument,
     PermissionDenied,
@@ -177,16 +179,24 @@ class Lanes:
     async def transaction(
         self, timeout: float, mode: str = "read committed"
     ) -> AsyncIterator[Connection]:
-        """One transaction: committed at the end of the block, rolled back when it raises."""
-        async with self.acquire(timeout) as connection:
-            await connection.execute(f"begin isolation level {mode}")
-            try:
-                yield connection
-            except (CrossfadeError, asyncpg.PostgresError):
-                if not connection.is_closed():
-                    await connection.execute("rollback")
-                raise
-            await connection.execute("commit")
+        """One transaction: committed at the end of the block, rolled back when it raises.
+        CommitUnanswered: only of this is it not known what became of it."""
+        committing = False
+        try:
+            async with self.acquire(timeout) as connection:
+                await connection.execute(f"begin isolation level {mode}")
+                try:
+                    yield connection
+                except (CrossfadeError, asyncpg.PostgresError):
+                    if not connection.is_closed():
+                        await connection.execute("rollback")
+                    raise
+                committing = True
+                await connection.execute("commit")
+        except InfrastructureError as error:
+            if committing:
+                raise CommitUnanswered(str(error)) from error
+            raise
 
     async def close(self) -> None:
         """Closes idle connections now and the others as they are given back."""
