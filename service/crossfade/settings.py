@@ -64,12 +64,17 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds."""
+    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds.
+
+    `stop_timeout`: seconds that calls under way, and after them puts, have to end in when the
+    sidecar is told to stop.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7600
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
+    stop_timeout: Seconds = 10.0
 
 
 class FirestoreSettings(Section):
@@ -136,6 +141,8 @@ class MigrationSettings(Section):
     an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    `fence`: what keeps a commit that a dead sidecar sent from being applied after its recopy: an
+    intent document in the commit (one more write each), or the trust in `horizon`.
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
@@ -147,6 +154,7 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    fence: Literal["document", "horizon"] = "document"
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
     horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
