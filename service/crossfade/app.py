@@ -5,6 +5,7 @@ import importlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import grpc.aio
 import structlog
@@ -34,6 +35,7 @@ from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
     EPOCH,
+    MISFITS,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -101,7 +103,7 @@ async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
 
 async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
-    mappings = load_mappings(settings.migration.mappings)
+    mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:

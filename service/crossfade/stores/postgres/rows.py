@@ -17,6 +17,7 @@ from crossfade.mapping import (
     CollectionMapping,
     DerivedMapping,
     Mappings,
+    Watch,
     escape_path,
     from_json,
     pattern_of,
@@ -70,8 +71,11 @@ _EXTRAS = f"""v.epoch, v.time, v.peer_time, v.peer_epoch, v.peer_version, c.epoc
 class DocumentTable:
     """One table of documents: of a mapping, or (None) the generic one."""
 
-    def __init__(self, mapping: CollectionMapping | None, database: Database) -> None:
+    def __init__(
+        self, mapping: CollectionMapping | None, database: Database, watch: Watch | None = None
+    ) -> None:
         self.mapping = mapping
+        self._watch = watch
         table: Table = tables.documents if mapping is None else mapping.table
         self.name = _preparer.format_table(table)
         derived = isinstance(mapping, DerivedMapping)
@@ -232,6 +236,9 @@ class DocumentTable:
             parent = collection_path(key)
             return [key, to_json(fields), parent, parent.rpartition("/")[2]]
         row = self.mapping.to_row(fields)
+        if row.misfits is not None and self._watch is not None:
+            for name, cause in self.mapping.misfit_causes(row, fields):
+                self._watch(self.mapping.collection_id, name, cause)
         return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
 
     def fields(self, row: Any) -> Fields:
@@ -299,7 +306,10 @@ class DocumentTables:
     def __init__(self, mappings: Mappings, database: Database) -> None:
         self.database = database
         self.generic = DocumentTable(None, database)
-        self._mapped = {mapping.pattern: DocumentTable(mapping, database) for mapping in mappings}
+        self._mapped = {
+            mapping.pattern: DocumentTable(mapping, database, mappings.watch)
+            for mapping in mappings
+        }
         self._nests = any(table.nested for table in self._mapped.values())
         self.all = (*self._mapped.values(), self.generic)
 
