@@ -8,7 +8,7 @@ content is in the remainder, as it is: `owner` is null then. PostgreSQL itself m
 it, whichever of the two is written (stores/postgres/placement.py).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,14 +62,6 @@ class DerivedMapping(CollectionMapping):
             misfits.append(ODD)
         nothing: tuple[Any, ...] = (None,) * len(self.columns)
         return Row(nothing, to_json(fields) if fields else None, misfits or None)
-
-    def misfit_causes(
-        self,
-        row: Row,
-        fields: Fields,  # noqa: ARG002 - only PostgreSQL knows what the owner holds
-    ) -> Iterator[tuple[str, Cause]]:
-        """None: nothing is kept from a column that would be its own."""
-        return iter(())
 
     def cause(self, field: str, value: Any) -> Cause:  # noqa: ARG002 - the owner is asked alone
         derived = field in self.by_field or isinstance(self.rule, FromElements)

@@ -65,7 +65,7 @@ class Extras:
 
 _EXTRAS = f"""v.epoch, v.time, v.peer_time, v.peer_epoch, v.peer_version, c.epoch, c.generation,
     exists (select from crossfade.pending p
-        where p.path = any(array[k.path, k.collection_id, ''])), {NOW}"""
+        where p.path = any(array[{{0}}, {{1}}, ''])), {NOW}"""
 
 
 class DocumentTable:
@@ -82,9 +82,12 @@ class DocumentTable:
         # What is read: of a derived collection, the content that its owners hold.
         self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
-        by_key = f"left join {self.source} t on t.{self.key} = k.key"
-        if isinstance(mapping, DerivedMapping):
-            by_key = f"left join lateral {derived_source(mapping, 'k.key')} t on true"
+
+        def by_key(key: str) -> str:
+            if isinstance(mapping, DerivedMapping):
+                return f"left join lateral {derived_source(mapping, key)} t on true"
+            return f"left join {self.source} t on t.{self.key} = {key}"
+
         self.collection = None if mapping is None else mapping.collection_id
         self.nested = mapping is not None and mapping.parent is not None
         # What stands before and between the parts of a key in a path.
@@ -123,15 +126,17 @@ class DocumentTable:
             [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
         )
-        self.get_one = f"""select {self.select}, {_EXTRAS}
-            from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            {by_key}
-            left join crossfade.versions v on v.path = k.path
-            left join crossfade.control c on c.grp = $4"""
-        self.get_many = f"""select {self.select}, {_EXTRAS}
+        # From the control row, which costs PostgreSQL less than from nothing. Without one there
+        # is no row; `get_many` has one all the same.
+        self.get_one = f"""select {self.select}, {_EXTRAS.format("$2::text", "$3::text")}
+            from crossfade.control c
+            {by_key("$1::text")}
+            left join crossfade.versions v on v.path = $2::text
+            where c.grp = $4"""
+        self.get_many = f"""select {self.select}, {_EXTRAS.format("k.path", "k.collection_id")}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            {by_key}
+            {by_key("k.key")}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
@@ -236,7 +241,8 @@ class DocumentTable:
             parent = collection_path(key)
             return [key, to_json(fields), parent, parent.rpartition("/")[2]]
         row = self.mapping.to_row(fields)
-        if row.misfits is not None and self._watch is not None:
+        # A derived document has no columns of its own that could have taken anything.
+        if row.misfits is not None and self._watch is not None and self._stored:
             for name, cause in self.mapping.misfit_causes(row, fields):
                 self._watch(self.mapping.collection_id, name, cause)
         return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
