@@ -43,6 +43,7 @@ from crossfade.telemetry import (
     EPOCH,
     FOREIGN,
     GATE_OPEN,
+    MISFITS,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -113,7 +114,7 @@ async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
 
 async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
-    mappings = load_mappings(settings.migration.mappings)
+    mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:

@@ -4,7 +4,7 @@ Metrics go into a recorder of our own (about 0.25 µs a record; the SDK's takes 
 the status reads too. otlp.py hands what it holds to OpenTelemetry, and only when it is
 exported. Whether a call is traced is decided before anything of OpenTelemetry is
 touched (0.1 µs against 17). Nothing here raises into a request or holds a value of a
-document: labels are collection ids, names of operations and codes.
+document: labels are collection ids, names of operations and codes, fields that a mapping names.
 """
 
 import time
@@ -100,6 +100,12 @@ STORE_ERRORS = Counter(
 )
 READS = Counter("crossfade.reads", "{read}", "Reads answered, by store", (COLLECTION, STORE))
 COMMITS = Counter("crossfade.commits", "{commit}", "Commits, by outcome", ("crossfade.outcome",))
+MISFITS = Counter(
+    "crossfade.misfits",
+    "{value}",
+    "Values written that their column does not take, and that were kept beside it",
+    (COLLECTION, "crossfade.field", "crossfade.cause"),
+)
 VERDICTS = Counter(
     "crossfade.verdicts", "{verdict}", "Shadow reads compared", (COLLECTION, "crossfade.verdict")
 )

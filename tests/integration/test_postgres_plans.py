@@ -227,6 +227,8 @@ async def test_no_plan_is_made_for_an_empty_table(postgres_database: MakeDatabas
         PostgresStore(lanes, MAPPINGS, many.DATABASE),
         Mirror(lanes, MAPPINGS, many.DATABASE),
     )
+    await lanes.execute(many.CONTROL, timeout=5)
+    lanes.sent.clear()
     await store.get(["tasks/a"], timeout=5)
     await store.get(["tasks/a", "tasks/b"], timeout=5)
     await store.get(["notes/a"], timeout=5)

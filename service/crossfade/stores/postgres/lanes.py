@@ -8,7 +8,7 @@ The lane used last is used next, so that few of them stay warm.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, TypeAlias
@@ -116,10 +116,11 @@ class Lanes:
         row: asyncpg.Record | None = await self._call(_FETCHROW, query, args, timeout)
         return row
 
-    async def read(self, query: str, *args: Any, timeout: float) -> asyncpg.Record | None:
+    def read(
+        self, query: str, *args: Any, timeout: float
+    ) -> Coroutine[Any, Any, asyncpg.Record | None]:
         """`fetchrow` for a statement that only reads: less to do for each."""
-        row: asyncpg.Record | None = await self._call(_FIRST, query, args, timeout)
-        return row
+        return self._call(_FIRST, query, args, timeout)
 
     async def fetchval(self, query: str, *args: Any, timeout: float) -> Any:
         """The first value of the first row; None without a row."""
