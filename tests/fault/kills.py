@@ -23,7 +23,8 @@ from tests.fault.processes import ROOT, all_started
 from tests.fault.workload import Workload
 from tests.fault.world import Sidecar, World
 
-_REACHED = re.compile(r'reach\("([a-z]+\.[a-z]+)"\)')
+_REACH = re.compile(r"\breach\((.*)")
+_NAME = re.compile(r'"([a-z]+\.[a-z]+)"')
 REACH_SECONDS = 40.0
 VICTIMS = 3
 Provoke: TypeAlias = Callable[[World, Sidecar, Random], Coroutine[Any, Any, None]]
@@ -33,7 +34,8 @@ def points() -> list[str]:
     """The fail points of the code, in its order."""
     found: dict[str, None] = {}
     for source in sorted((ROOT / "service/crossfade").rglob("*.py")):
-        found |= dict.fromkeys(_REACHED.findall(source.read_text()))
+        for arguments in _REACH.findall(source.read_text()):
+            found |= dict.fromkeys(_NAME.findall(arguments))
     return list(found)
 
 
@@ -53,15 +55,26 @@ async def _copies(world: World, victim: Sidecar, random: Random) -> None:
 
 
 async def _loses_postgresql(world: World, victim: Sidecar, random: Random) -> None:
-    """For a while, and again: what is written meanwhile goes another way, and comes back."""
+    """What is written from now on goes another way."""
+    victim.postgres.down()
+
+
+async def _finds_postgresql_again(world: World, victim: Sidecar, random: Random) -> None:
+    """What was written meanwhile comes back, by this one: the others find it later."""
+    others = [each for each in world.sidecars if each is not victim]
     try:
         while victim.process.running:
-            victim.postgres.down()
+            for sidecar in world.sidecars:
+                sidecar.postgres.down()
             await asyncio.sleep(1.5 + random.random())
             await victim.postgres.heal()
-            await asyncio.sleep(1.5 + random.random())
+            await asyncio.sleep(1.5)
+            for sidecar in others:
+                await sidecar.postgres.heal()
+            await asyncio.sleep(0.5)
     finally:
-        await victim.postgres.heal()
+        for sidecar in world.sidecars:
+            await sidecar.postgres.heal()
 
 
 async def _changes_the_authority(world: World, victim: Sidecar, random: Random) -> None:
@@ -86,8 +99,8 @@ SCENARIOS = {
     "write": Scenario("shadow", _nothing, 30),
     "recopy": Scenario("shadow", _nothing, 3),
     "backfill": Scenario("shadow", _copies, 2),
-    "outbox": Scenario("shadow", _loses_postgresql, 3),
-    "drain": Scenario("shadow", _loses_postgresql, 1),
+    "outbox": Scenario("shadow", _loses_postgresql, 1),
+    "drain": Scenario("shadow", _finds_postgresql_again, 1),
     "reverse": Scenario("live", _nothing, 10),
     "barrier": Scenario("shadow", _changes_the_authority, 2),
 }
