@@ -432,9 +432,19 @@ def _toml(sections: dict[str, dict[str, Any]]) -> list[str]:
             continue
         lines += [f"[{section}]"]
         for key, value in values.items():
-            lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+            lines.append(f"# {key} =" if value is None else f"{key} = {_toml_value(value)}")
         lines.append("")
     return lines
+
+
+def _toml_value(value: Any) -> str:
+    """JSON but for tables, which TOML writes within a line in its own way."""
+    if isinstance(value, dict):
+        held = (f"{k} = {_toml_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{{', '.join(held)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return json.dumps(value)
 
 
 # --- running -----------------------------------------------------------------------------------

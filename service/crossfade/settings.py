@@ -10,19 +10,22 @@ what an empty control state begins with, and a request ever after (protocol H28)
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -33,7 +36,11 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
+from crossfade.diff import Kind
+from crossfade.document import FieldPath, parse_field_path
+from crossfade.errors import InvalidArgument
 from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.rules import Rule
 
 PREFIX = "CROSSFADE_"
 CONFIG_VARIABLE = "CROSSFADE_CONFIG"
@@ -147,12 +154,76 @@ class MigrationSettings(Section):
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 
+def _field_path(text: str) -> str:
+    try:
+        parse_field_path(text, "field")
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+FieldName = Annotated[str, AfterValidator(_field_path)]
+Bound = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RuleSettings(Section):
+    """A rule under which a difference does not count. `ignore`: at these fields and below
+    them (`kinds`: only these kinds of difference). `tolerance`: numbers that differ by no more
+    than `absolute` or the share `relative`, times by no more than `skew` seconds."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)]
+    kind: Literal["ignore", "tolerance"]
+    kinds: tuple[Kind, ...] | None = None
+    absolute: Bound | None = None
+    relative: Rate | None = None
+    skew: Bound | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "RuleSettings":
+        bounded = [
+            key for key in ("absolute", "relative", "skew") if getattr(self, key) is not None
+        ]
+        if self.kind == "ignore" and bounded:
+            raise ValueError(f'{bounded[0]} belongs to kind = "tolerance"')
+        if self.kind == "tolerance" and not bounded:
+            raise ValueError("a tolerance needs absolute, relative or skew")
+        if self.kind == "tolerance" and self.kinds is not None:
+            raise ValueError('kinds belongs to kind = "ignore"')
+        return self
+
+    def rule(self) -> Rule:
+        return Rule(
+            self.name,
+            field_paths(self.fields),
+            None if self.kinds is None else frozenset(self.kinds),
+            self.absolute,
+            self.relative,
+            self.skew,
+        )
+
+
+def field_paths(texts: Iterable[str]) -> tuple[FieldPath, ...]:
+    return tuple(map(parse_field_path, texts))
+
+
 class CollectionSettings(Section):
-    """Reads of one collection; None takes the default of [migration]."""
+    """Reads of one collection and how they are compared; None takes the default of
+    [migration]. `clear`: fields whose values samples of mismatches may show."""
 
     read_percent: Percent | None = None
     shadow_rate: Rate | None = None
     salt: str | None = None
+    clear: tuple[FieldName, ...] = ()
+    rules: tuple[RuleSettings, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _named_once(cls, value: tuple[RuleSettings, ...]) -> tuple[RuleSettings, ...]:
+        for name, count in Counter(rule.name for rule in value).items():
+            if count > 1:
+                raise ValueError(f'{count} rules bear the name "{name}"')
+        return value
 
     @field_validator("salt")
     @classmethod
@@ -337,6 +408,12 @@ def _keys(annotation: Any) -> Mapping[str, Any]:
     return annotation.model_fields if is_section else {}
 
 
+def _items(annotation: Any) -> Any:
+    """The section that a table or a list holds."""
+    held = [item for item in get_args(annotation) if isinstance(item, type)]
+    return next((item for item in held if issubclass(item, Section)), None)
+
+
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
@@ -355,7 +432,7 @@ def _sentence(error: ErrorDetails, file: Path | None) -> str:
         annotation: Any = Settings
         for part in parts[:-1]:
             known = _keys(annotation)
-            annotation = known[part].annotation if part in known else CollectionSettings
+            annotation = known[part].annotation if part in known else _items(annotation)
         return f"{where} is not a setting" + _nearest(parts[-1], _keys(annotation))
     text = error["msg"].removeprefix("Value error, ")
     return f"{where}: {text[0].lower()}{text[1:]}"

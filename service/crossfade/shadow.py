@@ -17,7 +17,7 @@ import structlog
 from opentelemetry.trace import SpanContext
 
 from crossfade.diff import diff
-from crossfade.document import Database, format_field_path
+from crossfade.document import Database
 from crossfade.errors import CrossfadeError
 from crossfade.plan import StoreName
 from crossfade.query import Query
@@ -108,7 +108,7 @@ class Shadow:
         try:
             self._queue.put_nowait(offer)
         except asyncio.QueueFull:
-            self._telemetry.count(SHADOW_DROPPED, offer.collection)
+            self._telemetry.count(SHADOW_DROPPED, offer.collection, "queue")
 
     @property
     def waiting(self) -> int:
@@ -253,7 +253,7 @@ class Shadow:
         differences = diff(left.fields, right.fields)
         if not differences:  # a NaN with other bits
             return Verdict.MATCH, ()
-        fields = tuple(f"{format_field_path(d.path)} ({d.kind})" for d in differences)
+        fields = tuple(map(str, differences))
         expected = (
             left.update_time if offer.authority is StoreName.FIRESTORE else authority.peer_time
         )

@@ -104,7 +104,16 @@ VERDICTS = Counter(
     "crossfade.verdicts", "{verdict}", "Shadow reads compared", (COLLECTION, "crossfade.verdict")
 )
 SHADOW_DROPPED = Counter(
-    "crossfade.shadow.dropped", "{read}", "Shadow reads not made: the queue was full", (COLLECTION,)
+    "crossfade.shadow.dropped",
+    "{read}",
+    "Shadow reads not made, by cause: queue, memory, rate, age, load, budget or stop",
+    (COLLECTION, "crossfade.reason"),
+)
+RULED_OUT = Counter(
+    "crossfade.shadow.ruled_out",
+    "{difference}",
+    "Differences that a named rule took away",
+    (COLLECTION, "crossfade.rule"),
 )
 FALLBACK_READS = Counter(
     "crossfade.reads.fallback",

@@ -116,6 +116,8 @@ def test_settings_are_shown_as_a_file_without_passwords(monkeypatch, capsys):
     monkeypatch.setenv("DATABASE_TYPE", "dual")
     monkeypatch.setenv("DATABASE_URL", URL)
     monkeypatch.setenv("CROSSFADE_COLLECTIONS__TASKS__READ_PERCENT", "5")
+    rule = {"name": "stamps", "fields": ["meta", "`a.b`.c"], "kind": "tolerance", "skew": 2.0}
+    monkeypatch.setenv("CROSSFADE_COLLECTIONS__TASKS__RULES", json.dumps([rule]))
 
     assert cli.main(["settings"]) == 0
 
@@ -124,7 +126,7 @@ def test_settings_are_shown_as_a_file_without_passwords(monkeypatch, capsys):
     assert "s3cret" not in text
     assert shown["postgresql"]["url"] == "postgresql://u:***@localhost:1/violet"
     assert shown["migration"]["stage"] == "shadow"
-    assert shown["collections"] == {"tasks": {"read_percent": 5.0}}
+    assert shown["collections"] == {"tasks": {"read_percent": 5.0, "clear": [], "rules": [rule]}}
     assert "# emulator =" in text
 
 
