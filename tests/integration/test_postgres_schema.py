@@ -26,8 +26,10 @@ async def test_concurrent_creation_of_everything(
         )
         assert [row["name"] for row in found] == [
             "crossfade.applied",
+            "crossfade.attempts",
             "crossfade.control",
             "crossfade.documents",
+            "crossfade.pages",
             "crossfade.pending",
             "crossfade.requests",
             "crossfade.versions",

@@ -16,6 +16,7 @@ from crossfade.mapping import Mappings
 from crossfade.store import Intent
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.migrations.versions import crossfade_0001
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.wire import parse_document
@@ -80,7 +81,7 @@ async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
     assert "missing: migration violet_0001" in output
     assert "missing: table violet.tasks" in output
     code, output = await terminal.run("schema", "create")
-    assert (code, "crossfade_0001, violet_0001" in output) == (0, True)
+    assert (code, "crossfade_0002, violet_0001" in output) == (0, True)
     assert await terminal.run("schema", "check") == (
         0,
         "the database is as the models and the mapping say\n",
@@ -98,6 +99,23 @@ async def test_what_a_sidecar_made_is_brought_under_migrations(terminal: Termina
     code, output = await terminal.run("schema", "check")
     assert (code, output.count("\n")) == (1, 2)
     assert (await terminal.run("schema", "upgrade"))[0] == 0
+    assert (await terminal.run("schema", "check"))[0] == 0
+
+
+async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal):
+    """By the migration, not by a sidecar's start: that one changes no table that is there."""
+    lanes = await Lanes.open(terminal.url, size=1)
+    for statement in crossfade_0001.STATEMENTS:
+        await lanes.execute(statement, timeout=5)
+    with pytest.raises(FailedPrecondition, match="run crossfade schema upgrade"):
+        await create_schema(lanes, VIOLET)
+    await lanes.close()
+    await terminal.execute(
+        """create table crossfade.alembic_version (version_num text primary key);
+        insert into crossfade.alembic_version values ('crossfade_0001')"""
+    )
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "crossfade_0002" in output) == (0, True)
     assert (await terminal.run("schema", "check"))[0] == 0
 
 

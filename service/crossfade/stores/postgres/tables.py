@@ -46,6 +46,8 @@ control = Table(
     Column("barrier", JSONB),
     # The stage that the settings asked for last: a request is carried out once.
     Column("requested", Text),
+    # Not before this a copy may begin: what was written unmirrored has ended then everywhere.
+    Column("copy_after", DateTime(timezone=True)),
     # read percent and shadow rate by collection id; "" for the defaults
     Column("traffic", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
@@ -73,6 +75,10 @@ pending = Table(
     # kept, shown, retried by hand.
     Column("failure", Text),
     Column("dead", Boolean, nullable=False, server_default=text("false")),
+    # The update_time of the document in Firestore that nobody here wrote (0: it was deleted
+    # there), and whether an operator said that exactly this one may be overwritten.
+    Column("foreign_time", BigInteger),
+    Column("overwrite", Boolean, nullable=False, server_default=text("false")),
     Column("inserted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("pending_intent_path", "intent", "path", unique=True),
     Index("pending_path", "path"),
@@ -99,6 +105,37 @@ versions = Table(
     Column("peer_version", BigInteger),
     # The last copy that met this path, so that its sweep finds what Firestore no longer has.
     Column("seen", BigInteger),
+    schema=SCHEMA,
+)
+# Pruning looks for the tombstones among all versions.
+Index("versions_tombstones", versions.c.path, postgresql_where=text("not live"))
+
+# What was sent to Firestore on the way back, written before it is sent: by this any sidecar
+# tells, after a crash or a takeover, its own commits from a foreign writer's.
+attempts = Table(
+    "attempts",
+    metadata,
+    # The intent of the Firestore commit, which revoking it makes impossible.
+    Column("intent", Text, primary_key=True),
+    name_column("path", primary_key=True),
+    # Of the document's fields; null for a delete.
+    Column("fingerprint", Text),
+    # The version that was read for it; null where PostgreSQL never held the path.
+    Column("epoch", BigInteger),
+    Column("time", BigInteger),
+    Column("inserted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("attempts_path", "path"),
+    schema=SCHEMA,
+)
+
+# Copies under way. While one stands no tombstone is pruned: a page read before a delete
+# would bring the document back. Whoever lets its lease run out puts no page any more.
+pages = Table(
+    "pages",
+    metadata,
+    Column("token", BigInteger, primary_key=True, autoincrement=False),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("lease_until", DateTime(timezone=True), nullable=False),
     schema=SCHEMA,
 )
 
