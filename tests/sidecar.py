@@ -86,6 +86,9 @@ async def running(
     postgres_url: str,
     stage: Stage = Stage.OFF,
     telemetry: Telemetry | None = None,
+    *,
+    shadow: dict[str, Any] | None = None,
+    collections: dict[str, Any] | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
     stores = MemoryStores()
@@ -97,7 +100,8 @@ async def running(
         migration=MigrationSettings(
             stage=stage, mappings="violet", **({"shadow_rate": 0.0} | migration)
         ),
-        shadow=ShadowSettings(behind_bound=0.2),
+        shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
+        collections=collections or {},
         recopy=RecopySettings(interval=0.05, attempts=3),
     )
     telemetry = telemetry or Telemetry()

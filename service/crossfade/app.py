@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import grpc.aio
 import structlog
 
 from crossfade.admin import http
+from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
@@ -19,16 +21,20 @@ from crossfade.migrator import Migrator
 from crossfade.pending import Pending
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
+from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
+from crossfade.rpc import mismatches
 from crossfade.rpc import server as rpc
-from crossfade.settings import Settings, SettingsError
-from crossfade.shadow import Shadow
+from crossfade.samples import Redactor, Samples
+from crossfade.settings import Settings, SettingsError, field_paths
+from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
@@ -44,6 +50,7 @@ from crossfade.telemetry import (
     Labels,
     Telemetry,
 )
+from crossfade.verdict import Judge
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
@@ -139,16 +146,15 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         else None
     )
     stores = _stores(firestore, postgres)
-    # Shadows have connections of their own: they never queue before an answer.
-    shadow = Shadow(
-        _stores(firestore, PostgresStore(lanes["shadow"], mappings, database) if lanes else None),
-        database,
-        telemetry,
-        queue=settings.shadow.queue,
-        workers=settings.shadow.workers,
-        behind_bound=settings.shadow.behind_bound,
-        repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
+    shadow_stores = _stores(
+        # Shadows have connections of their own: they never queue before an answer.
+        firestore,
+        PostgresStore(lanes["shadow"], mappings, database) if lanes else None,
     )
+    shadowing = _shadowing(
+        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending
+    )
+    shadow = shadowing.shadow
     forward = (
         Forward(control, firestore, pending, telemetry, settings.migration.mirror)
         if firestore is not None
@@ -160,7 +166,21 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
     server, checker = rpc.build(
         rpc.Front(migrator, database),
-        admin_rpc.handler(admin, wrap),
+        admin_rpc.handler(
+            admin,
+            wrap,
+            mismatches.methods(
+                mismatches.MismatchMethods(
+                    control,
+                    database,
+                    shadowing.comparer,
+                    shadowing.redactor,
+                    shadowing.repairs,
+                    shadowing.table,
+                ),
+                wrap,
+            ),
+        ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
     )
@@ -175,7 +195,10 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
-    tasks = [_supervise("shadow", shadow.run)]
+    tasks = [
+        _supervise("shadow", shadow.run),
+        _supervise("samples", shadowing.samples.run),
+    ]
     if lanes:
         tasks.append(_supervise("control", control.follow))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
@@ -235,7 +258,61 @@ def _stores(firestore: FirestoreStore | None, postgres: PostgresStore | None) ->
     return Stores({store.name: store for store in (firestore, postgres) if store is not None})
 
 
-def _repair(pending: Pending) -> Callable[[Sequence[str], int, StoreName], Awaitable[None]]:
+@dataclass(frozen=True, slots=True)
+class _Shadowing:
+    """What compares, and what it found."""
+
+    shadow: Shadow
+    comparer: Comparer
+    samples: Samples
+    redactor: Redactor
+    repairs: Repairs
+    table: Mismatches | None
+
+
+def _shadowing(
+    settings: Settings,
+    telemetry: Telemetry,
+    stores: Stores,
+    database: Database,
+    lanes: Lanes | None,
+    pending: Pending | None,
+) -> _Shadowing:
+    chosen = settings.shadow
+    rules = {
+        name: [each.rule() for each in collection.rules]
+        for name, collection in settings.collections.items()
+    }
+    clear = {name: field_paths(each.clear) for name, each in settings.collections.items()}
+    key = chosen.hash_key
+    redactor = Redactor(
+        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(), clear
+    )
+    table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
+    samples = Samples(redactor, telemetry, table)
+    comparer = Comparer(stores, database, telemetry, Judge(database, rules, chosen.behind_bound))
+    repairs = Repairs(
+        _repair(pending) if pending is not None and chosen.repair else None,
+        telemetry,
+        limit=chosen.repairs_in_a_row,
+    )
+    shadow = Shadow(
+        comparer,
+        telemetry,
+        samples,
+        repairs,
+        bounds=Bounds(
+            chosen.queue, chosen.memory_mb * 1_048_576, chosen.age, chosen.rate, chosen.lag
+        ),
+        workers=chosen.workers,
+        raises=chosen.on_mismatch == "raise",
+    )
+    if shadow.raises:
+        log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
+    return _Shadowing(shadow, comparer, samples, redactor, repairs, table)
+
+
+def _repair(pending: Pending) -> Mark:
     async def repair(paths: Sequence[str], epoch: int, authority: StoreName) -> None:
         await pending.mark(paths, epoch, "repair", authority)
 

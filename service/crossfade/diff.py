@@ -44,7 +44,7 @@ class Difference:
 
     def __str__(self) -> str:
         """The place and the kind, never a value."""
-        return f"{format_place(self.place)} ({self.kind})"
+        return f"{format_place(self.place)} ({self.kind})".lstrip()
 
 
 def diff(authority: Fields, mirror: Fields) -> list[Difference]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from crossfade.call import Call
+from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
@@ -23,10 +24,11 @@ from crossfade.forward import Forward
 from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
-from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
+from crossfade.shadow import Shadow
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent, Page, Reading, Stored, Stores
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
+from crossfade.verdict import Offer
 from crossfade.write import Write
 
 ATTEMPTS = 5
@@ -77,7 +79,9 @@ class Migrator:
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
             if route.shadow is not None:
-                self._offer(route, answered, collection, paths, reading.documents, snapshot, call)
+                await self._compare(
+                    route, answered, collection, paths, reading.documents, snapshot, call
+                )
             return reading
         raise Unavailable("the authority changed again and again while the read was under way")
 
@@ -188,7 +192,9 @@ class Migrator:
             self._telemetry.count(READS, query.collection, answered.value)
             if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                 documents = stored_documents(kept, self._database)
-                self._offer(route, answered, query.collection, query, documents, snapshot, call)
+                await self._compare(
+                    route, answered, query.collection, query, documents, snapshot, call
+                )
             return
         raise Unavailable("the authority changed again and again while the query was under way")
 
@@ -282,7 +288,7 @@ class Migrator:
 
     # --- shadow -----------------------------------------------------------------------------
 
-    def _offer(
+    async def _compare(
         self,
         route: Route,
         answered: StoreName,
@@ -292,19 +298,22 @@ class Migrator:
         snapshot: Snapshot,
         call: Call,
     ) -> None:
-        self._shadow.offer(
-            Offer(
-                collection=collection,
-                operation="query" if isinstance(asked, Query) else "get",
-                authority=route.authority,
-                answered=answered,
-                epoch=snapshot.epoch,
-                stage=snapshot.stage.value,
-                asked=asked,
-                documents=documents,
-                link=call.trace.link() if call.trace is not None else None,
-            )
+        """Offers the read, and waits for nothing, unless mismatches are raised to the caller."""
+        offer = Offer(
+            collection=collection,
+            operation="query" if isinstance(asked, Query) else "get",
+            authority=route.authority,
+            answered=answered,
+            epoch=snapshot.epoch,
+            stage=snapshot.stage.value,
+            asked=asked,
+            documents=documents,
+            link=call.trace.link() if call.trace is not None else None,
         )
+        if self._shadow.raises:
+            await self._shadow.check(offer)
+        else:
+            self._shadow.offer(offer)
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:

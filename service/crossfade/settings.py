@@ -235,12 +235,36 @@ class CollectionSettings(Section):
 
 
 class ShadowSettings(Section):
-    """`queue` is a number of reads, `behind_bound` seconds a mirror may lag unremarked."""
+    """Comparing, and its bounds. `queue` is a number of reads, `memory_mb` what they hold,
+    `age` seconds for which one may wait, `rate` comparisons in a second; above `lag` seconds of
+    lateness of the event loop nothing is compared. `behind_bound`: seconds a mirror may lag
+    unremarked.
+
+    `on_mismatch`: count it, or (test suites) raise it to the caller, who waits for it.
+    `repairs_in_a_row` of one document, then it is only reported. `samples` of mismatches are
+    kept of each collection; `hash_key` is the key of the hashes that stand for values in
+    them: without one, each process has its own.
+    """
 
     queue: Count = 1000
+    memory_mb: Count = 64
+    age: Seconds = 10.0
+    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 1000.0
+    lag: Seconds = 0.1
     workers: Lanes = 2
     behind_bound: Seconds = 5.0
+    on_mismatch: Literal["count", "raise"] = "count"
     repair: bool = True
+    repairs_in_a_row: Count = 5
+    samples: Count = 200
+    hash_key: SecretStr | None = None
+
+    @field_validator("hash_key")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not 16 <= len(value.get_secret_value().encode()) <= 64:
+            raise ValueError("a key has 16 to 64 bytes")
+        return value
 
 
 class RecopySettings(Section):

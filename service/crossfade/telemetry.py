@@ -106,7 +106,7 @@ VERDICTS = Counter(
 SHADOW_DROPPED = Counter(
     "crossfade.shadow.dropped",
     "{read}",
-    "Shadow reads not made, by cause: queue, memory, rate, age, load, budget or stop",
+    "Shadow reads not made, by cause: queue, memory, rate, age, load or budget",
     (COLLECTION, "crossfade.reason"),
 )
 RULED_OUT = Counter(
@@ -138,6 +138,18 @@ REPAIRS = Counter(
     "{repair}",
     "Recopies queued because of a verdict",
     (COLLECTION, "crossfade.verdict"),
+)
+REPAIRS_GIVEN_UP = Counter(
+    "crossfade.repairs.given_up",
+    "{repair}",
+    "Recopies not queued because the document was repaired too often in a row",
+    (COLLECTION,),
+)
+MISMATCHES_DROPPED = Counter(
+    "crossfade.mismatches.dropped",
+    "{sample}",
+    "Samples of mismatches not kept: too many, or PostgreSQL could not take them",
+    (COLLECTION,),
 )
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 

@@ -1,6 +1,6 @@
 """crossfade.v1.Admin: where the migration stands, and the controls that move it."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -213,11 +213,15 @@ class Admin:
         status.commits = self._telemetry.total(COMMITS)
 
 
-def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
+def handler(
+    admin: Admin, wrap: Wrapper, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+) -> grpc.GenericRpcHandler:
+    """The whole service; `more` are its methods of other modules, by name."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetStatus": wrap.unary(f"{SERVICE}/GetStatus", admin.get_status),
         "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
         "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
         "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
+        **more,
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)

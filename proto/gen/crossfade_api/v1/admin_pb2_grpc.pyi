@@ -40,6 +40,10 @@ class AdminStub:
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _grpc.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListMismatches: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]
+    """Reads one document from both stores now and says what differs."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -53,6 +57,10 @@ class AdminAsyncStub(AdminStub):
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _aio.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]  # type: ignore[assignment]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListMismatches: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]  # type: ignore[assignment]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
+    """Reads one document from both stores now and says what differs."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -87,5 +95,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CopyProgress], _abc.AsyncIterator[_admin_pb2.CopyProgress]]:
         """Copies every document of the authority that the mirror does not hold yet."""
+
+    @_abc_1.abstractmethod
+    def ListMismatches(
+        self,
+        request: _admin_pb2.ListMismatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListMismatchesReply, _abc.Awaitable[_admin_pb2.ListMismatchesReply]]:
+        """What shadow reads found to differ, by collection and signature, the latest first."""
+
+    @_abc_1.abstractmethod
+    def ExplainMismatch(
+        self,
+        request: _admin_pb2.ExplainMismatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Explanation, _abc.Awaitable[_admin_pb2.Explanation]]:
+        """Reads one document from both stores now and says what differs."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
