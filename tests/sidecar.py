@@ -89,6 +89,7 @@ async def running(
     *,
     shadow: dict[str, Any] | None = None,
     collections: dict[str, Any] | None = None,
+    source: app.Source | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
     stores = MemoryStores()
@@ -105,7 +106,7 @@ async def running(
         recopy=RecopySettings(interval=0.05, attempts=3),
     )
     telemetry = telemetry or Telemetry()
-    sidecar = await app.start(settings, telemetry)
+    sidecar = await app.start(settings, telemetry, source)
     channel = grpc.aio.insecure_channel(sidecar.address)
     client = AsyncCrossfade(sidecar.address, timeout=10.0)
     direct = connect(DATABASE, server.address)

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc.aio
 import structlog
@@ -13,9 +14,10 @@ import structlog
 from crossfade.admin import http
 from crossfade.comparing import Comparer
 from crossfade.control import Control
-from crossfade.document import Database
+from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
+from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
 from crossfade.pending import Pending
@@ -25,6 +27,7 @@ from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import mismatches
 from crossfade.rpc import server as rpc
+from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
 from crossfade.shadow import Bounds, Shadow
@@ -44,6 +47,7 @@ from crossfade.telemetry import (
     PENDING,
     READ_PERCENT,
     ROLLBACK_LOSES,
+    SETTINGS_REFUSED,
     SHADOW_QUEUE,
     STAGE,
     GaugeSource,
@@ -60,6 +64,9 @@ COMPLETE_SECONDS = 30.0
 KEEPS_UP_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
+
+Source = tuple[Path, Callable[[], Settings]]
+"""The file of the settings, and what reads them anew. Raises SettingsError."""
 
 
 @dataclass
@@ -95,18 +102,22 @@ class Sidecar:
         await self._resources.aclose()
 
 
-async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
+async def start(settings: Settings, telemetry: Telemetry, source: Source | None = None) -> Sidecar:
     """Connects, creates what is missing in PostgreSQL, binds the port, begins to serve.
+
+    `source`: the file to watch, and what reads the settings anew.
 
     Raises SettingsError, CrossfadeError (a store is not there), OSError (the port is taken).
     """
     async with AsyncExitStack() as resources:
-        sidecar = await _start(settings, telemetry, resources)
+        sidecar = await _start(settings, telemetry, source, resources)
         sidecar._resources = resources.pop_all()  # noqa: SLF001 - its own part
         return sidecar
 
 
-async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
+async def _start(
+    settings: Settings, telemetry: Telemetry, source: Source | None, resources: AsyncExitStack
+) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings)
     requested = settings.requested_stage()
@@ -163,7 +174,9 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
     mapped = [mapping.collection_id for mapping in mappings]
     admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror, mapped)
-    wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
+    wrap = rpc.Wrapper(
+        telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
+    )
     server, checker = rpc.build(
         rpc.Front(migrator, database),
         admin_rpc.handler(
@@ -199,6 +212,11 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         _supervise("shadow", shadow.run),
         _supervise("samples", shadowing.samples.run),
     ]
+    if source is not None:
+        watch = SettingsWatch(*source, shadowing.applier(control), settings)
+        admin.settings_problem = lambda: watch.problem
+        telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
+        tasks.append(_supervise("settings", watch.run))
     if lanes:
         tasks.append(_supervise("control", control.follow))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
@@ -263,11 +281,34 @@ class _Shadowing:
     """What compares, and what it found."""
 
     shadow: Shadow
+    judge: Judge
     comparer: Comparer
     samples: Samples
     redactor: Redactor
     repairs: Repairs
     table: Mismatches | None
+
+    def applier(self, control: Control) -> Apply:
+        """Applies what may change while the sidecar runs."""
+
+        async def apply(settings: Settings) -> None:
+            # Nothing here waits or fails before all of it is done.
+            self.judge.rules = _rules(settings)
+            self.redactor.clear = _clear(settings)
+            await control.configure(_traffic(settings))
+
+        return apply
+
+
+def _rules(settings: Settings) -> dict[str, list[Rule]]:
+    return {
+        name: [each.rule() for each in collection.rules]
+        for name, collection in settings.collections.items()
+    }
+
+
+def _clear(settings: Settings) -> dict[str, tuple[FieldPath, ...]]:
+    return {name: field_paths(each.clear) for name, each in settings.collections.items()}
 
 
 def _shadowing(
@@ -279,18 +320,15 @@ def _shadowing(
     pending: Pending | None,
 ) -> _Shadowing:
     chosen = settings.shadow
-    rules = {
-        name: [each.rule() for each in collection.rules]
-        for name, collection in settings.collections.items()
-    }
-    clear = {name: field_paths(each.clear) for name, each in settings.collections.items()}
     key = chosen.hash_key
     redactor = Redactor(
-        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(), clear
+        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
+        _clear(settings),
     )
     table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
     samples = Samples(redactor, telemetry, table)
-    comparer = Comparer(stores, database, telemetry, Judge(database, rules, chosen.behind_bound))
+    judge = Judge(database, _rules(settings), chosen.behind_bound)
+    comparer = Comparer(stores, database, telemetry, judge)
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,
@@ -309,7 +347,7 @@ def _shadowing(
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
-    return _Shadowing(shadow, comparer, samples, redactor, repairs, table)
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
 
 
 def _repair(pending: Pending) -> Mark:

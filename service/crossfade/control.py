@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -80,6 +81,8 @@ class Control:
         self._reading = asyncio.Lock()
         self._readings = 0
         self._unread: CrossfadeError | None = None
+        self._row: Mapping[str, Any] | None = None
+        """The row as it was read last."""
         self._unfinished: Snapshot | None = None
         self.request: Stage | None = None
         """The stage that the settings ask for, until it is reached or an operator sets another."""
@@ -158,12 +161,21 @@ class Control:
                 raise Unavailable(f"the control row: {self._unread}") from self._unread
         return self.snapshot
 
+    async def configure(self, configured: Mapping[str, Traffic]) -> None:
+        """The traffic of the settings, from now on. What was set by command stands over it."""
+        self._configured = dict(configured)
+        if self._row is not None:
+            await self._publish(snapshot_of(self._row, self._configured))
+        else:
+            await self._publish(replace(self.snapshot, traffic=self._configured, _plans={}))
+
     async def _read(self, rows: Rows) -> None:
         self._readings += 1
         self._unread = None
         try:
             row = await rows.fetchrow(_READ, GROUP, timeout=self._timeout)
             await self._publish(snapshot_of(row, self._configured))
+            self._row = row
         except CrossfadeError as error:
             self._unread = error
             raise
@@ -229,17 +241,20 @@ class Control:
 
     # --- changes ----------------------------------------------------------------------------
 
-    async def set_traffic(self, collection: str, traffic: Traffic) -> None:
-        """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
+    async def set_traffic(self, collection: str, traffic: Traffic, *, reset: bool = False) -> None:
+        """Sets what is not None, and forgets with `reset` what was set before. Takes effect at
+        once here, within a poll elsewhere."""
         await self._change(
             """update crossfade.control
             set traffic = traffic || jsonb_build_object($2::text,
-                coalesce(traffic -> $2::text, '{}') || jsonb_strip_nulls($3::jsonb)),
+                case when $4 then '{}' else coalesce(traffic -> $2::text, '{}') end
+                || jsonb_strip_nulls($3::jsonb)),
                 updated_at = now()
             where grp = $1""",
             GROUP,
             collection,
             {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
+            reset,
         )
         await self.refresh()
 

@@ -62,6 +62,9 @@ class Migrator:
         """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
             snapshot = self._control.snapshot
+            if call.pin is not None:
+                call.served_by = f"{call.pin}; pinned"
+                return await self._get(call.pin, "pinned", paths, snapshot, call)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
             if route.by_mirror:
@@ -78,6 +81,7 @@ class Migrator:
                 continue
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
+            call.served_by = _served_by(answered, route)
             if route.shadow is not None:
                 await self._compare(
                     route, answered, collection, paths, reading.documents, snapshot, call
@@ -165,6 +169,10 @@ class Migrator:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
             snapshot = self._control.snapshot
+            if call.pin is not None:
+                async for page in self._query_pinned(query, call.pin, snapshot, call):
+                    yield page
+                return
             route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
             answered, first, pages = await self._begin_query(query, route, snapshot, call)
@@ -172,6 +180,7 @@ class Migrator:
                 await _close(pages)
                 await self._control.refresh()
                 continue
+            call.served_by = _served_by(answered, route)
             kept, size = [first], len(first.frames)
             try:
                 yield first
@@ -228,6 +237,24 @@ class Migrator:
             self._telemetry.count(FALLBACK_READS, collection, "postgresql")
             return StoreName.POSTGRESQL, first, pages
 
+    async def _query_pinned(
+        self, query: Query, store: StoreName, snapshot: Snapshot, call: Call
+    ) -> AsyncIterator[Page]:
+        """A store's own result, as it is: fresh or not, compared with nothing."""
+        call.served_by = f"{store}; pinned"
+        started, error = time.time_ns(), None
+        pages = self._stores[store].query(query, timeout=call.left())
+        try:
+            async for page in pages:
+                yield page
+        except CrossfadeError as failure:
+            error = failure.code
+            raise
+        finally:
+            await _close(pages)
+            collection, stage = query.collection or "", snapshot.stage.value
+            call.record("query", store.value, "pinned", collection, stage, started, error)
+
     async def _first_page(
         self, store: StoreName, query: Query, call: Call
     ) -> tuple[Page, AsyncIterator[Page]]:
@@ -241,6 +268,8 @@ class Migrator:
     ) -> CommitOutcome:
         """All writes or none, at the authority; the mirror follows, whatever happens to
         this call. Waits while a change of authority is under way."""
+        if call.pin is not None:
+            raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
             with self._control.writing():
@@ -314,6 +343,13 @@ class Migrator:
             await self._shadow.check(offer)
         else:
             self._shadow.offer(offer)
+
+
+def _served_by(answered: StoreName, route: Route) -> str:
+    """`mirror`: by the percent. `fallback`: because the authority could not be asked."""
+    if answered is route.authority:
+        return answered.value
+    return f"{answered.value}; {'mirror' if route.by_mirror else 'fallback'}"
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:

@@ -53,13 +53,13 @@ _TYPES: dict[type, str] = {
 class Redactor:
     """Shows values as samples may hold them.
 
-    `clear`: by collection, the fields whose values may be read. `key`: at most 64 bytes; under
-    the same key equal values have equal hashes.
+    `clear`: by collection, the fields whose values may be read; it may be replaced. `key`: at
+    most 64 bytes; under the same key equal values have equal hashes.
     """
 
     def __init__(self, key: bytes, clear: Mapping[str, Sequence[FieldPath]] | None = None) -> None:
         self._key = key
-        self._clear = dict(clear or {})
+        self.clear = clear or {}
 
     def differences(self, collection: str, found: Sequence[Difference]) -> list[dict[str, Any]]:
         return [
@@ -80,7 +80,7 @@ class Redactor:
         if isinstance(value, str | bytes | list | dict):
             shown["length"] = len(value)
         encoded = orjson.dumps(to_json(value), option=orjson.OPT_SORT_KEYS)
-        if is_under(each.place, self._clear.get(collection, ())) and (
+        if is_under(each.place, self.clear.get(collection, ())) and (
             len(encoded) <= MAX_SHOWN_BYTES
         ):
             return shown | {"value": to_json(value)}

@@ -143,6 +143,7 @@ class MigrationSettings(Section):
     an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
     """
 
     stage: Stage | None = None
@@ -151,6 +152,7 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    allow_pin: bool = False
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 
@@ -352,6 +354,12 @@ class _Loaded(Settings, BaseSettings):
             if os.environ.get(variable):
                 seeded.setdefault(section, {})[key] = os.environ[variable]
         return env_settings, InitSettingsSource(settings_cls, seeded), init_settings
+
+
+def file_of(config: Path | None = None) -> Path:
+    """The file that `load` reads, whether it is there or not."""
+    variable = os.environ.get(CONFIG_VARIABLE)
+    return config or (Path(variable) if variable else DEFAULT_FILE)
 
 
 def load(config: Path | None = None) -> Settings:

@@ -167,6 +167,9 @@ ROLLBACK_LOSES = Gauge(
     "Acknowledged writes that a rollback would lose now",
     ("crossfade.rollback",),
 )
+SETTINGS_REFUSED = Gauge(
+    "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
+)
 SHADOW_QUEUE = Gauge("crossfade.shadow.queue", "{read}", "Shadow reads that wait")
 UPTIME = Gauge("process.uptime", "s", "Time since the sidecar's start")
 

@@ -109,8 +109,9 @@ class Finding:
 class Judge:
     """Compares contents under the rules of their collections.
 
-    `behind_bound`: seconds that a mirror may lag unremarked. `ruled_out` counts, by
-    (collection, rule), what the rules took away since it was taken last.
+    `rules` may be replaced at any time, as a whole. `behind_bound`: seconds that a mirror may
+    lag unremarked. `ruled_out` counts, by (collection, rule), what the rules took away since
+    it was taken last.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Judge:
         behind_bound: float = 5.0,
     ) -> None:
         self._database = database
-        self._rules = {name: tuple(held) for name, held in (rules or {}).items()}
+        self.rules = rules or {}
         self._bound = round(behind_bound * 1e6)
         self.ruled_out: Counter[tuple[str, str]] = Counter()
 
@@ -140,7 +141,7 @@ class Judge:
             return None
         ours = parse_document(left.data, self._database)
         theirs = parse_document(right.data, self._database)
-        rules = self._rules.get(collection, ())
+        rules = self.rules.get(collection, ())
         counted = []
         # Bounded where much is taken away, too: a document has 20,000 places.
         for each, rule in sift(differences(ours.fields, theirs.fields), rules):

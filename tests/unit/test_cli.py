@@ -190,7 +190,7 @@ def composition(monkeypatch):
     module.sidecar = FakeSidecar()
     module.signal = signal.SIGTERM
 
-    async def start(settings, telemetry):
+    async def start(settings, telemetry, source):
         module.settings = settings
         asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), module.signal)
         return module.sidecar
@@ -232,7 +232,7 @@ def test_a_second_signal_does_not_wait(composition, capsys):
     ],
 )
 def test_a_sidecar_that_cannot_start_ends_with_2(composition, capsys, error):
-    async def start(settings, telemetry):
+    async def start(settings, telemetry, source):
         raise error
 
     composition.start = start

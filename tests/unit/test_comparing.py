@@ -23,7 +23,7 @@ from crossfade_api.v1 import crossfade_pb2
 DATABASE = Database("test")
 F, P = StoreName.FIRESTORE, StoreName.POSTGRESQL
 LONG_AGO = 1_000_000
-NOW = time.time_ns() // 1_000
+RECENT = time.time_ns() // 1_000 + 3_600_000_000
 
 
 @dataclass
@@ -141,7 +141,7 @@ FROM_FIRESTORE = [
     (Held({"n": 1}, 5), Held({"n": 2}, 5), "wrong"),
     (Held({"n": 1}, 5), Held({"n": 2}, 6), "wrong"),  # a version that nobody wrote
     (Held({"n": 1}, 5), Held({"n": 2}, 4), "stale"),
-    (Held({"n": 1}, NOW), Held({"n": 2}, 4), "behind"),  # its lag is within bounds
+    (Held({"n": 1}, RECENT), Held({"n": 2}, 4), "behind"),  # its lag is within bounds
     (Held({"n": 1}, 5), None, "missing"),
     (Held({"n": 1}, 5), Held(None, 4), "missing"),
     (None, Held({"n": 1}, 5), "extra"),
@@ -163,7 +163,7 @@ FROM_POSTGRES = [
     (Held({"n": 1}, 9, peer=5), Held({"n": 2}, 6), "wrong"),  # a writer around the sidecar
     (Held({"n": 1}, 9, peer=5), Held({"n": 2}, 4), "stale"),
     (Held({"n": 1}, 9, peer=None), Held({"n": 2}, 4), "stale"),
-    (Held({"n": 1}, NOW, peer=None), Held({"n": 2}, 4), "behind"),
+    (Held({"n": 1}, RECENT, peer=None), Held({"n": 2}, 4), "behind"),
     (Held({"n": 1}, 9, peer=5), None, "missing"),
     (Held(None, 9, peer=0), Held({"n": 1}, 5), "extra"),
     (None, Held({"n": 1}, 5), "extra"),

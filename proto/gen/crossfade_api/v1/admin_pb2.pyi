@@ -65,22 +65,26 @@ class SetTrafficRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     READ_PERCENT_FIELD_NUMBER: _builtins.int
     SHADOW_RATE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """A collection id; empty sets the defaults."""
     read_percent: _builtins.float
     """0..100, two decimals: the share of reads that PostgreSQL answers."""
     shadow_rate: _builtins.float
     """0..1: the share of reads that are compared."""
+    reset: _builtins.bool
+    """Forgets what was set before, so that the settings file is in force again."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         read_percent: _builtins.float | None = ...,
         shadow_rate: _builtins.float | None = ...,
+        reset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reset", b"reset", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_percent: _TypeAlias = _typing.Literal["read_percent"]  # noqa: Y015
     _WhichOneofArgType__read_percent: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent"]  # noqa: Y015
@@ -173,6 +177,7 @@ class Status(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     READS_BY_STORE_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -190,6 +195,8 @@ class Status(_message.Message):
     fallback_reads: _builtins.int
     dead_letters: _builtins.int
     commits: _builtins.int
+    settings_problem: _builtins.str
+    """Why the settings file is refused, so that older settings are in force; empty: it is not."""
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]: ...
     @_builtins.property
@@ -219,10 +226,11 @@ class Status(_message.Message):
         dead_letters: _builtins.int = ...,
         reads_by_store: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         commits: _builtins.int = ...,
+        settings_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
