@@ -99,7 +99,9 @@ async def running(
         firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
         postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
         migration=MigrationSettings(
-            stage=stage, mappings="violet", **({"shadow_rate": 0.0} | migration)
+            stage=stage,
+            mappings="violet",
+            **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | migration),
         ),
         shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
         collections=collections or {},

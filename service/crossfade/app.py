@@ -6,20 +6,24 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
+from crossfade.barrier import Coordinator
 from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
+from crossfade.lease import Lease
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
+from crossfade.outbox import Outbox
 from crossfade.pending import Pending
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
@@ -33,6 +37,7 @@ from crossfade.settings import Settings, SettingsError, field_paths
 from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
+from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
@@ -60,6 +65,8 @@ from crossfade_api.v1 import admin_pb2
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 2.0
+LEASE_SECONDS = 2.0
+"""For a comparison that finds no lease."""
 COMPLETE_SECONDS = 30.0
 KEEPS_UP_SECONDS = 2.0
 RETRY_SECONDS = 1.0
@@ -75,6 +82,7 @@ class Sidecar:
 
     address: str
     control: Control
+    coordinator: Coordinator
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
@@ -135,10 +143,10 @@ async def _start(
             resources.push_async_callback(lanes[role].close)
         await create_schema(lanes["mirror"], mappings)
         await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
-    control = Control(lanes.get("mirror"), _traffic(settings), settings.postgresql.timeout)
+    control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
     to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
-    firestore = None
+    firestore = lease = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
         firestore = connect(
             database,
@@ -146,6 +154,15 @@ async def _start(
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
+        lease = control.lease = Lease(
+            Fences(firestore), settings.migration.lease, settings.firestore.timeout
+        )
+    coordinator = Coordinator(
+        control,
+        lease,
+        horizon=settings.migration.horizon,
+        timeout=settings.postgresql.timeout,
+    )
     enforce = settings.migration.constraints == "enforce"
     postgres = (
         PostgresStore(lanes["answer"], mappings, database, enforce=enforce) if lanes else None
@@ -163,17 +180,39 @@ async def _start(
         PostgresStore(lanes["shadow"], mappings, database) if lanes else None,
     )
     shadowing = _shadowing(
-        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending
+        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending, control
     )
     shadow = shadowing.shadow
+    outbox = (
+        Outbox(control, lease, firestore, pending, telemetry)
+        if pending is not None and firestore is not None and lease is not None
+        else None
+    )
     forward = (
-        Forward(control, firestore, pending, telemetry, settings.migration.mirror)
+        Forward(
+            control,
+            firestore,
+            pending,
+            outbox,
+            telemetry,
+            settings.migration.mirror,
+            settings.migration.horizon,
+        )
         if firestore is not None
         else None
     )
-    migrator = Migrator(control, stores, forward, pending, shadow, telemetry, database)
+    migrator = Migrator(
+        control,
+        stores,
+        forward,
+        pending,
+        shadow,
+        telemetry,
+        database,
+        settings.migration.mirror,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
-    admin = admin_rpc.Admin(control, telemetry, database, firestore, mirror, mapped)
+    admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
     wrap = rpc.Wrapper(
         telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
     )
@@ -217,8 +256,14 @@ async def _start(
         admin.settings_problem = lambda: watch.problem
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(_supervise("settings", watch.run))
+    tasks.append(_supervise("control", control.follow))
+    if lease is not None:
+        tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
+    if outbox is not None:
+        tasks.append(_supervise("outbox", outbox.run))
     if lanes:
-        tasks.append(_supervise("control", control.follow))
+        await _settle_stage(coordinator)
+        tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
     recopy = None
     if pending is not None and firestore is not None:
@@ -231,13 +276,14 @@ async def _start(
             request_window=settings.migration.request_window,
             **settings.recopy.model_dump(),
         )
-        control.wake_recopy = pending.woken.set
+        coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
     if to_request is not None:
-        tasks.append(asyncio.create_task(_carry_out(to_request, control, admin)))
+        tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
     return Sidecar(
         address,
         control,
+        coordinator,
         admin,
         shadow,
         stores,
@@ -318,6 +364,7 @@ def _shadowing(
     database: Database,
     lanes: Lanes | None,
     pending: Pending | None,
+    control: Control,
 ) -> _Shadowing:
     chosen = settings.shadow
     key = chosen.hash_key
@@ -328,7 +375,11 @@ def _shadowing(
     table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
     samples = Samples(redactor, telemetry, table)
     judge = Judge(database, _rules(settings), chosen.behind_bound)
-    comparer = Comparer(stores, database, telemetry, judge)
+
+    async def vouched() -> bool:
+        return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
+
+    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,
@@ -412,7 +463,21 @@ def _read_percents(control: Control) -> dict[Labels, float]:
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
 
 
-async def _carry_out(stage: Stage, control: Control, admin: admin_rpc.Admin) -> None:
+def _needs_lease(control: Control) -> bool:
+    return control.snapshot.authority is StoreName.FIRESTORE
+
+
+async def _settle_stage(coordinator: Coordinator) -> None:
+    """Ends at once what the first start of all, or a sidecar that died, left to be done."""
+    try:
+        await coordinator.look()
+    except CrossfadeError as error:
+        log.info("the stage is settled later", reason=str(error))
+
+
+async def _carry_out(
+    stage: Stage, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 
     A change of authority waits until the mirror keeps up (after a crash that may take a
@@ -430,7 +495,7 @@ async def _carry_out(stage: Stage, control: Control, admin: admin_rpc.Admin) -> 
                 waits = True
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            await control.set_stage(stage)
+            await coordinator.set_stage(stage)
         except (InfrastructureError, EpochChanged) as error:
             _not_reached(stage, snapshot.stage, error)
             await asyncio.sleep(pause)

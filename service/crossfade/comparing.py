@@ -66,7 +66,11 @@ class _Look:
 
 
 class Comparer:
-    """Finds out what an offered read shows. `timeout`: seconds for each call of a store."""
+    """Finds out what an offered read shows. `timeout`: seconds for each call of a store.
+
+    `vouched`: with Firestore as the authority, whether PostgreSQL knows of every write that it
+    has not got. Not while commits go past it, because it is away for some sidecar.
+    """
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Comparer:
         *,
         timeout: float = 5.0,
         read_totals: ReadTotals | None = None,
+        vouched: Callable[[], Awaitable[bool]] | None = None,
     ) -> None:
         self._stores = stores
         self._database = database
@@ -84,6 +89,7 @@ class Comparer:
         self._judge = judge
         self._timeout = timeout
         self._read_totals = read_totals
+        self._vouched = vouched
 
     async def compare(self, offer: Offer) -> list[Finding]:
         """What differs; empty: the stores agree. Raises CrossfadeError when one cannot be read."""
@@ -164,6 +170,14 @@ class Comparer:
         if before.pending and before.of(offer.epoch):
             return before, before
         firestore = await self._look(StoreName.FIRESTORE, offer, suspects)
+        # After Firestore and before PostgreSQL: when commits go past PostgreSQL no more, those
+        # that did are pending there.
+        if (
+            offer.authority is StoreName.FIRESTORE
+            and self._vouched is not None
+            and not await self._vouched()
+        ):
+            return None
         after = await self._look(StoreName.POSTGRESQL, offer, suspects)
         if not (before.of(offer.epoch) and after.of(offer.epoch)):
             return None

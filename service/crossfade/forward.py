@@ -18,15 +18,21 @@ from crossfade.document import collection_id
 from crossfade.errors import (
     Aborted,
     CrossfadeError,
+    EpochChanged,
     InfrastructureError,
     OutcomeUnknown,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
+from crossfade.failpoints import reach
+from crossfade.outbox import NotSent, Outbox
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.commit import replayed
+from crossfade.stores.postgres.way_back import Request
 from crossfade.telemetry import MIRROR_PUTS, Telemetry
 from crossfade.write import Folded, Write, fold
 
@@ -35,6 +41,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
 Answer = asyncio.Future[CommitOutcome | None]
+OPEN_SECONDS = 1.0
+"""How long PostgreSQL has to take the pending rows, before it counts as away."""
 PROOF_SECONDS = 5.0
 """How long Firestore is asked what became of a commit that it did not answer."""
 
@@ -47,14 +55,18 @@ class Forward:
         control: Control,
         firestore: FirestoreStore,
         pending: Pending | None,
+        outbox: Outbox | None,
         telemetry: Telemetry,
         mirror: MirrorMode,
+        horizon: float,
     ) -> None:
         self._control = control
         self._firestore = firestore
         self._pending = pending
+        self._outbox = outbox
         self._telemetry = telemetry
         self._mirror = mirror
+        self._horizon = horizon
         self._detached: set[asyncio.Task[Any]] = set()
 
     async def commit(
@@ -62,6 +74,8 @@ class Forward:
     ) -> CommitOutcome:
         """All writes or none. Raises EpochChanged when the authority moved; nothing was done."""
         mirrored = snapshot.rules.mirrored
+        if not mirrored and not self._control.admitted(snapshot):
+            raise EpochChanged("the stage lease does not cover a commit that nothing mirrors")
         if not mirrored and request_id is None:
             return await self._kept(self._plain(writes, snapshot, call))
         for attempt in range(ATTEMPTS):
@@ -105,34 +119,38 @@ class Forward:
         shared = request_id is not None
         with self._control.writing():
             try:
-                done = await self._mirroring.open(
-                    intent, paths, snapshot.epoch, call.left, request_id
-                )
+                opened = await self._open(intent, paths, snapshot, call, request_id)
             except BaseException as error:
                 _fail(answer, error)
                 if isinstance(error, CrossfadeError):
                     return
                 raise
-            if done is not None:
-                _answer(answer, replayed(done.commit_time, done.update_times, len(writes)))
+            if isinstance(opened, Request):
+                _answer(answer, replayed(opened.commit_time, opened.update_times, len(writes)))
                 return
+            reach("write.opened")
             try:
-                outcome = await self._with_proof(writes, intent, snapshot, call)
+                outcome = await self._with_proof(writes, intent, snapshot, call, rows=opened)
             except CrossfadeError as error:
                 _fail(answer, error)
-                await self._refused(intent, error, shared=shared)
+                if opened:
+                    await self._refused(intent, error, shared=shared)
                 return
             except BaseException as error:
                 _fail(answer, error)
                 raise
-            if outcome is None or self._mirror == "async":
+            reach("write.committed")
+            if outcome is None or self._mirror == "async" or not opened:
                 _answer(answer, outcome)
+            if not opened:  # its entry is in the outbox, and never put directly
+                return
             if outcome is None:  # revoked before, so nobody else can apply it
                 await self._refused(intent, Aborted("revoked"), shared=False)
                 return
             started, failure = time.time_ns(), None
             try:
                 await self._mirroring.settle(intent, folded, outcome, snapshot.epoch, shared=shared)
+                reach("write.put")
             except CrossfadeError as error:
                 # The authority has it and the rows stand: a worker recopies. Never an error.
                 failure = error.code
@@ -144,8 +162,50 @@ class Forward:
                 collection, stage = collection_id(writes[0].path), snapshot.stage.value
                 call.record("put", "postgresql", "mirror", collection, stage, started, failure)
 
+    async def _open(
+        self,
+        intent: str,
+        paths: Sequence[str],
+        snapshot: Snapshot,
+        call: Call,
+        request_id: str | None,
+    ) -> Request | bool:
+        """Pending rows, or the way around them: whether there are rows. Returns the request
+        where PostgreSQL knows it as done. An epoch that is over is never a reason for the
+        outbox: a barrier must not look like an outage."""
+        outbox = self._outbox if self._mirror != "required" else None
+        if outbox is None:
+            return (
+                await self._mirroring.open(intent, paths, snapshot.epoch, call.left, request_id)
+                or True
+            )
+        if outbox.mirror_is_out:
+            return False
+        try:
+            return (
+                await self._mirroring.open(
+                    intent,
+                    paths,
+                    snapshot.epoch,
+                    lambda: min(OPEN_SECONDS, call.left()),
+                    request_id,
+                )
+                or True
+            )
+        except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
+            call.left()  # the caller's own deadline says nothing about PostgreSQL
+            log.warning("PostgreSQL takes no pending rows", error=error.code)
+            outbox.mirror_is_out = True
+            return False
+
     async def _with_proof(
-        self, writes: Sequence[Write], intent: str, snapshot: Snapshot, call: Call
+        self,
+        writes: Sequence[Write],
+        intent: str,
+        snapshot: Snapshot,
+        call: Call,
+        *,
+        rows: bool = True,
     ) -> CommitOutcome | None:
         """The Firestore commit with its intent document, and what became of it.
 
@@ -155,7 +215,12 @@ class Forward:
         proof = Intent(intent, snapshot.epoch, mirrored=True)
         started, failure = time.time_ns(), None
         try:
-            return await self._firestore.commit(writes, timeout=call.left(), intent=proof)
+            if rows or self._outbox is None:
+                return await self._firestore.commit(writes, timeout=call.left(), intent=proof)
+            return await self._outbox.commit(writes, proof, snapshot, call.left)
+        except NotSent as error:
+            failure = error.code
+            raise
         except IntentExists as error:
             return await self._found_out(intent, len(writes), error)
         except InfrastructureError as error:
@@ -190,7 +255,9 @@ class Forward:
         """Stage off, no request_id: nothing but the commit."""
         started, failure = time.time_ns(), None
         try:
-            return await self._firestore.commit(writes, timeout=call.left())
+            # No row stands for it, so a copy that begins waits as long as this may take.
+            timeout = min(call.left(), self._horizon)
+            return await self._firestore.commit(writes, timeout=timeout)
         except InfrastructureError as error:
             failure = error.code
             raise OutcomeUnknown(

@@ -20,7 +20,7 @@ from crossfade.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from crossfade.forward import Forward
+from crossfade.forward import Forward, MirrorMode
 from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
@@ -47,7 +47,9 @@ class Migrator:
         shadow: Shadow,
         telemetry: Telemetry,
         database: Database,
+        mirror: MirrorMode = "async",
     ) -> None:
+        self._mirror = mirror
         self._control = control
         self._stores = stores
         self._forward = forward
@@ -65,11 +67,14 @@ class Migrator:
             if call.pin is not None:
                 call.served_by = f"{call.pin}; pinned"
                 return await self._get(call.pin, "pinned", paths, snapshot, call)
+            snapshot = await self._control.admit(call.left)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
             if route.by_mirror:
                 reading = await self._read_mirror(paths, route, snapshot, call)
             if reading is None:
+                if not self._control.admitted(snapshot):
+                    continue  # the mirror took longer than the lease
                 answered = route.authority
                 try:
                     reading = await self._get(answered, "answered", paths, snapshot, call)
@@ -95,7 +100,9 @@ class Migrator:
         """The mirror's answer, or None where the authority has to answer."""
         reason = "pending"
         try:
-            if route.answer is StoreName.POSTGRESQL:
+            if route.answer is StoreName.POSTGRESQL and not self._control.mirror_vouches(snapshot):
+                reason = "gate"
+            elif route.answer is StoreName.POSTGRESQL:
                 reading = await self._get(route.answer, "answered", paths, snapshot, call)
                 if reading.state is not None and snapshot.settles(reading.state):
                     return reading
@@ -139,6 +146,8 @@ class Migrator:
         is fresh. Firestore as mirror cannot know what is pending: the error stands."""
         if route.authority is StoreName.POSTGRESQL or not route.mirrored:
             raise error
+        if not self._control.mirror_vouches(snapshot):
+            raise error
         try:
             reading = await self._get(StoreName.POSTGRESQL, "answered", paths, snapshot, call)
         except CrossfadeError:
@@ -173,9 +182,13 @@ class Migrator:
                 async for page in self._query_pinned(query, call.pin, snapshot, call):
                     yield page
                 return
+            snapshot = await self._control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
-            answered, first, pages = await self._begin_query(query, route, snapshot, call)
+            try:
+                answered, first, pages = await self._begin_query(query, route, snapshot, call)
+            except EpochChanged:
+                continue
             if first.state is not None and not snapshot.current(first.state):
                 await _close(pages)
                 await self._control.refresh()
@@ -212,7 +225,9 @@ class Migrator:
     ) -> tuple[StoreName, Page, AsyncIterator[Page]]:
         """The store that answers, its first page, and the rest. The rules are those of read()."""
         collection = query.collection or ""
-        if route.by_mirror:
+        if route.by_mirror and not self._control.mirror_vouches(snapshot):
+            self._telemetry.count(RETURNED_READS, collection, "gate")
+        elif route.by_mirror:
             try:
                 first, pages = await self._first_page(route.answer, query, call)
             except InfrastructureError as error:
@@ -222,10 +237,14 @@ class Migrator:
                     return route.answer, first, pages
                 await _close(pages)
                 self._telemetry.count(RETURNED_READS, collection, "pending")
+            if not self._control.admitted(snapshot):
+                raise EpochChanged("the mirror took longer than the stage lease")
         try:
             return route.authority, *await self._first_page(route.authority, query, call)
         except InfrastructureError as error:
             if route.authority is StoreName.POSTGRESQL or not route.mirrored:
+                raise
+            if not self._control.mirror_vouches(snapshot):
                 raise
             try:
                 first, pages = await self._first_page(StoreName.POSTGRESQL, query, call)
@@ -272,6 +291,8 @@ class Migrator:
             raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
+            if not snapshot.rules.mirrored:
+                snapshot = await self._control.admit(call.left)
             with self._control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
@@ -281,7 +302,7 @@ class Migrator:
                     else:
                         raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
-                    await self._control.refresh()
+                    await self._control.catch_up(call.left)
                     continue
             self._telemetry.count(COMMITS, "replayed" if outcome.replayed else "applied")
             return outcome
@@ -290,11 +311,15 @@ class Migrator:
     async def _commit_postgresql(
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
     ) -> CommitOutcome:
-        """PostgreSQL decides; the pending rows are in the data's own transaction."""
+        """PostgreSQL decides; the pending rows are in the data's own transaction. Once it is
+        done, nothing about the mirror is an error any more."""
         name, *others = [new_intent()] if request_id is None else intents_of(request_id)
         mirrored = snapshot.rules.mirrored
         intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
         store = self._stores[StoreName.POSTGRESQL]
+        follower = self._pending if mirrored else None
+        if follower is not None and self._mirror == "required":
+            await follower.check_reachable(call.left())
         started, error = time.time_ns(), None
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
@@ -311,8 +336,11 @@ class Migrator:
         finally:
             collection, stage = collection_id(writes[0].path), snapshot.stage.value
             call.record("commit", "postgresql", "answered", collection, stage, started, error)
-        if intent.mirrored and self._pending is not None:
-            self._pending.woken.set()
+        if follower is not None:
+            follower.woken.set()
+            if self._mirror != "async":
+                left = call.deadline - time.monotonic()
+                await follower.until_put(name, left, patient=self._mirror == "required")
         return outcome
 
     # --- shadow -----------------------------------------------------------------------------

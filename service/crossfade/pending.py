@@ -8,19 +8,31 @@ recopied, so that concurrent writers cannot leave a mixed document.
 
 import asyncio
 import hashlib
+import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from crossfade.document import Database
+from crossfade.errors import CrossfadeError, InfrastructureError, Unavailable
+from crossfade.failpoints import reach
 from crossfade.plan import StoreName
 from crossfade.store import CommitOutcome, Stored
-from crossfade.stores.firestore import FirestoreStore
-from crossfade.stores.postgres.mirror import Image, Mirror, Request
+from crossfade.stores.firestore import INTENTS, FirestoreStore
+from crossfade.stores.postgres.mirror import Image, Mirror
+from crossfade.stores.postgres.way_back import Request
 from crossfade.wire import parse_document
 from crossfade.write import Folded
 
 LEASE_SECONDS = 15.0
 """How long a writer's own rows are left to it before the recopy worker takes them over."""
+ANSWER_SHARE = 0.1
+"""Of the time that a caller has left, what is kept for the answer itself."""
+POLL_SECONDS = 0.25
+"""How often a waiting commit looks whether another sidecar has put what it wrote."""
+BELIEVED_SECONDS = 0.5
+PROBE_SECONDS = 1.0
+PROBED = f"{INTENTS}/probe"
 
 
 def new_intent() -> str:
@@ -53,6 +65,8 @@ class Pending:
         self._timeout = timeout
         self.woken = asyncio.Event()
         """Set when there is work for the recopy worker that should not wait for its interval."""
+        self._awaited: dict[str, asyncio.Event] = {}
+        self._away: float | None = None
 
     async def open(
         self,
@@ -120,6 +134,64 @@ class Pending:
             requests=requests,
         )
 
+    # --- the way back ---------------------------------------------------------------------------
+
+    def announce(self, intents: Iterable[str]) -> None:
+        """Rows of these commits were settled here: whoever waits for one looks."""
+        for intent in self._awaited.keys() & set(intents):
+            self._awaited[intent].set()
+
+    async def until_put(self, intent: str, left: float, *, patient: bool) -> bool:
+        """Waits until Firestore has what a commit of PostgreSQL wrote; False where that takes
+        too long, or, unless `patient`, as soon as Firestore is known to be away. Never raises
+        a store's error: the commit was done."""
+        deadline = time.monotonic() + left * (1 - ANSWER_SHARE)
+        settled = self._awaited.setdefault(intent, asyncio.Event())
+        try:
+            while (remaining := deadline - time.monotonic()) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(remaining, POLL_SECONDS)):
+                        await settled.wait()
+                settled.clear()
+                if not await self.mirror.is_pending(intent, timeout=self._timeout):
+                    return True
+                if self._away is not None and not patient:
+                    return False
+        except CrossfadeError:
+            return False
+        finally:
+            self._awaited.pop(intent, None)
+        return False
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around a call of Firestore: notes whether it can be reached."""
+        try:
+            yield
+        except InfrastructureError:
+            self._away = time.monotonic()
+            raise
+        except CrossfadeError:
+            self._away = None  # a refusal is an answer
+            raise
+        self._away = None
+
+    async def check_reachable(self, left: float) -> None:
+        """Raises Unavailable if Firestore is known to be away. What is known of the last call
+        may be over, so it is asked again where that was a while ago."""
+        if self._away is None:
+            return
+        if time.monotonic() - self._away > BELIEVED_SECONDS:
+            with suppress(InfrastructureError), self.asking():
+                await self._firestore.get([PROBED], timeout=min(left / 2, PROBE_SECONDS))
+        if self._away is not None:
+            raise Unavailable(
+                "the mirror's copy is required, and Firestore cannot be reached; "
+                "the commit was not begun"
+            )
+
+    # --- recopies ---------------------------------------------------------------------------
+
     async def recopy(
         self,
         paths: Sequence[str],
@@ -133,8 +205,9 @@ class Pending:
         that admits equal versions (or a wrong document could never be healed)."""
         # Firestore's own read_time: the version of a tombstone is compared with its commits'.
         reading = await self._firestore.get(paths, timeout=self._timeout, exact_times=True)
+        reach("recopy.read")
         images = [self._image(stored, reading.read_time) for stored in reading.documents]
-        return await self.mirror.put(
+        put = await self.mirror.put(
             images,
             epoch=epoch,
             intent=intent,
@@ -143,6 +216,8 @@ class Pending:
             timeout=self._timeout,
             requests=requests,
         )
+        reach("recopy.put")
+        return put
 
     def _image(self, stored: Stored, read_time: int) -> Image:
         if stored.data is None:

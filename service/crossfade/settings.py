@@ -144,6 +144,9 @@ class MigrationSettings(Section):
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
+    `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
+    a change of authority waits as long. `horizon`: seconds after which Firestore applies no
+    commit any more that its sender has given up; the first copy waits as long.
     """
 
     stage: Stage | None = None
@@ -153,6 +156,8 @@ class MigrationSettings(Section):
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
     allow_pin: bool = False
+    lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
+    horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 

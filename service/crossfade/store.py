@@ -111,7 +111,8 @@ class Intent:
     Firestore writes the intent document with it; PostgreSQL checks `epoch`, keeps
     the request row and, when `mirrored`, the pending rows in the same transaction.
     `others`: ids under which the same request may have been done while the other store
-    was the authority.
+    was the authority. `outbox`: there are no pending rows, PostgreSQL being away: the
+    intent document stands for them until it was drained.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Intent:
     mirrored: bool
     request_id: str | None = None
     others: tuple[str, ...] = ()
+    outbox: bool = False
 
 
 class DocumentStore(Protocol):

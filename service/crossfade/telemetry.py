@@ -151,6 +151,12 @@ MISMATCHES_DROPPED = Counter(
     "Samples of mismatches not kept: too many, or PostgreSQL could not take them",
     (COLLECTION,),
 )
+OUTBOX = Counter(
+    "crossfade.outbox",
+    "{commit}",
+    "Commits past PostgreSQL while it was away, and their becoming pending rows",
+    ("crossfade.outcome",),
+)
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")

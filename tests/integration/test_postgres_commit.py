@@ -82,6 +82,57 @@ async def test_fifty_concurrent_increments_lose_none(postgres_lanes: MakeLanes, 
     assert len(set(times)) == 50
 
 
+@pytest.mark.parametrize("collection", ["tasks", "notes"])
+async def test_a_commit_of_twenty_thousand_writes_beside_small_ones(
+    postgres_lanes: MakeLanes, collection: str
+):
+    """A lock for each of its paths would not fit PostgreSQL's lock table; and with fewer, the
+    small commits of the same documents and it still wait for one another."""
+    store = PostgresStore(await postgres_lanes(size=8), MAPPINGS, DATABASE)
+    paths = [f"{collection}/{n}" for n in range(20_000)]
+    shared = paths[::4_000]
+    small = 0
+    done = asyncio.Event()
+
+    async def writer(number: int) -> None:
+        nonlocal small
+        while not done.is_set():
+            await store.commit([increment(path) for path in shared[number:]], timeout=60)
+            small += number == 0
+            await asyncio.sleep(0)
+
+    writers = [asyncio.create_task(writer(number)) for number in (0, 0, 0, 3)]
+    await store.commit([increment(path, 1_000_000) for path in paths], timeout=60)
+    done.set()
+    await asyncio.gather(*writers)
+    assert small >= 3
+    assert await fields_of(store, shared[0]) == {"n": 1_000_000 + small}
+    assert await fields_of(store, paths[-1]) == {"n": 1_000_000}
+
+
+async def test_a_large_and_a_small_commit_wait_for_one_another(
+    postgres_lanes: MakeLanes,
+):
+    lanes = await postgres_lanes(size=8)
+    store = PostgresStore(lanes, MAPPINGS, DATABASE)
+    large = [increment(f"notes/{n}") for n in range(1_000)]
+    await store.commit([increment("notes/7")], timeout=5)
+    async with lanes.acquire(30) as holder:
+        transaction = holder.transaction()
+        await transaction.start()
+        # Holds a document of both up, but not their locks: the first of them waits behind it.
+        await holder.execute("select from crossfade.versions where path = 'notes/7' for update")
+        first = asyncio.create_task(store.commit([increment("notes/7")], timeout=30))
+        await waiting(lanes, 1)
+        second = asyncio.create_task(store.commit(large, timeout=30))
+        await waiting(lanes, 2)
+        await transaction.rollback()
+    await asyncio.gather(first, second)
+    assert await fields_of(store, "notes/7") == {"n": 3}
+    await store.commit([increment("notes/7"), *large], timeout=30)
+    assert await fields_of(store, "notes/7") == {"n": 5}
+
+
 async def test_commits_of_several_paths_in_any_order_do_not_wait_for_one_another(
     postgres_lanes: MakeLanes,
 ):

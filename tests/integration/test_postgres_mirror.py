@@ -20,6 +20,7 @@ from crossfade.store import Intent, Stored
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.mirror import Image, Mirror, PendingRow
 from crossfade.stores.postgres.store import PostgresStore
+from crossfade.stores.postgres.way_back import Prepared, fingerprint
 from crossfade.wire import parse_document
 from crossfade.write import Write
 from tests.integration.test_postgres_commit import waiting
@@ -448,6 +449,18 @@ async def test_a_claim_takes_every_free_row_of_its_paths(bench: Bench):
     assert [(row.intent, row.path) for row in rows] == [("a", MAPPED), ("c", MAPPED)]
 
 
+async def test_a_path_that_somebody_works_on_is_left_to_him(bench: Bench):
+    await bench.open("a", MAPPED, lease=0)
+    assert [row.intent for row in await bench.claim("one")] == ["a"]
+    await bench.open("b", MAPPED, lease=0)
+    await bench.open("c", "tasks/2", lease=0)
+    assert [row.intent for row in await bench.claim("two")] == ["c"]
+    await bench.lanes.execute(
+        "update crossfade.pending set lease_until = clock_timestamp()", timeout=5
+    )
+    assert [row.intent for row in await bench.claim("three")] == ["a", "b", "c"]
+
+
 async def test_concurrent_claims_share_nothing(bench: Bench):
     for n in range(40):
         await bench.open(f"i{n}", f"tasks/{n % 10}", lease=0)
@@ -513,7 +526,7 @@ async def test_bury_and_summary(bench: Bench):
         "update crossfade.pending set inserted_at = now() - interval '90 seconds'", timeout=5
     )
     await bench.claim("c")
-    await bench.mirror.bury("c", MAPPED, failure="foreign", timeout=5)
+    await bench.mirror.way_back.bury("c", MAPPED, failure="foreign", timeout=5)
     summary = await bench.mirror.summary(timeout=5)
     assert (summary.pending, summary.dead, summary.wildcards) == (2, 1, 1)
     assert 90 <= summary.oldest_seconds < 120
@@ -637,18 +650,18 @@ async def test_the_way_back_remembers_pairs(bench: Bench):
     intent = Intent("i", 1, mirrored=True)
     first = await bench.store.commit([Write(MAPPED, {"n": 1})], timeout=5, intent=intent)
     await bench.claim("c")
-    (peer,) = await bench.mirror.peers([MAPPED], timeout=5)
+    (peer,) = await bench.mirror.way_back.peers([MAPPED], timeout=5)
     assert (peer.version, peer.peer_time) == ((1, first.commit_time), None)
     # A second commit while the first is on its way to Firestore.
     later = Intent("j", 1, mirrored=True)
     second = await bench.store.commit([Write(MAPPED, {"n": 2})], timeout=5, intent=later)
-    await bench.mirror.settle("c", [(peer, 77)], epoch=1, timeout=5)
+    await bench.mirror.way_back.settle("c", [(peer, 77)], epoch=1, timeout=5)
     assert await bench.pending() == [("j", MAPPED)]
     assert (await bench.stored(MAPPED)).peer_time is None
     await bench.claim("d")
-    (peer,) = await bench.mirror.peers([MAPPED], timeout=5)
+    (peer,) = await bench.mirror.way_back.peers([MAPPED], timeout=5)
     assert (peer.version, peer.peer_time) == ((1, second.commit_time), 77)
-    await bench.mirror.settle("d", [(peer, 78)], epoch=1, timeout=5)
+    await bench.mirror.way_back.settle("d", [(peer, 78)], epoch=1, timeout=5)
     assert (await bench.stored(MAPPED)).peer_time == 78
     assert await bench.pending() == []
 
@@ -659,11 +672,70 @@ async def test_the_way_back_of_a_delete(bench: Bench):
     intent = Intent("i", 1, mirrored=True)
     await bench.store.commit([Write(MAPPED, None)], timeout=5, intent=intent)
     await bench.claim("c")
-    (peer,) = await bench.mirror.peers([MAPPED], timeout=5)
-    assert (peer.data, peer.peer_time) == (None, 5)
-    await bench.mirror.settle("c", [(peer, 0)], epoch=1, timeout=5)
-    assert (await bench.mirror.peers([MAPPED], timeout=5))[0].peer_time == 0
+    (peer,) = await bench.mirror.way_back.peers([MAPPED], timeout=5)
+    assert (peer.fields, peer.peer_time) == (None, 5)
+    await bench.mirror.way_back.settle("c", [(peer, 0)], epoch=1, timeout=5)
+    assert (await bench.mirror.way_back.peers([MAPPED], timeout=5))[0].peer_time == 0
     assert (await bench.stored(MAPPED)).peer_time == 0
+
+
+async def test_of_two_answers_that_of_the_newer_version_is_remembered(bench: Bench):
+    await bench.control("postgresql")
+    peers = []
+    for n, name in enumerate("ij", start=1):
+        intent = Intent(name, 1, mirrored=True)
+        await bench.store.commit([Write(MAPPED, {"n": n})], timeout=5, intent=intent)
+        await bench.lanes.execute(
+            """update crossfade.pending set claim = $1, lease_until = 'infinity'
+            where intent = $1""",
+            name,
+            timeout=5,
+        )
+        peers += await bench.mirror.way_back.peers([MAPPED], timeout=5)
+    for name, peer, time in (("j", peers[1], 78), ("i", peers[0], 77)):
+        await bench.mirror.way_back.settle(name, [(peer, time)], epoch=1, timeout=5)
+    assert (await bench.stored(MAPPED)).peer_time == 78
+
+
+async def test_who_lost_the_claim_settles_and_buries_nothing(bench: Bench):
+    await bench.control("postgresql")
+    intent = Intent("i", 1, mirrored=True)
+    await bench.store.commit([Write(MAPPED, {"n": 1})], timeout=5, intent=intent)
+    await bench.claim("one", lease=0)
+    (peer,) = await bench.mirror.way_back.peers([MAPPED], timeout=5)
+    await bench.claim("two")
+    assert await bench.mirror.way_back.settle("one", [(peer, 7)], epoch=1, timeout=5) == set()
+    assert not await bench.mirror.way_back.bury("one", MAPPED, failure="x", timeout=5)
+    assert (await bench.mirror.summary(timeout=5)).dead == 0
+    assert (await bench.mirror.way_back.peers([MAPPED], timeout=5))[0].peer_time is None
+    assert await bench.pending() == [("i", MAPPED)]
+    assert await bench.mirror.way_back.settle("two", [(peer, 7)], epoch=1, timeout=5) == {"i"}
+    assert await bench.pending() == []
+
+
+async def test_an_attempt_is_not_written_down_beside_one_that_may_still_arrive(bench: Bench):
+    async def prepare(claim: str, intent: str, *resolved: str) -> Prepared:
+        return await bench.mirror.way_back.prepare(
+            claim, [MAPPED], intent=intent, epoch=1, resolved=resolved, timeout=5
+        )
+
+    await bench.control("postgresql")
+    intent = Intent("i", 1, mirrored=True)
+    await bench.store.commit([Write(MAPPED, {"n": 1})], timeout=5, intent=intent)
+    await bench.claim("one", lease=0)
+    assert (await prepare("one", "first")).recorded
+    await bench.claim("two")
+    assert (await prepare("one", "late")).peers == ()
+    second = await prepare("two", "second")
+    assert (second.earlier, second.recorded) == (frozenset({"first"}), False)
+    assert second.attempted == {MAPPED: {fingerprint({"n": 1})}}
+    assert (await prepare("two", "second", "first")).recorded
+    names = await bench.lanes.fetch("select intent from crossfade.attempts order by 1", timeout=5)
+    assert [row[0] for row in names] == ["first", "second"]
+    with pytest.raises(EpochChanged):
+        await bench.mirror.way_back.prepare(
+            "two", [MAPPED], intent="x", epoch=2, resolved=(), timeout=5
+        )
 
 
 async def test_settling_waits_for_the_epoch(bench: Bench):
@@ -671,19 +743,19 @@ async def test_settling_waits_for_the_epoch(bench: Bench):
     intent = Intent("i", 1, mirrored=True)
     await bench.store.commit([Write(MAPPED, {"n": 1})], timeout=5, intent=intent)
     await bench.claim("c")
-    peers = await bench.mirror.peers([MAPPED], timeout=5)
+    peers = await bench.mirror.way_back.peers([MAPPED], timeout=5)
     await bench.control("firestore", 2)
     with pytest.raises(EpochChanged):
-        await bench.mirror.settle("c", [(peers[0], 7)], epoch=1, timeout=5)
+        await bench.mirror.way_back.settle("c", [(peers[0], 7)], epoch=1, timeout=5)
     assert await bench.pending() == [("i", MAPPED)]
     await bench.control("none", 1)
-    await bench.mirror.settle("c", [(peers[0], 7)], epoch=1, timeout=5)
+    await bench.mirror.way_back.settle("c", [(peers[0], 7)], epoch=1, timeout=5)
     assert await bench.pending() == []
 
 
 async def test_peers_of_several_tables_in_order(bench: Bench):
     await bench.put(live(GENERIC, 5), live(MAPPED, 6))
-    peers = await bench.mirror.peers([GENERIC, "tasks/none", MAPPED], timeout=5)
+    peers = await bench.mirror.way_back.peers([GENERIC, "tasks/none", MAPPED], timeout=5)
     assert [(peer.path, peer.version, peer.peer_time) for peer in peers] == [
         (GENERIC, (1, 5), 5),
         ("tasks/none", None, None),

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from crossfade.document import Reference
+from crossfade.errors import EpochChanged
 from crossfade.query import CompositeFilter, FieldFilter, Filter, Op, Order, Query
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Image, Mirror
@@ -53,13 +54,20 @@ async def lanes(postgres_database: MakeDatabase) -> AsyncIterator[Recorder]:
         documents[f"text_content/t{n}"] = {"content_id": f"t{n}", "text": "lorem " * 20}
         documents[f"tasks/{many.task_id(n)}/audio_chunks/0"] = {"index": 0, "data": b"x" * 90}
         documents[f"notes/n{n}"] = {"text": "lorem " * 20, "n": n}
-        documents[f"users/v{n}"] = {"user_id": f"v{n}", "api_key": f"k{n}", "role": "client"}
+        documents[f"users/v{n}"] = {
+            "user_id": f"v{n}",
+            "api_key": f"k{n}",
+            "role": "client",
+            # A misfit in most documents: their writer sets what it does not know to null.
+            "hotkey": None,
+        }
         documents[f"api_keys/k{n}"] = {"user_id": f"v{n}", "role": "client"}
         documents[f"tasks/r{n}"] = {"miner_responses": [{"miner_uid": 7, "task_id": f"r{n}"}]}
         documents[f"miner_responses/r{n}_7"] = {"miner_uid": 7, "task_id": f"r{n}"}
     # Values that are no column's: a second holder of a key, another type, a null.
     documents["users/twin"] = {"api_key": "k7"}
-    documents["users/odd"] = {"api_key": 7}
+    documents["users/odd"] = {"api_key": 7, "hotkey": 7}
+    documents["users/known"] = {"hotkey": "h7", "uid": 7}
     documents["api_keys/lost"] = {"user_id": "nobody"}
     documents["tasks/odd"] = {"assigned_miners": [5, "six"], "status": "pending"}
     documents["tasks/none"] = {"assigned_miners": [5], "status": None}
@@ -140,6 +148,21 @@ CASES: dict[str, tuple[Ask, int, set[str]]] = {
         1,
         {"users_misfits"},
     ),
+    "what is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, "h7")),
+        1,
+        {"users_hotkey", "users_remainder"},
+    ),
+    "another type of what is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, 7)),
+        1,
+        {"users_remainder"},
+    ),
+    "two fields, of which one is null in most documents": (
+        run("users", ("hotkey", Op.EQUAL, "h7"), ("uid", Op.EQUAL, 7)),
+        1,
+        {"users_hotkey", "users_remainder"},
+    ),
     "a key by its name": (
         run("api_keys", ("__name__", Op.EQUAL, Reference("api_keys/k7"))),
         1,
@@ -194,9 +217,42 @@ async def test_a_poll_does_not_read_what_the_miner_has_done(lanes: Recorder):
     assert "tasks_open_miners" in {node.get("Index Name") for node in nodes}
 
 
-async def _plan(lanes: Lanes, statement: str, values: Sequence[Any] | None, width: int) -> Any:
-    """The plan for these values, as it was carried out; without values the one for any."""
+async def test_no_plan_is_made_for_an_empty_table(postgres_database: MakeDatabase):
+    """A lane keeps its plans. One that reads a table whole because it is empty would still do
+    so when there are a million rows in it."""
+    lanes = Recorder(await postgres_database(), 1)
+    lanes.sent = []
+    store, mirror = (
+        PostgresStore(lanes, MAPPINGS, many.DATABASE),
+        Mirror(lanes, MAPPINGS, many.DATABASE),
+    )
+    await store.get(["tasks/a"], timeout=5)
+    await store.get(["tasks/a", "tasks/b"], timeout=5)
+    await store.get(["notes/a"], timeout=5)
+    await CASES["a user by api key"][0](store)
+    await mirror.claim("c", limit=10, lease=1.0, timeout=5)
+    await mirror.drop_intent("i", timeout=5)
+    with pytest.raises(EpochChanged):
+        await mirror.open_intent("i", ["tasks/a"], epoch=9, lease=1.0, reason="commit", timeout=5)
+    with pytest.raises(EpochChanged):
+        await mirror.put(
+            [Image("tasks/a", {}, 1, 1)], epoch=9, intent="i", allow_equal=True, timeout=5
+        )
+    assert len(lanes.sent) == 8
+    for statement, arguments in list(lanes.sent):
+        nodes = list(_nodes(await _plan(lanes, statement, None, len(arguments), own=True)))
+        assert not [node["Relation Name"] for node in nodes if node["Node Type"] == "Seq Scan"]
+    await lanes.close()
+
+
+async def _plan(
+    lanes: Lanes, statement: str, values: Sequence[Any] | None, width: int, *, own: bool = False
+) -> Any:
+    """The plan for these values, as it was carried out; without values the one for any. With
+    the lane's `own` settings, or with an index only where the planner likes it best."""
     async with lanes.transaction(30) as connection:
+        if not own:
+            await connection.execute("set local enable_seqscan = on")
         if values is None:
             await connection.execute("set local plan_cache_mode = force_generic_plan")
             await connection.execute(f"prepare looked_at as {statement}")

@@ -13,13 +13,14 @@ import pytest
 
 from crossfade import control as controls
 from crossfade import pending, recopy
-from crossfade.control import Control
+from crossfade.barrier import Coordinator
 from crossfade.document import Document
 from crossfade.errors import DeadlineExceeded, Internal, Unavailable
 from crossfade.plan import Stage, StoreName
 from crossfade.stores import firestore
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.way_back import WayBack
 from crossfade.telemetry import VERDICTS
 from crossfade.wire import parse_document
 from crossfade.write import Write
@@ -86,14 +87,14 @@ async def test_a_late_answer_does_not_bring_back_an_older_state(url, monkeypatch
 
         async def fetchrow(query, *args, timeout):
             row = await real(query, *args, timeout=timeout)
-            if query == controls._READ and next(late, False):
+            if query == controls.READ and next(late, False):
                 await gate.hold()
             return row
 
         monkeypatch.setattr(control._rows, "fetchrow", fetchrow)
         reading = asyncio.create_task(control.refresh())
         await gate.reached()
-        moving = asyncio.create_task(control.set_stage(Stage.DUAL_WRITE))
+        moving = asyncio.create_task(stack.sidecar.coordinator.set_stage(Stage.DUAL_WRITE))
         await asyncio.wait([moving], timeout=0.3)
         gate.open()
         await asyncio.gather(reading, moving)
@@ -101,54 +102,53 @@ async def test_a_late_answer_does_not_bring_back_an_older_state(url, monkeypatch
         assert control.snapshot.stage is Stage.DUAL_WRITE
 
 
-@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
-async def test_a_barrier_whose_end_fails_too_does_not_stay_closed(shadowing, monkeypatch, step):
-    """PostgreSQL goes away after the row said `none`, and is still away for the way back."""
-    failures = 3
-    real = {name: getattr(Control, name) for name in ("_close", "_drain", "_open_again")}
+@pytest.mark.parametrize("step", ["fence", "drain", "lapse", "open"])
+async def test_a_barrier_that_a_store_interrupts_goes_on_when_it_is_back(
+    shadowing, monkeypatch, step
+):
+    """After the row said `none`: what is left to do stands in it."""
+    coordinator = shadowing.sidecar.coordinator
+    failures, real = 3, coordinator._do[step]
 
-    def failing(name):
-        async def fail(self, *args):
-            nonlocal failures
-            if failures == 0:
-                return await real[name](self, *args)
-            failures -= 1
-            if name == "_close":
-                await real[name](self, *args)
-            raise Unavailable("PostgreSQL is away")
+    async def fail(change, snapshot):
+        nonlocal failures
+        if failures == 0:
+            return await real(change, snapshot)
+        failures -= 1
+        raise Unavailable("a store is away")
 
-        return fail
-
-    for name in {step, "_open_again"}:
-        monkeypatch.setattr(Control, name, failing(name))
+    monkeypatch.setattr(coordinator, "_do", {**coordinator._do, step: fail})
     with pytest.raises(grpc.aio.AioRpcError):
         await shadowing.stage("live")
-    await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
-    assert shadowing.memory.read("tasks/1").fields == {"n": 1}
-    await shadowing.settled()
-    await shadowing.stage("live")
+    await shadowing.client.set("tasks/1", {"n": 1}, timeout=10)
+    assert shadowing.sidecar.control.snapshot.stage is Stage.LIVE
+    assert failures == 0
     assert (await shadowing.client.get("tasks/1")).fields == {"n": 1}
 
 
-@pytest.mark.parametrize("step", ["_close", "_drain", "_open_again"])
+@pytest.mark.parametrize("step", ["fence", "drain", "lapse", "open"])
 async def test_a_barrier_whose_caller_goes_away_does_not_stay_closed(shadowing, monkeypatch, step):
-    gate, real = Gate(), getattr(Control, step)
+    coordinator, gate = shadowing.sidecar.coordinator, Gate()
+    real = coordinator._do[step]
 
-    async def held(self, *args):
-        result = await real(self, *args)
+    async def held(change, snapshot):
+        result = await real(change, snapshot)
         await gate.hold()
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(Control, step, held)
+        patch.setattr(coordinator, "_do", {**coordinator._do, step: held})
         call = shadowing.admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
         await asyncio.ensure_future(gate.reached())
-        patch.setattr(Control, step, real)
-        call.cancel()
-        await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
+    call.cancel()
+    await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
     row = await shadowing.sql.fetchrow("select authority, barrier from crossfade.control")
-    assert row["barrier"] is None
-    assert row["authority"] == ("postgresql" if step == "_open_again" else "firestore")
+    assert row["authority"] == ("postgresql" if step == "open" else "firestore")
+    await eventually(lambda: _nothing_under_way(shadowing))
+
+
+async def _nothing_under_way(stack: Running) -> bool:
+    return bool(await stack.sql.fetchval("select barrier is null from crossfade.control"))
 
 
 async def test_two_settings_of_traffic_at_once_both_stand(shadowing):
@@ -185,14 +185,14 @@ async def test_a_barrier_closes_though_commits_overlap_without_a_gap(live, url):
     assert live.sidecar.control.snapshot.stage is Stage.SHADOW
 
 
-async def test_a_crash_inside_a_barrier_is_undone_by_the_next_start(url):
+async def test_a_barrier_whose_coordinator_died_long_ago_is_undone(url):
     async with running(url, Stage.SHADOW) as stack:
         await stack.copy()
         epoch = stack.sidecar.control.snapshot.epoch
     sql = await asyncpg.connect(url)
     await sql.execute(
-        """update crossfade.control set authority = 'none',
-            barrier = '{"from": "shadow", "to": "live"}'"""
+        """update crossfade.control set authority = 'none', barrier = '{"id": "1", "kind": "take",
+            "before": "shadow", "target": "live", "step": "fence", "deadline": 0}'"""
     )
     await sql.close()
     async with running(url, Stage.SHADOW) as stack:
@@ -221,11 +221,11 @@ async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
     """Begun in stage off, applied only after the stage moved: the copy has to meet it."""
     gate, real = Gate(), FirestoreStore._send
 
-    async def late(self, writes, deadline):
+    async def late(self, writes, deadline, transaction=None):
         await gate.hold()
-        return await real(self, writes, deadline)
+        return await real(self, writes, deadline, transaction)
 
-    async with running(url, Stage.OFF, read_percent=100) as stack:
+    async with running(url, Stage.OFF, read_percent=100, horizon=2.0) as stack:
         with monkeypatch.context() as patch:
             patch.setattr(FirestoreStore, "_send", late)
             write = asyncio.create_task(
@@ -236,19 +236,22 @@ async def test_no_copy_begins_before_the_unmirrored_commits_have_ended(
             write.cancel()
             await asyncio.wait([write])
             await asyncio.sleep(0.1)
-        with pytest.raises(grpc.aio.AioRpcError):
-            await stack.admin.SetStage(
-                admin_pb2.SetStageRequest(stage="shadow", timeout_seconds=0.2)
-            )
-        assert stack.sidecar.control.snapshot.stage is Stage.SHADOW
+        moving = asyncio.create_task(stack.stage("shadow"))
+        await eventually(lambda: _in_stage(stack, Stage.SHADOW))
         copy = asyncio.create_task(stack.copy())
-        await asyncio.wait([copy], timeout=0.3)
+        await asyncio.wait([moving, copy], timeout=0.3)
+        assert not moving.done()
+        assert not copy.done()
         gate.open()
-        await copy
+        await asyncio.gather(moving, copy)
         await asyncio.wait([write])
         await stack.settled()
         assert stack.memory.read("tasks/1").fields == {"n": 1}
         assert (await stack.client.get("tasks/1")).fields == {"n": 1}
+
+
+async def _in_stage(stack: Running, stage: Stage) -> bool:
+    return stack.sidecar.control.snapshot.stage is stage
 
 
 async def test_a_page_of_a_former_copy_does_not_bring_a_document_back(shadowing, monkeypatch):
@@ -512,18 +515,25 @@ async def test_remembering_locks_in_the_order_of_commits(live):
     paths = ["notes/a", "notes/b"]
     await live.client.commit([ClientWrite.set(path, {"n": 1}) for path in paths])
     await live.settled()
-    mirror = live.sidecar._forward._pending.mirror
-    peers = await mirror.peers(paths, timeout=5)
+    way_back = live.sidecar._forward._pending.mirror.way_back
+    peers = await way_back.peers(paths, timeout=5)
     epoch = live.sidecar.control.snapshot.epoch
+    await live.sql.execute(
+        """insert into crossfade.pending
+            (intent, path, collection_path, collection_id, epoch, claim, lease_until, reason)
+        select 'i', unnest($1::text[]), 'notes', 'notes', $2, 'me', 'infinity', 'commit'""",
+        paths,
+        epoch,
+    )
     lock = "select from crossfade.versions where path = $1 for update"
     async with live.sql.transaction():
         await live.sql.execute(lock, "notes/a")
         settled = [(peer, 7) for peer in reversed(peers)]
-        remembering = asyncio.create_task(mirror.settle("", settled, epoch=epoch, timeout=5))
+        remembering = asyncio.create_task(way_back.settle("me", settled, epoch=epoch, timeout=5))
         await asyncio.wait([remembering], timeout=0.3)
         await live.sql.execute(lock, "notes/b")
     await remembering
-    assert [peer.peer_time for peer in await mirror.peers(paths, timeout=5)] == [7, 7]
+    assert [peer.peer_time for peer in await way_back.peers(paths, timeout=5)] == [7, 7]
 
 
 async def test_a_reverse_commit_that_arrives_late_brings_nothing_back(live, monkeypatch):
@@ -571,10 +581,14 @@ class Storm:
         self.blowing = False
         for name in ("_send", "_get_all", "_get_one"):
             self._disturb(monkeypatch, FirestoreStore, name)
-        for name in ("open_intent", "put", "settle", "peers", "claim", "release", "drop_intent"):
+        for name in ("open_intent", "put", "claim", "release", "drop_intent"):
             self._disturb(monkeypatch, Mirror, name)
-        for name in ("_close", "_open_again", "_drain"):
-            self._disturb(monkeypatch, Control, name)
+        for name in ("_fence", "_drain", "_lapse", "_open", "_move", "_publish", "_settle"):
+            self._disturb(monkeypatch, Coordinator, name)
+        for name in ("_begin", "_moved", "_write_document"):
+            self._disturb(monkeypatch, Coordinator, name)
+        for name in ("prepare", "settle", "forget", "bury"):
+            self._disturb(monkeypatch, WayBack, name)
 
     def _disturb(self, monkeypatch, owner, name) -> None:
         real = getattr(owner, name)
@@ -593,10 +607,16 @@ class Storm:
         monkeypatch.setattr(owner, name, disturbed)
 
 
-async def test_a_storm_of_faults_loses_doubles_and_hides_nothing(shadowing, monkeypatch):
+async def test_a_storm_of_faults_loses_doubles_and_hides_nothing(url, monkeypatch):
     """Counters, raised by callers of whom some go away, while the authority changes."""
     monkeypatch.setattr(pending, "LEASE_SECONDS", 0.5)
     storm, random = Storm(monkeypatch, seed=3, rate=0.08), Random(3)
+    async with running(url, Stage.SHADOW, read_percent=100) as shadowing:
+        await shadowing.copy()
+        await _weather(shadowing, storm, random)
+
+
+async def _weather(shadowing: Running, storm: Storm, random: Random) -> None:
     acknowledged: Counter[str] = Counter()
     begun: Counter[str] = Counter()
     stale: list[str] = []

@@ -78,10 +78,10 @@ async def terminal(
 async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
     code, output = await terminal.run("schema", "check")
     assert code == 1
-    assert "missing: migration violet_0001" in output
+    assert "missing: migration violet_0002" in output
     assert "missing: table violet.tasks" in output
     code, output = await terminal.run("schema", "create")
-    assert (code, "crossfade_0003, violet_0001" in output) == (0, True)
+    assert (code, "crossfade_0003, violet_0002" in output) == (0, True)
     assert await terminal.run("schema", "check") == (
         0,
         "the database is as the models and the mapping say\n",
@@ -127,6 +127,31 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
         ("alter table violet.files alter size type text", "violet.files.size: type is TEXT"),
         ("drop table violet.validators", "missing: table violet.validators"),
         ("drop index violet.tasks_status", "missing: index tasks_status on violet.tasks"),
+        ("drop index violet.tasks_status_id", "missing: index tasks_status_id on violet.tasks"),
+        ("drop index violet.tasks_open_miners", "missing: index tasks_open_miners on violet.tas"),
+        (
+            """drop index violet.tasks_status_id;
+            create index tasks_status_id on violet.tasks (id, status)""",
+            "index tasks_status_id on violet.tasks",
+        ),
+        (
+            """drop index violet.tasks_open_miners;
+            create index tasks_open_miners on violet.tasks using gin (assigned_miners)""",
+            "index tasks_open_miners on violet.tasks: it has all rows, not the rows with status in",
+        ),
+        (
+            """drop index violet.tasks_open_miners;
+            create index tasks_open_miners on violet.tasks using gin (assigned_miners)
+            where status in ('pending', 'assigned')""",
+            "index tasks_open_miners on violet.tasks: it has the rows with (status = ANY",
+        ),
+        (
+            """drop index violet.tasks_open_miners;
+            create index tasks_open_miners on violet.tasks (assigned_miners)
+            where status in ('pending', 'assigned', 'in_progress', 'processing', 'distributed')""",
+            "index tasks_open_miners on violet.tasks: it is btree, not gin",
+        ),
+        ("drop index violet.tasks_remainder", "missing: index tasks_remainder on violet.tasks"),
         ("drop index violet.users_email_waiting", "missing: index users_email_waiting"),
         ("alter table violet.users drop constraint users_email_key", "missing: unique"),
         ("alter table violet.voices drop constraint voices_file_id_fkey", "missing: reference"),
@@ -151,7 +176,7 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
             returns text[] language sql immutable as 'select misfits'""",
             "function crossfade.with_misfit: it does something else",
         ),
-        ("delete from crossfade.alembic_version", "missing: migration violet_0001"),
+        ("delete from crossfade.alembic_version", "missing: migration violet_0002"),
     ],
 )
 async def test_check_says_what_differs(terminal: Terminal, change: str, expected: str):

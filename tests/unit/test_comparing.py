@@ -92,6 +92,10 @@ class Pair:
     postgres: Fake
     telemetry: Telemetry
     rules: dict[str, list[Rule]]
+    vouches: bool = True
+
+    async def _vouched(self) -> bool:
+        return self.vouches
 
     async def compare(self, asked: Any, authority: StoreName = F, **changes: Any):
         """As the authority would have answered."""
@@ -101,6 +105,7 @@ class Pair:
             self.telemetry,
             Judge(DATABASE, self.rules, 5.0),
             read_totals=self._totals,
+            vouched=self._vouched,
         )
         store = {F: self.firestore, P: self.postgres}[authority]
         documents: tuple[Stored, ...] = ()
@@ -244,6 +249,14 @@ async def test_a_write_that_is_pending_at_the_second_look_blames_nobody():
     stores.postgres.before = write
     old = replace(documents[0], data=_bytes(Document("c/1", {"n": 0}, 1, 1)))
     assert worst(await stores.compare(("c/1",), documents=(old,))) == "behind"
+
+
+async def test_while_commits_go_past_postgresql_it_is_not_to_blame():
+    stores = pair({"c/1": Held({"n": 2}, 6)}, {"c/1": Held({"n": 1}, 5, peer=6)})
+    stores.vouches = False
+    assert worst(await stores.compare(("c/1",))) == "behind"
+    # They do so only where Firestore is the authority.
+    assert worst(await stores.compare(("c/1",), authority=P)) == "wrong"
 
 
 # --- queries -----------------------------------------------------------------------------------

@@ -45,8 +45,7 @@ async def backfill(
         raise FailedPrecondition(
             f"stage {snapshot.stage}: there is nothing to copy; set stage dual_write first"
         )
-    # What was begun in stage off writes no mirror: it has to be in Firestore before a page is read.
-    await control.older_writes_end(time.monotonic() + timeout)
+    await control.copy_may_begin(time.monotonic() + timeout)
     token = time.time_ns() // 1_000
     copied = 0
     async for page in scan(firestore, database, timeout=timeout):

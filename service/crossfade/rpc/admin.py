@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 
+from crossfade.barrier import Coordinator
 from crossfade.call import Call
 from crossfade.control import Control
 from crossfade.document import Database, check_id
@@ -59,6 +60,7 @@ class Admin:
     def __init__(
         self,
         control: Control,
+        coordinator: Coordinator,
         telemetry: Telemetry,
         database: Database,
         firestore: FirestoreStore | None,
@@ -66,6 +68,7 @@ class Admin:
         collections: Iterable[str] = (),
     ) -> None:
         self._control = control
+        self._coordinator = coordinator
         self._telemetry = telemetry
         self._database = database
         self._firestore = firestore
@@ -88,7 +91,7 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
-        await self._control.set_stage(target, timeout=seconds)
+        await self._coordinator.set_stage(target, timeout=seconds)
         return (await self.status()).SerializeToString()
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:

@@ -18,6 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote_plus
@@ -27,7 +28,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
-from crossfade.document import Database, Fields, Value
+from crossfade.document import Database, Document, Fields
 from crossfade.errors import (
     Aborted,
     AlreadyExists,
@@ -97,15 +98,19 @@ class IntentExists(CrossfadeError):
     """The commit was refused because its intent document is there already.
 
     `state`: "applied" (at `commit_time`, microseconds: the same commit was done
-    before) or "revoked" (it can never be done). Never leaves the sidecar.
+    before) or "revoked" (it can never be done). `update_times`, one per write, are known
+    of a commit that PostgreSQL did. Never leaves the sidecar.
     """
 
     code = "ALREADY_EXISTS"
 
-    def __init__(self, state: str, commit_time: int) -> None:
+    def __init__(
+        self, state: str, commit_time: int, update_times: Sequence[int | None] = ()
+    ) -> None:
         super().__init__(f"the intent was {state} before")
         self.state = state
         self.commit_time = commit_time
+        self.update_times = update_times
 
 
 def connect(
@@ -153,7 +158,7 @@ class FirestoreStore:
         metadata: Metadata = (),
         request_window: float = 86_400.0,
     ) -> None:
-        self._database = database
+        self.database = database
         self._request_window = request_window
         self._channel = channel
         # Without serialisers: bytes out, bytes in.
@@ -161,6 +166,8 @@ class FirestoreStore:
         self._commit: Unary = channel.unary_unary(_SERVICE + "Commit")
         self._batch_get: Stream = channel.unary_stream(_SERVICE + "BatchGetDocuments")
         self._run_query: Stream = channel.unary_stream(_SERVICE + "RunQuery")
+        self._begin: Unary = channel.unary_unary(_SERVICE + "BeginTransaction")
+        self._rollback: Unary = channel.unary_unary(_SERVICE + "Rollback")
         self._metadata = (("google-cloud-resource-prefix", database.name), *metadata)
         self._root = quote_plus(database.root, safe="/")
         self._by_database = self._routed(f"database={quote_plus(database.name, safe='/')}")
@@ -192,7 +199,7 @@ class FirestoreStore:
 
     async def _get_one(self, path: str, deadline: float) -> Reading | None:
         """None: NOT_FOUND, but of something else (of the database) or not clearly of this."""
-        name = self._database.full(path)
+        name = self.database.full(path)
         metadata = self._routed(f"name={self._quoted(path)}")
         read_time = time.time_ns() // 1_000
         version = None
@@ -208,11 +215,15 @@ class FirestoreStore:
             data = None
         return Reading((Stored(path, data, version),), read_time)
 
-    async def _get_all(self, paths: Sequence[str], deadline: float) -> Reading:
-        wanted = {self._database.full(path): path for path in paths}
-        request = wire.field_bytes(1, self._database.name.encode()) + b"".join(
+    async def _get_all(
+        self, paths: Sequence[str], deadline: float, transaction: bytes | None = None
+    ) -> Reading:
+        wanted = {self.database.full(path): path for path in paths}
+        request = wire.field_bytes(1, self.database.name.encode()) + b"".join(
             wire.field_bytes(2, name.encode()) for name in wanted
         )
+        if transaction is not None:
+            request += wire.field_bytes(4, transaction)
         found: dict[str, Stored] = {}
         last = 0
         call = self._batch_get(request, timeout=_left(deadline), metadata=self._by_database)
@@ -234,8 +245,8 @@ class FirestoreStore:
     async def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
         """The frames as they come, joined. Asked again only while nothing was handed out."""
         deadline = time.monotonic() + timeout
-        request = wire.field_bytes(1, self._database.full(query.parent).encode()) + (
-            wire.field_bytes(2, wire.encode_query(query, self._database))
+        request = wire.field_bytes(1, self.database.full(query.parent).encode()) + (
+            wire.field_bytes(2, wire.encode_query(query, self.database))
         )
         metadata = self._routed(f"parent={self._quoted(query.parent)}")
         for last_attempt in (False, True):
@@ -272,38 +283,96 @@ class FirestoreStore:
         if frames or not pages:
             yield Page(b"".join(frames))
 
+    # --- transactions --------------------------------------------------------------------------
+
+    async def begin(self, *, timeout: float) -> bytes:
+        """A transaction: what it reads stays as it is, or its commit is Aborted."""
+        request = wire.field_bytes(1, self.database.name.encode())
+        with _translated(not_found=FailedPrecondition):
+            reply = await self._begin(request, timeout=timeout, metadata=self._by_database)
+            for number, value in wire.scan(reply):
+                if number == 1 and isinstance(value, bytes):
+                    return value
+        raise Unavailable("Firestore began a transaction without a name")
+
+    async def rollback(self, transaction: bytes, *, timeout: float) -> None:
+        request = wire.field_bytes(1, self.database.name.encode()) + wire.field_bytes(
+            2, transaction
+        )
+        with _translated():
+            await self._rollback(request, timeout=timeout, metadata=self._by_database)
+
+    async def get_in(
+        self, transaction: bytes, paths: Sequence[str], *, timeout: float
+    ) -> Sequence[Stored]:
+        """The documents as the transaction sees them."""
+        deadline = time.monotonic() + timeout
+        return (await self._get_all(paths, deadline, transaction)).documents
+
+    async def find(
+        self, query: Query, *, timeout: float, transaction: bytes | None = None
+    ) -> list[Document]:
+        """A query's documents, all at once: for results that are known to be short."""
+        deadline = time.monotonic() + timeout
+        request = wire.field_bytes(1, self.database.full(query.parent).encode()) + (
+            wire.field_bytes(2, wire.encode_query(query, self.database))
+        )
+        if transaction is not None:
+            request += wire.field_bytes(5, transaction)
+        metadata = self._routed(f"parent={self._quoted(query.parent)}")
+        found: list[Document] = []
+        async for page in self._pages(request, metadata, deadline):
+            reply = api.QueryReply.FromString(page.frames)
+            found += [wire.decode_document(data, self.database) for data in reply.documents]
+        return found
+
     # --- commits -------------------------------------------------------------------------------
 
     async def commit(
-        self, writes: Sequence[Write], *, timeout: float, intent: Intent | None = None
+        self,
+        writes: Sequence[Write],
+        *,
+        timeout: float,
+        intent: Intent | None = None,
+        transaction: bytes | None = None,
     ) -> CommitOutcome:
         """One attempt. With an intent, its document is created by the same commit.
 
         Raises IntentExists, too, when that document is there already; nothing was
-        done then by this attempt.
+        done then by this attempt. With a transaction, Aborted when what it read has changed.
         """
         deadline = time.monotonic() + timeout
         if intent is None:
-            return await self._send(map(self._write_bytes, writes), deadline)
+            return await self._send(map(self._write_bytes, writes), deadline, transaction)
         # The intent's write comes first, so that a commit that is repeated is refused
         # for its intent and not for what its first attempt did to the documents.
-        paths: list[Value] = list(dict.fromkeys(write.path for write in writes))
-        size = sum(len(write.path.encode()) for write in writes)
-        fields: Fields = {
-            "epoch": intent.epoch,
-            "paths": paths if size <= MAX_PATHS_BYTES else [],
-            "outbox": False,
-            "state": "applied",
-            EXPIRY: _after(self._request_window),
-        }
-        fence = Write(f"{INTENTS}/{intent.id}", fields, exists=False)
+        fences = [self._fence(intent, paths) for paths in _shares(writes, intent)]
+        for number, fence in enumerate(fences[1:], 1):
+            fences[number] = replace(fence, path=f"{fence.path}~{number}")
         try:
-            outcome = await self._send(map(self._write_bytes, (fence, *writes)), deadline)
+            outcome = await self._send(
+                map(self._write_bytes, (*fences, *writes)), deadline, transaction
+            )
         except (AlreadyExists, FailedPrecondition, NotFound):
             if (before := await self._intent(intent.id, deadline)) is not None:
                 raise before from None
             raise
-        return CommitOutcome(outcome.writes[1:], outcome.commit_time)
+        return CommitOutcome(outcome.writes[len(fences) :], outcome.commit_time)
+
+    def _fence(self, intent: Intent, paths: Sequence[str]) -> Write:
+        fields: Fields = {
+            "epoch": intent.epoch,
+            "paths": list(paths),
+            "outbox": intent.outbox,
+            "state": "applied",
+        }
+        if not intent.outbox:  # nothing else remembers its paths, so it stays until it is drained
+            fields[EXPIRY] = self.expiry()
+        return Write(f"{INTENTS}/{intent.id}", fields, exists=False)
+
+    def expiry(self) -> datetime:
+        """When an intent document that is written now may go."""
+        return _after(self._request_window)
 
     async def revoke(self, intent_id: str, timeout: float) -> bool:
         """True: the intent's commit was not applied and never will be. False: it was applied.
@@ -334,7 +403,8 @@ class FirestoreStore:
         """The outcome of an intent's commit of `size` writes; None if it was revoked.
 
         The intent document knows the commit's time but neither what a write that
-        changed nothing kept nor what transforms made, so every update_time is the commit's.
+        changed nothing kept nor what transforms made, so every update_time is the commit's;
+        of a commit that PostgreSQL did while it was the authority it knows those, too.
         Raises Unavailable when there is no such document.
         """
         before = await self._intent(intent_id, time.monotonic() + timeout)
@@ -342,8 +412,9 @@ class FirestoreStore:
             raise Unavailable(f"there is no intent document {intent_id}")
         if before.state != "applied":
             return None
-        writes = (WriteOutcome(before.commit_time),) * size
-        return CommitOutcome(writes, before.commit_time, replayed=True)
+        known = len(before.update_times) == size
+        times = before.update_times if known else (before.commit_time,) * size
+        return CommitOutcome(tuple(map(WriteOutcome, times)), before.commit_time, replayed=True)
 
     async def _intent(self, intent_id: str, deadline: float) -> IntentExists | None:
         """What the intent's document says, if there is one."""
@@ -352,23 +423,36 @@ class FirestoreStore:
         data = reading.documents[0].data
         if data is None:
             return None
-        document = wire.parse_document(data, self._database)
-        return IntentExists(str(document.fields.get("state")), document.update_time)
+        document = wire.parse_document(data, self.database)
+        fields = document.fields
+        # Created by the commit itself, or afterwards for one that PostgreSQL did.
+        commit_time, times = fields.get("commit_time"), fields.get("update_times")
+        return IntentExists(
+            str(fields.get("state")),
+            commit_time if isinstance(commit_time, int) else document.create_time,
+            [time if isinstance(time, int) else None for time in times]
+            if isinstance(times, list)
+            else (),
+        )
 
     def _write_bytes(self, write: Write) -> bytes:
         if write.raw is not None:
             return write.raw
         message = pb.Write()
         try:
-            wire.encode_write(write, self._database, message)
+            wire.encode_write(write, self.database, message)
         except UnicodeEncodeError:  # it holds the value, so it is not passed on
             raise InvalidArgument("writes: a text is not valid Unicode") from None
         return message.SerializeToString()
 
-    async def _send(self, writes: Iterable[bytes], deadline: float) -> CommitOutcome:
-        request = wire.field_bytes(1, self._database.name.encode()) + b"".join(
+    async def _send(
+        self, writes: Iterable[bytes], deadline: float, transaction: bytes | None = None
+    ) -> CommitOutcome:
+        request = wire.field_bytes(1, self.database.name.encode()) + b"".join(
             wire.field_bytes(2, data) for data in writes
         )
+        if transaction is not None:
+            request += wire.field_bytes(3, transaction)
         with _translated():
             data = await self._commit(request, timeout=_left(deadline), metadata=self._by_database)
         try:
@@ -386,6 +470,23 @@ class FirestoreStore:
 
 def _version(data: bytes) -> Version:
     return (0, wire.decode_time(pb.Document.FromString(data).update_time))
+
+
+def _shares(writes: Sequence[Write], intent: Intent) -> list[list[str]]:
+    """The paths as the intent's documents name them: those of an outbox all, in as many
+    documents as that takes; else there are pending rows, which have them, and one document
+    names them where they fit into it."""
+    shares: list[list[str]] = [[]]
+    size = 0
+    for path in dict.fromkeys(write.path for write in writes):
+        size += len(path.encode())
+        if size > MAX_PATHS_BYTES:
+            if not intent.outbox:
+                return [[]]
+            shares.append([])
+            size = len(path.encode())
+        shares[-1].append(path)
+    return shares
 
 
 def _batch_frame(frame: bytes, wanted: Mapping[str, str]) -> tuple[Stored | None, int]:

@@ -1,7 +1,12 @@
-"""What alembic does not compare: enums, triggers and their functions, documents out of place."""
+"""What alembic does not compare: enums, the kinds and conditions of indexes, triggers and their
+functions, documents out of place."""
 
 import re
 from collections.abc import Iterator
+
+from sqlalchemy import Index
+from sqlalchemy.dialects.postgresql import dialect
+from sqlalchemy.schema import CreateIndex
 
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import CollectionMapping, DerivedMapping, Mappings, TextCodec
@@ -16,8 +21,13 @@ _TRIGGERS = """select t.tgname as name, t.tgenabled <> 'D' as enabled, p.prosrc 
 from pg_trigger t join pg_proc p on p.oid = t.tgfoid
 where t.tgrelid = to_regclass($1::text) and not t.tgisinternal and t.tgname like 'crossfade\\_%'"""
 _INDEXES = "select indexrelid::regclass::text from pg_index where indrelid = to_regclass($1::text)"
+_KINDS = """select c.relname as name, m.amname as method,
+    pg_get_expr(i.indpred, i.indrelid) as condition
+from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam
+where i.indrelid = to_regclass($1::text)"""
 _FUNCTIONS = "select proname, prosrc from pg_proc where pronamespace = to_regnamespace('crossfade')"
 _STRAYS = "select count(*), min(path) from crossfade.documents where {where}"
+_WORDS = re.compile(r"\w+ in \(.*\)", re.IGNORECASE)
 _WORD = re.compile(r"'((?:[^']|'')*)'")
 
 
@@ -28,6 +38,7 @@ async def differences(lanes: Lanes, mappings: Mappings, *, timeout: float) -> li
         found += await _functions(connection)
         for mapping in mappings:
             found += await _words(connection, mapping)
+            found += await _indexes(connection, mapping)
         for table, placement in placements(mappings).items():
             name = name_of(table)
             if await connection.fetchval("select to_regclass($1::text)", name) is None:
@@ -98,6 +109,38 @@ async def _words(connection: Connection, mapping: CollectionMapping) -> list[str
             for word in sorted(there[column] - words)
         ]
     return found
+
+
+async def _indexes(connection: Connection, mapping: CollectionMapping) -> list[str]:
+    """How the indexes that are there are made, and for which rows. Conditions are told apart
+    by whether there is one, and by their words: PostgreSQL writes the rest its own way."""
+    name = name_of(mapping.table)
+    there = {row["name"]: row for row in await connection.fetch(_KINDS, name)}
+    found = []
+    for index in sorted(mapping.table.indexes, key=lambda index: str(index.name)):
+        row = there.get(str(index.name))
+        if row is None:
+            continue
+        method = index.dialect_options["postgresql"]["using"] or "btree"
+        if row["method"] != method:
+            found.append(f"index {index.name} on {name}: it is {row['method']}, not {method}")
+        wanted, is_now = _condition(index), row["condition"] or ""
+        if bool(wanted) != bool(is_now) or (
+            _WORDS.fullmatch(wanted) and set(_WORD.findall(wanted)) != set(_WORD.findall(is_now))
+        ):
+            found.append(
+                f"index {index.name} on {name}: it has {_rows(is_now)}, not {_rows(wanted)}"
+            )
+    return found
+
+
+def _condition(index: Index) -> str:
+    compiled = dialect()  # type: ignore[no-untyped-call]
+    return str(CreateIndex(index).compile(dialect=compiled)).partition(" WHERE ")[2]
+
+
+def _rows(condition: str) -> str:
+    return f"the rows with {condition}" if condition else "all rows"
 
 
 async def refuse_strays(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:

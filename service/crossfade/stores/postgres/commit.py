@@ -3,7 +3,8 @@
 1. The control row, FOR SHARE, in a statement of its own: a change of authority waits
    for this commit, or this commit sees it.
 2. The locks of the paths, sorted, in a statement of their own; those that a transaction
-   only read are shared.
+   only read are shared. A commit of very many paths has the one lock that all others share
+   for itself instead: it waits for all commits, and all wait for it.
 3. Only now what the documents are, in a statement that began behind the locks; and whether
    they are what the transaction read.
 4. The pure core decides what becomes of them.
@@ -28,8 +29,12 @@ from crossfade.write import Write
 
 ATTEMPTS = 5
 _CONTROL = "select epoch, authority from crossfade.control where grp = $1 for share"
-# Sorted, so that two commits never wait for one another. The request's own lock
-# comes first: the second of two commits with one id finds the first one's row.
+MOST_LOCKS = 400
+"""Paths that a commit locks one by one. PostgreSQL's lock table has room for 6,400 locks of all
+connections together, if nobody made it larger: some commits of 10 MiB would not fit alone."""
+EVERYTHING = "*"
+# Sorted, so that two commits never wait for one another. What all share comes first, then the
+# request's own lock: the second of two commits with one id finds the first one's row.
 _LOCKS = """select count(case when shared
     then pg_advisory_xact_lock_shared(hashtextextended(name, 7))::text
     else pg_advisory_xact_lock(hashtextextended(name, 7))::text end)
@@ -49,6 +54,10 @@ behind as (
     where $8::bool)
 insert into crossfade.requests (intent, commit_time, update_times)
 select $5::text, $2, $9::int8[] where $10::bool"""
+# A request that changed nothing was done, too: its row brings that to the other store.
+_NOTHING = """insert into crossfade.pending
+    (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+values ($1, $2, $3, $4, $5, now(), 'commit')"""
 
 
 Read: TypeAlias = tuple[str, Version | None]
@@ -129,12 +138,8 @@ class Committer:
         replayable = intent is not None and intent.request_id is not None
         async with self._lanes.transaction(timeout) as connection:
             epoch = await self._epoch(connection, intent)
-            locks = [f"p:{escape_path(path)}" for path in paths]
-            shared = [path not in written for path in paths]
-            if intent is not None and replayable:
-                locks.insert(0, f"i:{intent.id}")
-                shared.insert(0, False)
-            await connection.execute(_LOCKS, locks, shared)
+            request = [f"i:{intent.id}"] if intent is not None and replayable else []
+            await connection.execute(_LOCKS, *_locks(request, paths, written))
             if intent is not None and replayable:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
@@ -160,6 +165,10 @@ class Committer:
                     [outcome.update_time for outcome in outcomes],
                     replayable,
                 )
+            if intent is not None and intent.mirrored and replayable and written and not changed:
+                path = escape_path(min(written))
+                places = escape_path(collection_path(path)), escape_path(collection_id(path))
+                await connection.execute(_NOTHING, intent.id, path, *places, epoch)
         return CommitOutcome(tuple(outcomes), now)
 
     async def _epoch(self, connection: Connection, intent: Intent | None) -> int:
@@ -228,6 +237,16 @@ def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
                 f"document {table.path_of(row)}, field {field}: {EXPLAINED[cause]} "
                 f'(cause "{cause}"; [migration] constraints = "enforce" refuses it)'
             )
+
+
+def _locks(
+    request: Sequence[str], paths: Sequence[str], written: set[str]
+) -> tuple[list[str], list[bool]]:
+    """Names, and which of them are shared."""
+    if len(paths) > MOST_LOCKS:
+        return [EVERYTHING], [False]
+    names = [EVERYTHING, *request, *(f"p:{escape_path(path)}" for path in paths)]
+    return names, [True, *(False for _ in request), *(path not in written for path in paths)]
 
 
 def _apply(

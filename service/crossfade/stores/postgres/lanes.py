@@ -68,6 +68,10 @@ _SETTINGS = {
     "application_name": "crossfade",
     "timezone": "UTC",
     "jit": "off",
+    # A plan that was made while a table was empty reads it whole, and a lane keeps it until the
+    # table is analyzed: 300,000 documents later a read by key took 25 ms for 0.13. Where there
+    # is no index for it, a table is read whole all the same.
+    "enable_seqscan": "off",
     # A sidecar that is stopped inside a transaction would hold the control row, and with
     # it every change of authority.
     "idle_in_transaction_session_timeout": "15s",

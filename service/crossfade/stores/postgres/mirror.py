@@ -17,16 +17,16 @@ from crossfade.document import Database, Fields, collection_id, collection_path
 from crossfade.errors import EpochChanged
 from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
-from crossfade.store import Version
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
+from crossfade.stores.postgres.way_back import Request, WayBack
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
-    where grp = $1::text and epoch = $2::int8 and authority = {authority} for share)"""
+    where grp = $1::text and epoch = $2::int8 and authority = any($9::text[]) for share)"""
 _CURRENT = """select 1 from crossfade.control
 where grp = $1 and epoch = $2 and authority <> $3 for share"""
-_OPEN = f"""with {_CONTROL.format(authority="$9::text")},
+_OPEN = f"""with {_CONTROL},
 done as (
     select commit_time, update_times from crossfade.requests
     where intent = any($10::text[]) limit 1),
@@ -40,6 +40,9 @@ opened as (
     on conflict (intent, path) do update
         set lease_until = greatest(p.lease_until, excluded.lease_until))
 select exists (select from c), done.* from (select) one left join done on true"""
+_TAKES_ROWS = """select epoch = $2 and not pg_is_in_recovery()
+    and not current_setting('transaction_read_only')::bool
+from crossfade.control where grp = $1"""
 _DROP = "delete from crossfade.pending where intent = $1"
 _EXPIRE = """update crossfade.pending set lease_until = clock_timestamp()
 where intent = $1 and claim is null"""
@@ -55,9 +58,12 @@ select path, $1::int8, time, live, case when live then time else 0 end, $1, time
 from unnest($2::text[], $3::int8[], $4::bool[]) as i (path, time, live)
 {GUARD.format(equal="$5::bool")} returning path"""
 _SEEN = "update crossfade.versions set seen = $1 where path = any($2::text[])"
+# A path that somebody has claimed is left to him with all its rows.
 _CLAIM = """with picked as (
-    select path from crossfade.pending
+    select path from crossfade.pending p
     where not dead and lease_until <= clock_timestamp() and position('/' in path) > 0
+        and not exists (select from crossfade.pending o where o.path = p.path
+            and o.claim is not null and o.lease_until > clock_timestamp())
     order by id limit $3 for update skip locked),
 free as (
     select id from crossfade.pending
@@ -77,25 +83,15 @@ set claim = null, failure = $2::text,
     lease_until = clock_timestamp()
         + least(60, 0.1 * 2 ^ least(attempts, 20)) * interval '1 second'
 where claim = $1 and ($4::text is null or path = $4::text)"""
-_BURY = """update crossfade.pending
-set claim = null, failure = $3::text, attempts = attempts + 1, dead = true
-where claim = $1 and path = $2"""
+_IS_PENDING = "select exists (select from crossfade.pending where intent = $1 and not dead)"
 _SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pending,
     count(*) filter (where position('/' in path) = 0) as wildcards,
     count(*) filter (where dead) as dead,
+    count(*) filter (where dead and foreign_time is not null) as foreign,
     coalesce(extract(epoch from clock_timestamp()
         - min(inserted_at) filter (where position('/' in path) > 0)), 0)::float8 as oldest
 from crossfade.pending"""
-# Locked in the order that commits lock them in.
 _WRITTEN = "select count(*) from crossfade.versions where epoch = $1"
-_REMEMBER = """with locked as materialized (
-    select v.path from unnest($1::text[]) with ordinality s (path, n)
-        join crossfade.versions v using (path) order by s.n for update of v)
-update crossfade.versions v
-set peer_time = s.peer_time, peer_epoch = s.epoch, peer_version = s.time
-from unnest($1::text[], $2::int8[], $3::int8[], $4::int8[]) as s (path, peer_time, epoch, time)
-where v.path = s.path and (select count(*) from locked) is not null"""
-_SETTLED = "delete from crossfade.pending where claim = $1 and path = any($2::text[])"
 _STANDS = """select generation from crossfade.control
 where grp = $1 and epoch = $2 and generation = $3 and authority = 'firestore' for share"""
 # The collection of a path is what stands before its last "/".
@@ -127,16 +123,6 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """A commit that Firestore applied under a request_id, for PostgreSQL to know when it
-    is the authority: one update_time per write, or none where only the commit is known."""
-
-    intent: str
-    commit_time: int
-    update_times: tuple[int | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class PendingRow:
     """A claimed row of `crossfade.pending`."""
 
@@ -149,23 +135,14 @@ class PendingRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """What PostgreSQL holds at a path, and the update_time Firestore is known to hold:
-    0 for absent, None for not known."""
-
-    path: str
-    data: bytes | None
-    version: Version | None
-    peer_time: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
-    """`pending` counts the documents' rows, dead ones too; `wildcards` stand for collections."""
+    """`pending` counts the documents' rows, dead ones too; `wildcards` stand for collections;
+    `foreign` are the dead ones for which Firestore holds what nobody here wrote."""
 
     pending: int
     oldest_seconds: float
     dead: int
+    foreign: int
     wildcards: int
 
 
@@ -178,6 +155,7 @@ class Mirror:
         self._lanes = lanes
         self._tables = DocumentTables(mappings, database)
         self._group = group
+        self.way_back = WayBack(lanes, self._tables, group)
 
     # --- pending rows ----------------------------------------------------------------------------
 
@@ -195,8 +173,20 @@ class Mirror:
         """One row per path, the caller's own for `lease` seconds. The same intent again
         only prolongs the lease. Where one of the intents `done` is recorded as a request
         that was done, that is returned, and no row opened."""
-        authority = StoreName.FIRESTORE
-        return await self._open(intent, paths, epoch, lease, reason, authority, timeout, done)
+        by = (StoreName.FIRESTORE.value,)
+        return await self._open(intent, paths, epoch, lease, reason, by, timeout, done)
+
+    async def takes_rows(self, epoch: int, *, timeout: float) -> bool:
+        """Whether pending rows can be written now, under this epoch. A server that only reads
+        takes none."""
+        return bool(await self._lanes.fetchval(_TAKES_ROWS, self._group, epoch, timeout=timeout))
+
+    async def queue(
+        self, intent: str, paths: Sequence[str], *, epoch: int, reason: str, timeout: float
+    ) -> None:
+        """Rows for a worker of a commit that Firestore has applied, during a barrier, too."""
+        by = (StoreName.FIRESTORE.value, "none")
+        await self._open(intent, paths, epoch, 0.0, reason, by, timeout)
 
     async def mark(
         self,
@@ -209,7 +199,7 @@ class Mirror:
         timeout: float,
     ) -> None:
         """Queues paths for a worker, under whichever authority it is."""
-        await self._open(intent, paths, epoch, 0.0, reason, authority, timeout)
+        await self._open(intent, paths, epoch, 0.0, reason, (authority.value,), timeout)
 
     async def _open(
         self,
@@ -218,7 +208,7 @@ class Mirror:
         epoch: int,
         lease: float,
         reason: str,
-        authority: StoreName,
+        authorities: Sequence[str],
         timeout: float,
         done: Sequence[str] = (),
     ) -> Request | None:
@@ -233,7 +223,7 @@ class Mirror:
             [collection_id(path) for path in unique],
             lease,
             reason,
-            authority.value,
+            list(authorities),
             list(done),
             timeout=timeout,
         )
@@ -274,18 +264,18 @@ class Mirror:
         where = None if path is None else escape_path(path)
         await self._lanes.execute(_RELEASE, claim, failure, attempts, where, timeout=timeout)
 
-    async def bury(self, claim: str, path: str, *, failure: str, timeout: float) -> None:
-        """Makes the claimed rows of a path dead letters: kept, shown, repaired by hand."""
-        await self._lanes.execute(_BURY, claim, escape_path(path), failure, timeout=timeout)
-
     async def prune_requests(self, seconds: float, *, timeout: float) -> None:
         """Deletes request rows that are older."""
         await self._lanes.execute(_PRUNE, seconds, timeout=timeout)
 
+    async def is_pending(self, intent: str, *, timeout: float) -> bool:
+        """Whether a worker has still to settle a row of the commit; dead letters nobody will."""
+        return bool(await self._lanes.fetchval(_IS_PENDING, intent, timeout=timeout))
+
     async def summary(self, *, timeout: float) -> Summary:
         row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
         assert row is not None  # noqa: S101 - an aggregate has one row
-        return Summary(row["pending"], row["oldest"], row["dead"], row["wildcards"])
+        return Summary(row["pending"], row["oldest"], row["dead"], row["foreign"], row["wildcards"])
 
     async def written_in(self, epoch: int, *, timeout: float) -> int:
         """How many documents were last written, or deleted, in an epoch. Reads the whole table."""
@@ -437,45 +427,6 @@ class Mirror:
         """The first statement of a transaction: the epoch stands, and goes on standing."""
         if await connection.fetchrow(_CURRENT, self._group, epoch, refused.value) is None:
             raise _over(epoch)
-
-    # --- the way back (PostgreSQL is the authority) ----------------------------------------------
-
-    async def peers(self, paths: Sequence[str], *, timeout: float) -> list[Peer]:
-        """What PostgreSQL holds at the paths, at one moment, and what Firestore should hold."""
-        groups = self._tables.grouped(paths)
-        found: dict[str, Peer] = {}
-        async with self._lanes.transaction(timeout, "repeatable read, read only") as connection:
-            for table, positions in groups.items():
-                wanted = [paths[position] for position in positions]
-                rows = await connection.fetch(*table.many(wanted, self._group))
-                for path, row in zip(wanted, rows, strict=True):
-                    found[path] = _peer(table, path, row)
-        return [found[path] for path in paths]
-
-    async def settle(
-        self, claim: str, settled: Sequence[tuple[Peer, int]], *, epoch: int, timeout: float
-    ) -> None:
-        """After a reverse put: remembers what Firestore answered (0: holds nothing) for the
-        versions that were put, and deletes the claimed rows of their paths."""
-        ordered = sorted(settled, key=lambda pair: pair[0].path)
-        pairs = [(peer, time) for peer, time in ordered if peer.version is not None]
-        async with self._lanes.transaction(timeout) as connection:
-            await self._check(connection, epoch, StoreName.FIRESTORE)
-            paths = [escape_path(peer.path) for peer, _ in settled]
-            versions = [peer.version or (0, 0) for peer, _ in pairs]
-            await connection.execute(
-                _REMEMBER,
-                [escape_path(peer.path) for peer, _ in pairs],
-                [time for _, time in pairs],
-                [version[0] for version in versions],
-                [version[1] for version in versions],
-            )
-            await connection.execute(_SETTLED, claim, paths)
-
-
-def _peer(table: DocumentTable, path: str, row: Any) -> Peer:
-    stored = table.stored(row, path)
-    return Peer(path, stored.data, stored.version, row[table.extras.peer_time])
 
 
 def _over(epoch: int) -> EpochChanged:

@@ -1,13 +1,13 @@
 """Filters as SQL: a condition that no matching row fails, and whether it is exact.
 
 The conditions trust a table's columns and the plain keys of its JSON. Rows in which
-a field that was used lies elsewhere (misfits, see mapping.py) are not asked: the
-query takes all of them and lets the pure evaluator decide. So "NULL means absent"
-holds here, and most conditions are exact.
+a field that was used lies elsewhere (misfits, see mapping.py) are asked apart, by what
+their remainder would hold if they matched, and the pure evaluator decides about them. So
+"NULL means absent" holds here, and most conditions are exact.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -16,6 +16,7 @@ from crossfade.mapping import (
     ODD,
     BoolCodec,
     BytesCodec,
+    Codec,
     DoubleCodec,
     FieldColumn,
     Int8Codec,
@@ -28,6 +29,7 @@ from crossfade.mapping import (
     to_json,
 )
 from crossfade.query import RANGES, CompositeFilter, FieldFilter, Filter, Op, Order
+from crossfade.stores.postgres.naming import literal
 from crossfade.stores.postgres.rows import DocumentTable, quoted
 
 EXACT_DOUBLE = 2**53
@@ -36,10 +38,22 @@ EXACT_DOUBLE = 2**53
 
 @dataclass(frozen=True, slots=True)
 class Predicate:
-    """A condition in SQL. `exact`: it holds for no row that does not match."""
+    """A condition in SQL on rows whose fields lie where they should. `exact`: it holds for no
+    such row that does not match.
+
+    Of the other rows, none that matches fails `anywhere` (None: the same condition). One that
+    has a field of `kept` in its remainder does not fail that condition either, which looks at
+    nothing but the remainder. Both ask for plain keys.
+    """
 
     sql: str
     exact: bool
+    anywhere: str | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> str:
+        return self.sql if self.anywhere is None else self.anywhere
 
 
 ALL = Predicate("true", exact=True)
@@ -77,15 +91,24 @@ class Compiler:
         if where.path == NAME:
             return self._name(where)
         column = self._columns.get(where.path[0])
+        rest = f"t.{self._table.rest}"
         if column is None:
-            return self._json(f"t.{self._table.rest}", where.path, where)
+            self.used.add(ODD)
+            return self._json(rest, where.path, where.path[1:], where)
         self.used.add(column.field)
         name = f"t.{quoted(column.column)}"
+        plain = NONE
         if len(where.path) == 1:
-            return _COLUMNS[type(column.codec)](name, where, self._arguments)
-        if isinstance(column.codec, JsonCodec):
-            return self._json(name, where.path[1:], where)
-        return NONE
+            plain = _word(name, where, column.codec) or _COLUMNS[type(column.codec)](
+                name, where, self._arguments
+            )
+        elif isinstance(column.codec, JsonCodec):
+            plain = self._json(name, where.path[1:], where.path[1:], where)
+        kept = self._json(rest, where.path, where.path[1:], where)
+        if kept == ANY and len(where.path) == 1 and where.op in RANGES:
+            kept = _of_kind(f"({rest} -> {literal(where.path[0])})", where.value)
+        anywhere = any_of([plain, kept]).sql
+        return Predicate(plain.sql, plain.exact, anywhere, {column.field: kept.sql})
 
     def present(self, orders: Iterable[Order]) -> Predicate:
         """That a row has every field the result is ordered by."""
@@ -98,7 +121,8 @@ class Compiler:
                 parts.append(ANY)
             else:
                 self.used.add(column.field)
-                parts.append(Predicate(f"t.{quoted(column.column)} is not null", exact=True))
+                present = f"t.{quoted(column.column)} is not null"
+                parts.append(Predicate(present, exact=True, anywhere=ALL.sql))
         return all_of(parts)
 
     def sortable(self, orders: Iterable[Order], name_order: str) -> str | None:
@@ -133,15 +157,11 @@ class Compiler:
             f"t.{self._table.key} = any({self._arguments.add(keys, 'text[]')})", exact=True
         )
 
-    def _json(self, root: str, path: FieldPath, leaf: FieldFilter) -> Predicate:
-        """Containment in tagged JSON."""
-        if root == f"t.{self._table.rest}":
-            self.used.add(ODD)
-            if is_odd(path[0]):
-                return NONE
-            nested = path[1:]
-        else:
-            nested = path
+    def _json(self, root: str, path: FieldPath, nested: FieldPath, leaf: FieldFilter) -> Predicate:
+        """Containment in tagged JSON. `nested`: the part of the path below the top level of
+        the rest, whose keys may be odd in any row."""
+        if len(nested) < len(path) and is_odd(path[0]):
+            return NONE
         if any(map(is_odd, nested)):
             return ANY
         found: _Twins
@@ -166,23 +186,49 @@ class Compiler:
         outer = [path[:depth] for depth in range(len(path) - len(nested), len(path)) if depth]
         needles = [_nest(path, twin) for twin in found.every]
         needles += [_nest(part, {ODD: []}) for part in outer]
-        if root != f"t.{self._table.rest}":
+        if len(nested) == len(path):
             needles.append({ODD: []})
-        terms = [f"{root} @> {self._arguments.add(needle, 'jsonb')}" for needle in needles]
-        exact = found.exact and len(needles) == len(found.every)
-        return Predicate(f"({' or '.join(terms)})", exact) if terms else NONE
+        if not needles:
+            return NONE
+        if len(needles) == 1:
+            sql = f"{root} @> {self._arguments.add(needles[0], 'jsonb')}"
+        else:
+            sql = f"{root} @> any({self._arguments.add(needles, 'jsonb[]')})"
+        return Predicate(sql, found.exact and len(needles) == len(found.every))
 
 
 def all_of(parts: Sequence[Predicate]) -> Predicate:
     """AND. Parts stay in the text even if they decide nothing: they have parameters."""
-    sql = " and ".join(part.sql for part in parts if part.sql != "true") or "true"
-    return Predicate(sql, NONE in parts or all(part.exact for part in parts))
+    kept: dict[str, str] = {}
+    for part in parts:
+        for name, sql in part.kept.items():
+            kept[name] = _and([kept[name], sql]) if name in kept else sql
+    return Predicate(
+        _and([part.sql for part in parts]),
+        any(part.sql == NONE.sql for part in parts) or all(part.exact for part in parts),
+        _and([part.elsewhere for part in parts]),
+        kept,
+    )
 
 
 def any_of(parts: Sequence[Predicate]) -> Predicate:
     """OR."""
-    sql = " or ".join(part.sql for part in parts if part.sql != "false") or "false"
-    return Predicate(f"({sql})", ALL in parts or all(part.exact for part in parts))
+    common = [name for name in parts[0].kept if all(name in part.kept for part in parts)]
+    return Predicate(
+        _or([part.sql for part in parts]),
+        any(part.sql == ALL.sql and part.exact for part in parts)
+        or all(part.exact for part in parts),
+        _or([part.elsewhere for part in parts]),
+        {name: _or([part.kept[name] for part in parts]) for name in common},
+    )
+
+
+def _and(terms: Sequence[str]) -> str:
+    return " and ".join(term for term in terms if term != ALL.sql) or ALL.sql
+
+
+def _or(terms: Sequence[str]) -> str:
+    return f"({' or '.join(term for term in terms if term != NONE.sql) or NONE.sql})"
 
 
 # --- tagged JSON -------------------------------------------------------------------------------
@@ -224,6 +270,28 @@ def twins(operands: Sequence[Any]) -> _Twins:
         else:
             return _Twins(None)
     return _Twins(every, exact)
+
+
+def _of_kind(value: str, operand: Any) -> Predicate:
+    """That a value in tagged JSON may be of the operand's kind: ranges are within one."""
+    which = kind(operand)
+    if which not in _FORMS:
+        return ANY
+    name, tag = _FORMS[which]
+    terms = [f"{value} ? '{tag}'"] if tag else []
+    terms += [f"jsonb_typeof({value}) = '{name}'"] if name else []
+    return Predicate(_or(terms), exact=False)
+
+
+_FORMS = {
+    Kind.BOOLEAN: ("boolean", ""),
+    Kind.NUMBER: ("number", "$d"),
+    Kind.TIMESTAMP: ("", "$t"),
+    Kind.STRING: ("string", "$s"),
+    Kind.BYTES: ("", "$b"),
+    Kind.REFERENCE: ("", "$r"),
+}
+"""What a value of a kind is in tagged JSON: a JSON type, a tag."""
 
 
 def _nest(path: FieldPath, value: Any) -> Any:
@@ -313,6 +381,18 @@ _SYMBOLS = {
     Op.GREATER_THAN: ">",
     Op.GREATER_THAN_OR_EQUAL: ">=",
 }
+
+
+def _word(name: str, leaf: FieldFilter, codec: Codec) -> Predicate | None:
+    """Equality with words of an enum; None for all else. They are few, and are literals: so
+    one plan for all values of the other parameters knows which partial indexes serve."""
+    if not isinstance(codec, TextCodec) or codec.words is None:
+        return None
+    operands = [leaf.value] if leaf.op is Op.EQUAL else leaf.value
+    if leaf.op not in {Op.EQUAL, Op.IN} or not isinstance(operands, list):
+        return None
+    words = [literal(word) for word in operands if isinstance(word, str) and word in codec.words]
+    return Predicate(f"{name} in ({', '.join(words)})", exact=True) if words else NONE
 
 
 def _int_array(name: str, leaf: FieldFilter, arguments: Arguments) -> Predicate:

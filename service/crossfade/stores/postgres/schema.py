@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import MetaData, Table
+from sqlalchemy import Index, MetaData, Table
 from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable, ExecutableDDLElement
 
@@ -22,6 +22,8 @@ _OCCUPIED = """select exists (select from pg_class where relnamespace = to_regna
 or exists (select from pg_proc where pronamespace = to_regnamespace($1))"""
 _COLUMNS = """select table_schema || '.' || table_name || '.' || column_name
 from information_schema.columns where table_schema not in ('pg_catalog', 'information_schema')"""
+_RELATIONS = """select n.nspname || '.' || c.relname
+from pg_class c join pg_namespace n on n.oid = c.relnamespace"""
 _APPLIED = "select name, fingerprint from crossfade.applied"
 _APPLY = """insert into crossfade.applied (name, fingerprint) values ($1, $2)
 on conflict (name) do update set fingerprint = excluded.fingerprint"""
@@ -57,10 +59,30 @@ async def create_schema(lanes: Lanes, mappings: Mappings, *, timeout: float = 30
     that is."""
     async with lanes.transaction(timeout) as connection:
         await connection.execute("select pg_advisory_xact_lock($1)", SCHEMA_LOCK)
-        for statement in statements(mappings):
-            await connection.execute(statement)
+        there = await _relations(connection)
+        compiled = dialect()  # type: ignore[no-untyped-call]
+        for item in _elements(mappings):
+            if _name(item) not in there:
+                await connection.execute(str(item.compile(dialect=compiled)))
         await _check_columns(connection, mappings)
         await place(connection, mappings)
+
+
+def _name(item: ExecutableDDLElement) -> str:
+    """schema.name of the table or index that it creates; "" for a schema."""
+    made = getattr(item, "element", None)
+    if isinstance(made, Table):
+        return f"{made.schema}.{made.name}"
+    if isinstance(made, Index) and made.table is not None:
+        return f"{made.table.schema}.{made.name}"
+    return ""
+
+
+async def _relations(connection: Connection) -> set[str]:
+    """Tables and indexes that are there. Their statements are not even sent: "if not exists"
+    waits for the table's lock before it looks, and a sidecar that starts beside others would
+    be in a deadlock with their writes."""
+    return {row[0] for row in await connection.fetch(_RELATIONS)}
 
 
 async def _check_columns(connection: Connection, mappings: Mappings) -> None:
@@ -81,6 +103,7 @@ async def _check_columns(connection: Connection, mappings: Mappings) -> None:
 
 async def place(connection: Connection, mappings: Mappings) -> None:
     """Makes functions and triggers, where they are others than the ones that were made last."""
+    there = await _relations(connection)
     applied = {row[0]: row[1] for row in await connection.fetch(_APPLIED)}
     if applied.get("") != (mark := _fingerprint(FUNCTIONS)):
         for statement in FUNCTIONS:
@@ -88,8 +111,9 @@ async def place(connection: Connection, mappings: Mappings) -> None:
         await connection.execute(_APPLY, "", mark)
     for table, placement in placements(mappings).items():
         name = name_of(table)
-        for statement in placement.indexes.values():
-            await connection.execute(statement)
+        for index, statement in placement.indexes.items():
+            if f"{table.schema}.{index}" not in there:
+                await connection.execute(statement)
         texts = [
             text for made in placement.triggers for text in (made.create_function, made.create)
         ]

@@ -2,9 +2,9 @@
 
 The statement is a union of two parts. *Plain* rows pass the filter's condition and,
 where the condition is exact and PostgreSQL sorts as Firestore does, are ordered and
-limited. *Odd* rows are all those the condition cannot be trusted for (a field that
-was asked lies in the remainder) or the order cannot (numeric ids come first, by
-number). They are few, and the pure evaluator decides about them.
+limited. *Odd* rows are those the condition cannot be trusted for (a field that was
+asked lies in the remainder) or the order cannot (numeric ids come first, by number). Of
+them come all that may match, by what is in the remainder, and the pure evaluator decides.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from crossfade.document import Reference, collection_path
 from crossfade.mapping import ODD, escape_path
 from crossfade.query import Cursor, Order, Query
 from crossfade.stores.postgres.naming import literal
-from crossfade.stores.postgres.predicates import Arguments, Compiler, all_of
+from crossfade.stores.postgres.predicates import ALL, NONE, Arguments, Compiler, Predicate, all_of
 from crossfade.stores.postgres.rows import NOW, DocumentTable
 
 
@@ -48,9 +48,11 @@ def compile_query(
     bounded = within is not None or not (query.start or query.end)
     sorting = compiler.sortable(orders, name_order)
     limited = query.limit is not None and condition.exact and bounded and sorting is not None
-    odd = _odd(table, compiler.used)
+    odd, candidates = _odd(table, compiler.used), _candidates(table, compiler.used, condition)
     if limited or within:
-        odd += _numeric(query, table, arguments, spread=spread)
+        numeric = _numeric(query, table, arguments, spread=spread)
+        odd.append(numeric)
+        candidates.append(numeric)
     plain = [*scope, condition.sql, *(within or [])]
     if odd:
         plain.append(f"({' or '.join(odd)}) is not true")
@@ -59,8 +61,9 @@ def compile_query(
         body += f" order by {sorting} limit {arguments.add(query.offset + query.limit, 'int8')}"
     body += ")"
     if odd:
+        found = [f"({' or '.join(candidates)})", _anywhere(table, compiler.used, condition)]
         body += f""" union all (select {table.select}, true from {table.source} t
-            where {_and([*scope, f"({' or '.join(odd)})"])})"""
+            where {_and([*scope, *found])})"""
     sql = f"with s as materialized ({state}) select d.*, s.* from s left join ({body}) d on true"
     exact = condition.exact and bounded and by_name and not spread
     return Statement(sql, arguments.values, exact)
@@ -117,28 +120,68 @@ def _scope(query: Query, table: DocumentTable, arguments: Arguments) -> list[str
 
 
 def _odd(table: DocumentTable, used: set[str]) -> list[str]:
+    """Rows that have a field that was used elsewhere."""
     if not used:
         return []
     if table.mapping is None:
-        return [f"t.fields ? '{ODD}'"]
+        return [_unplain(table)]
     # Literals: as parameters they would be planned for as if they could be anything, and
     # PostgreSQL would plan every execution anew.
-    names = ", ".join(literal(name) for name in sorted(used))
-    return [f"t.misfits && array[{names}]"]
+    return [f"t.misfits && {_names(*sorted(used))}"]
 
 
-def _numeric(
-    query: Query, table: DocumentTable, arguments: Arguments, *, spread: bool
-) -> list[str]:
+def _candidates(table: DocumentTable, used: set[str], condition: Predicate) -> list[str]:
+    """Those of them that may match, each by something that an index finds. A field that is a
+    misfit in half of the documents is no reason to read them all."""
+    if not used or table.mapping is None:
+        return _odd(table, used)
+    names = sorted(used - {ODD})
+    kept = {name: condition.kept.get(name, ALL.sql) for name in names}
+    found = [
+        _both(f"t.misfits @> {_names(name)}", kept[name])
+        for name in names
+        if kept[name] != NONE.sql
+    ]
+    if ODD in used:
+        found.append(_unplain(table))
+    elif set(kept.values()) != {ALL.sql}:
+        found.append(f"({_unplain(table)} and t.misfits && {_names(*names)})")
+    return found
+
+
+def _anywhere(table: DocumentTable, used: set[str], condition: Predicate) -> str:
+    """That a row may match wherever its fields are, unless its keys are not plain."""
+    kept = condition.kept
+    # With each of the fields asked by its own candidates, it would find few that they do not,
+    # and be planned for with every query.
+    if condition.elsewhere == ALL.sql or (used == kept.keys() and ALL.sql not in kept.values()):
+        return ALL.sql
+    return f"({_unplain(table)} or {condition.elsewhere})"
+
+
+def _unplain(table: DocumentTable) -> str:
+    """Rows whose rest has no plain keys."""
+    return f"t.fields ? '{ODD}'" if table.mapping is None else f"t.misfits @> {_names(ODD)}"
+
+
+def _names(*names: str) -> str:
+    return f"array[{', '.join(map(literal, names))}]"
+
+
+def _both(one: str, other: str) -> str:
+    return one if other == ALL.sql else f"({one} and {other})"
+
+
+def _numeric(query: Query, table: DocumentTable, arguments: Arguments, *, spread: bool) -> str:
     """Rows with a numeric id, which PostgreSQL would sort among the others."""
     if table.nested:
-        return ["position('/__id' in '/' || t.id) > 0"]
+        return "position('/__id' in '/' || t.id) > 0"
     if table.mapping is not None:
-        return ["(t.id >= '__id' and t.id < '__ie')"]
+        return "(t.id >= '__id' and t.id < '__ie')"
     if spread:
-        return ["position('/__id' in t.path) > 0"]
+        return "position('/__id' in t.path) > 0"
     below = escape_path(query.collection_path or "")
-    return [_between("t.path", f"{below}/__id", f"{below}/__ie", arguments)]
+    return _between("t.path", f"{below}/__id", f"{below}/__ie", arguments)
 
 
 def _between(column: str, low: str, high: str, arguments: Arguments) -> str:

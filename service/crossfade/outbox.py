@@ -1,0 +1,199 @@
+"""The outbox: commits while PostgreSQL cannot take their pending rows.
+
+The mirror's outage is not the application's [law]. The commit's intent document then stands
+for its pending rows, in the same Firestore commit. Other sidecars may still reach
+PostgreSQL and would answer reads from it, not knowing of such a commit: so the gate in the
+control document is closed first, and every lease that began with an open gate runs out,
+once for each closing. When PostgreSQL is back the entries become pending rows, and the gate
+opens again.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import structlog
+
+from crossfade.control import Control
+from crossfade.errors import (
+    Aborted,
+    CrossfadeError,
+    EpochChanged,
+    InfrastructureError,
+    NotFound,
+    Unavailable,
+)
+from crossfade.failpoints import reach
+from crossfade.lease import Lease
+from crossfade.pending import Pending
+from crossfade.plan import StoreName
+from crossfade.snapshot import Snapshot
+from crossfade.store import CommitOutcome, Intent
+from crossfade.stores.fences import ControlDocument
+from crossfade.stores.firestore import FirestoreStore
+from crossfade.telemetry import OUTBOX, Telemetry
+from crossfade.write import Write
+
+log = structlog.get_logger(__name__)
+
+TRIES = 5
+BACK_SECONDS = 0.5
+"""How often it is looked whether PostgreSQL takes pending rows again."""
+TIMEOUT = 5.0
+
+
+class NotSent(Unavailable):
+    """The commit was not even sent: it is known not to have been applied."""
+
+
+class Outbox:
+    """The way around PostgreSQL, and the way back. One per sidecar and group."""
+
+    def __init__(
+        self,
+        control: Control,
+        lease: Lease,
+        firestore: FirestoreStore,
+        pending: Pending,
+        telemetry: Telemetry,
+    ) -> None:
+        self._control = control
+        self._lease = lease
+        self._fences = lease.fences
+        self._firestore = firestore
+        self._pending = pending
+        self._telemetry = telemetry
+        self._closing = asyncio.Lock()
+        self._waited = -1
+        """The closing of the gate whose leases this sidecar has seen run out."""
+        self.mirror_is_out = False
+        """PostgreSQL did not take pending rows lately: commits do not ask it first."""
+
+    # --- sending ------------------------------------------------------------------------------
+
+    async def commit(
+        self, writes: Sequence[Write], intent: Intent, snapshot: Snapshot, left: Callable[[], float]
+    ) -> CommitOutcome:
+        """The commit with its entry, in a transaction that has seen the gate closed.
+
+        Raises NotSent or EpochChanged when nothing was sent, else as the Firestore store's
+        commit does.
+        """
+        for _ in range(TRIES):
+            gate = await self._closed_gate(snapshot, left)
+            try:
+                transaction, found = await self._fences.begin(timeout=left())
+            except CrossfadeError as error:
+                raise NotSent(f"Firestore began no transaction: {error}") from error
+            if found.gate != gate or not found.open or found.epoch != snapshot.epoch:
+                await self._fences.give_up(transaction, timeout=TIMEOUT)
+                self._lease.learn(found, time.monotonic() - self._lease.seconds)
+                continue
+            try:
+                outcome = await self._firestore.commit(
+                    writes,
+                    timeout=left(),
+                    intent=replace(intent, outbox=True),
+                    transaction=transaction,
+                )
+            except Aborted:
+                continue  # the control document, or a document of the commit, was in use
+            reach("outbox.committed")
+            self._telemetry.count(OUTBOX, "written")
+            return outcome
+        raise Aborted("the commit met others again and again; it was not applied")
+
+    async def _closed_gate(self, snapshot: Snapshot, left: Callable[[], float]) -> int:
+        """The generation of the closed gate, once no lease with an open one runs anywhere."""
+        document = self._lease.document
+        if self._lease.covers(snapshot) and document.gate == self._waited:
+            return document.gate
+        try:
+            async with asyncio.timeout(left()), self._closing:
+                began = time.monotonic()
+                document = await self._lease.renew(left())
+                if document.gate_open and document.open and document.epoch == snapshot.epoch:
+                    document = await self._close(document)
+                if document.gate != self._waited and not document.gate_open:
+                    trip = time.monotonic() - began
+                    await asyncio.sleep(self._lease.over_after + trip)
+                    self._waited = document.gate
+        except (CrossfadeError, TimeoutError) as error:
+            raise NotSent(
+                "PostgreSQL takes no pending rows, and the gate for going on without it could "
+                "not be closed before the deadline; the commit was not sent"
+            ) from error
+        if not document.open or document.epoch != snapshot.epoch:
+            raise EpochChanged("Firestore's control document is of another epoch")
+        return document.gate
+
+    async def _close(self, document: ControlDocument) -> ControlDocument:
+        began = time.monotonic()
+        try:
+            closed = await self._fences.change(
+                document, replace(document, gate=document.gate + 1), timeout=TIMEOUT
+            )
+        except Aborted:
+            return await self._lease.renew()  # another was faster
+        self._lease.learn(closed, began)
+        reach("outbox.closed")
+        log.warning("PostgreSQL takes no pending rows: commits go to the outbox", gate=closed.gate)
+        return closed
+
+    # --- draining -----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Runs for ever: as long as the gate is closed, entries become pending rows."""
+        while True:
+            await asyncio.sleep(BACK_SECONDS)
+            snapshot = self._control.snapshot
+            forward = snapshot.authority is StoreName.FIRESTORE and snapshot.rules.mirrored
+            if not forward or (self._lease.document.gate_open and not self.mirror_is_out):
+                continue
+            try:
+                while await self.drain(snapshot):  # noqa: ASYNC110 - a turn for others
+                    await asyncio.sleep(0)
+            except InfrastructureError as error:
+                log.info("draining the outbox waits for a store", error=error.code)
+            except EpochChanged:
+                continue
+            except CrossfadeError as error:
+                log.warning("the outbox cannot be drained", reason=str(error))
+
+    async def drain(self, snapshot: Snapshot) -> bool:
+        """Entries become pending rows, then they are cleared; with none left the gate opens.
+        False: there is nothing more to do now. Any number of sidecars may do it at once:
+        a row that is made again is only recopied again."""
+        if not await self._pending.mirror.takes_rows(snapshot.epoch, timeout=TIMEOUT):
+            return False
+        self.mirror_is_out = False
+        entries = await self._fences.entries(timeout=TIMEOUT)
+        for entry in entries:
+            await self._pending.mirror.queue(
+                entry.id.partition("~")[0],
+                entry.paths,
+                epoch=snapshot.epoch,
+                reason="outbox",
+                timeout=TIMEOUT,
+            )
+        reach("drain.inserted")
+        if entries:
+            try:
+                await self._fences.clear(entries, timeout=TIMEOUT)
+            except NotFound:
+                log.info("entries of the outbox were cleared by another")
+            reach("drain.cleared")
+            self._telemetry.count(OUTBOX, "drained", by=len(entries))
+            self._pending.woken.set()
+            return True
+        if self._lease.document.gate_open:
+            return False
+        began = time.monotonic()
+        opened = await self._fences.reopen(timeout=TIMEOUT)
+        if opened is None:
+            return True
+        reach("drain.opened")
+        self._lease.learn(opened, began)
+        log.info("the outbox is empty and the gate open", gate=opened.gate)
+        return False

@@ -1,0 +1,19 @@
+"""`python -m tests.fault.child serve ...`: the command in a process of its own, with the
+waiting times of a test and, for one test, one mechanism of the protocol switched off.
+
+FAULT_LEASE: seconds that a writer's pending rows are left to it (15 in production, which
+every kill would have to wait for). FAULT_MUTATION: a name of `mutations.py`.
+"""
+
+import os
+import sys
+
+from crossfade import cli, pending
+
+if __name__ == "__main__":
+    pending.LEASE_SECONDS = float(os.environ.get("FAULT_LEASE", pending.LEASE_SECONDS))
+    if mutation := os.environ.get("FAULT_MUTATION"):
+        from tests.fault.mutations import MUTATIONS
+
+        MUTATIONS[mutation].switch_off()
+    sys.exit(cli.main())
