@@ -45,6 +45,12 @@ class Running:
     direct: FirestoreStore
     sql: Any
     firestore_server: Any
+    stores: Any
+    url: str
+
+    def another(self, **migration: Any) -> Any:
+        """A second sidecar on the same stores (an asynchronous context)."""
+        return beside(self.stores, self.firestore_server, self.url, **migration)
 
     async def stage(self, stage: str) -> None:
         await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage))
@@ -65,6 +71,9 @@ class Running:
         await eventually(self._is_settled, seconds)
 
     async def _is_settled(self) -> bool:
+        lease = self.sidecar.control.lease
+        if lease is not None and await lease.fences.entries(timeout=5):
+            return False  # what the outbox has is not pending yet
         rows = await self.sql.fetchval("select count(*) from crossfade.pending where not dead")
         return not rows and self.sidecar.shadow.idle
 
@@ -94,6 +103,23 @@ async def running(
 ) -> AsyncIterator[Running]:
     stores = MemoryStores()
     server = await firestore_v1.serve(stores, "127.0.0.1", 0)
+    try:
+        async with beside(stores, server, postgres_url, stage, telemetry, **migration) as stack:
+            yield stack
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def beside(
+    stores: Any,
+    server: Any,
+    postgres_url: str,
+    stage: Stage | None = None,
+    telemetry: Telemetry | None = None,
+    **migration: Any,
+) -> AsyncIterator[Running]:
+    """A sidecar, perhaps another one, on stores that are there."""
     settings = Settings(
         server=ServerSettings(port=0),
         firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
@@ -123,6 +149,8 @@ async def running(
             direct,
             sql,
             server,
+            stores,
+            postgres_url,
         )
     finally:
         await sql.close()
@@ -130,4 +158,3 @@ async def running(
         await channel.close()
         await sidecar.stop(1.0)
         await direct.close()
-        await server.stop(0)

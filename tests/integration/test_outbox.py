@@ -1,0 +1,250 @@
+"""Commits while PostgreSQL is away: nothing is refused, forgotten, or hidden from readers."""
+
+import asyncio
+import time
+
+import pytest
+
+from crossfade.errors import Aborted, Unavailable
+from crossfade.plan import Stage, StoreName
+from crossfade.stores.fences import ControlDocument
+from crossfade.stores.firestore import FirestoreStore
+from crossfade.telemetry import OUTBOX
+from crossfade.wire import parse_document
+from crossfade.write import Write
+from crossfade_client import CrossfadeError, Increment, UnavailableError
+from tests.sidecar import DATABASE, Running, eventually, running
+
+
+@pytest.fixture
+async def first(postgres_database):
+    async with running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack:
+        await stack.copy()
+        yield stack
+
+
+@pytest.fixture
+async def second(first):
+    async with first.another(read_percent=100) as stack:
+        yield stack
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Cuts a sidecar off from taking pending rows; the returned function mends it."""
+
+    def cut(stack: Running):
+        async def away(*_args, **_kwargs):
+            raise Unavailable("PostgreSQL is away")
+
+        mirror = stack.sidecar._forward._pending.mirror
+        patch = pytest.MonkeyPatch()
+        for name in ("_open", "takes_rows", "put", "claim"):
+            patch.setattr(mirror, name, away)
+        return patch.undo
+
+    return cut
+
+
+def gate(stack: Running) -> int:
+    return stack.sidecar.control.lease.document.gate
+
+
+async def entries(stack: Running) -> list:
+    return await stack.sidecar.control.lease.fences.entries(timeout=5)
+
+
+async def in_postgres(stack: Running, path: str):
+    reading = await stack.sidecar.stores[StoreName.POSTGRESQL].get([path], timeout=5)
+    data = reading.documents[0].data
+    return None if data is None else parse_document(data, DATABASE).fields
+
+
+async def test_an_outage_of_the_mirror_is_none_of_the_application(first, cut):
+    mend = cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    await first.client.merge("tasks/1", {"n": Increment(2)}, timeout=5)
+    assert first.memory.read("tasks/1").fields == {"n": 3}
+    assert (await first.client.get("tasks/1")).fields == {"n": 3}
+    assert gate(first) == 1
+    assert len(await entries(first)) == 2
+    mend()
+    await eventually(lambda: _open(first))
+    await first.settled()
+    assert await in_postgres(first, "tasks/1") == {"n": 3}
+    assert not await entries(first)
+    assert first.count(OUTBOX, "written") == first.count(OUTBOX, "drained") == 2
+
+
+async def _open(stack: Running) -> bool:
+    return gate(stack) % 2 == 0 and not stack.sidecar._forward._outbox.mirror_is_out
+
+
+async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(
+    first, second, cut
+):
+    """The second sidecar reaches PostgreSQL, where nothing says that a commit is missing."""
+    await first.client.set("tasks/1", {"n": 1})
+    await first.settled()
+    mend = cut(first)
+    stop, stale, acknowledged = False, [], 1
+
+    async def reader() -> None:
+        while not stop:
+            known = acknowledged
+            found = await second.client.get("tasks/1")
+            if found.fields["n"] < known:
+                stale.append((known, found.fields["n"]))
+
+    readers = [asyncio.create_task(reader()) for _ in range(3)]
+    for n in range(2, 12):
+        await first.client.set("tasks/1", {"n": n}, timeout=5)
+        acknowledged = n
+    mend()
+    await eventually(lambda: _open(first))
+    for n in range(12, 20):
+        await first.client.set("tasks/1", {"n": n}, timeout=5)
+        acknowledged = n
+    stop = True
+    await asyncio.gather(*readers)
+    assert stale == []
+    await first.settled()
+    assert await in_postgres(first, "tasks/1") == {"n": 19}
+
+
+async def test_the_gate_closes_before_leases_end_and_then_once_for_all(first, cut):
+    """The first commit of an outage waits for the leases, the next ones do not."""
+    cut(first)
+    began = time.monotonic()
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    waited = time.monotonic() - began
+    assert waited > first.sidecar.control.lease.seconds
+    began = time.monotonic()
+    await asyncio.gather(*(first.client.set(f"tasks/{n}", {"n": n}, timeout=5) for n in range(9)))
+    assert gate(first) == 1
+    assert len(await entries(first)) == 10
+
+
+async def test_a_gate_that_was_opened_and_closed_again_is_another(first, second, cut):
+    """A commit that waited for an earlier closing is refused under the next."""
+    mend = cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    outbox = first.sidecar._forward._outbox
+    assert outbox._waited == 1
+    mend()
+    await eventually(lambda: _open(first))
+    cut(second)
+    await second.client.set("tasks/2", {"n": 1}, timeout=5)
+    assert gate(second) == 3
+    cut(first)
+    began = time.monotonic()
+    await first.client.set("tasks/3", {"n": 1}, timeout=5)
+    assert time.monotonic() - began > first.sidecar.control.lease.seconds
+    assert outbox._waited == 3
+
+
+async def test_a_late_outbox_commit_is_refused_once_the_gate_is_open(first, cut, monkeypatch):
+    """Held on its way, while the gate opens without it: nothing would ever drain it."""
+    mend = cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    held, real = asyncio.Event(), FirestoreStore._send
+    reached = asyncio.Event()
+
+    async def late(self, writes, deadline, transaction=None):
+        if transaction is not None and self is first.sidecar._forward._firestore:
+            if not reached.is_set():
+                reached.set()
+                await held.wait()
+        return await real(self, writes, deadline, transaction)
+
+    monkeypatch.setattr(FirestoreStore, "_send", late)
+    write = asyncio.create_task(first.client.set("tasks/1", {"n": 2}, timeout=8))
+    await asyncio.wait_for(reached.wait(), 5)
+    mend()
+    await eventually(lambda: _open(first))
+    held.set()
+    await write  # tried again: with pending rows, or under the next closing
+    await first.settled()
+    assert first.memory.read("tasks/1").fields == {"n": 2}
+    assert await in_postgres(first, "tasks/1") == {"n": 2}
+
+
+async def test_a_request_is_done_once_though_its_first_answer_came_through_the_outbox(
+    first, second, cut
+):
+    mend = cut(first)
+    change = {"n": Increment(1)}
+    await first.client.merge("tasks/1", change, request_id="r1", timeout=5)
+    await first.client.merge("tasks/1", change, request_id="r1", timeout=5)
+    await second.client.merge("tasks/1", change, request_id="r1", timeout=5)
+    mend()
+    await eventually(lambda: _open(first))
+    await first.client.merge("tasks/1", change, request_id="r1", timeout=5)
+    await first.settled()
+    await first.stage("live")
+    await first.client.merge("tasks/1", change, request_id="r1", timeout=5)
+    assert (await first.client.get("tasks/1")).fields == {"n": 1}
+
+
+async def test_a_change_of_authority_waits_for_the_outbox(first, second, cut):
+    """Sidecar one writes past PostgreSQL; sidecar two takes PostgreSQL into charge."""
+    mend = cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    mend()
+    await second.stage("live")
+    assert await in_postgres(second, "tasks/1") == {"n": 1}
+    assert (await second.client.get("tasks/1")).fields == {"n": 1}
+
+
+async def test_a_sidecar_that_missed_the_change_writes_nothing_past_it(first, second, cut):
+    """Cut off from PostgreSQL, it still believes that Firestore is in charge."""
+    cut(first)
+    row = first.sidecar.control
+
+    async def unread() -> None:
+        raise Unavailable("PostgreSQL is away")
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(row, "refresh", unread)
+    await second.stage("live")
+    with pytest.raises(CrossfadeError):
+        await first.client.set("tasks/1", {"n": 1}, timeout=2)
+    with pytest.raises(UnavailableError):
+        await first.client.get("tasks/1", timeout=2)
+    assert first.memory.read("tasks/1") is None
+    patch.undo()
+    await first.client.set("tasks/1", {"n": 2}, timeout=5)
+    await second.settled()
+    assert first.memory.read("tasks/1").fields == {"n": 2}
+
+
+async def test_required_refuses_rather_than_go_past_the_mirror(postgres_database, cut):
+    async with running(await postgres_database(), Stage.SHADOW, mirror="required") as stack:
+        await stack.copy()
+        cut(stack)
+        with pytest.raises(UnavailableError):
+            await stack.client.set("tasks/1", {"n": 1}, timeout=2)
+        assert stack.memory.read("tasks/1") is None
+
+
+async def test_more_paths_than_one_document_may_name(first, cut):
+    mend = cut(first)
+    name = "x" * 1400
+    writes = [Write(f"notes/{number}{name}", {"n": 1}) for number in range(300)]
+    from crossfade_client import Write as ClientWrite
+
+    await first.client.commit([ClientWrite.set(w.path, {"n": 1}) for w in writes], timeout=20)
+    assert len(await entries(first)) == 2
+    mend()
+    await eventually(lambda: _open(first))
+    await first.settled(20)
+    for number in (0, 299):
+        assert await in_postgres(first, f"notes/{number}{name}") == {"n": 1}
+
+
+async def test_the_control_document_is_changed_by_compare_and_set_only(first):
+    fences = first.sidecar.control.lease.fences
+    stale = await fences.read(timeout=5)
+    await fences.change(stale, ControlDocument(9, False, 0, True), timeout=5)
+    with pytest.raises(Aborted):
+        await fences.change(stale, ControlDocument(1, True, 0, True), timeout=5)
