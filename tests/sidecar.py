@@ -95,6 +95,10 @@ async def running(
     postgres_url: str,
     stage: Stage = Stage.OFF,
     telemetry: Telemetry | None = None,
+    *,
+    shadow: dict[str, Any] | None = None,
+    collections: dict[str, Any] | None = None,
+    source: app.Source | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
     stores = MemoryStores()
@@ -125,11 +129,12 @@ async def beside(
             mappings="violet",
             **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | migration),
         ),
-        shadow=ShadowSettings(behind_bound=0.2),
+        shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
+        collections=collections or {},
         recopy=RecopySettings(interval=0.05, attempts=3),
     )
     telemetry = telemetry or Telemetry()
-    sidecar = await app.start(settings, telemetry)
+    sidecar = await app.start(settings, telemetry, source)
     channel = grpc.aio.insecure_channel(sidecar.address)
     client = AsyncCrossfade(sidecar.address, timeout=10.0)
     direct = connect(DATABASE, server.address)

@@ -2,21 +2,25 @@
 
 import asyncio
 import importlib
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
+from crossfade.comparing import Comparer
 from crossfade.control import Control
-from crossfade.document import Database
+from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
+from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
@@ -24,10 +28,14 @@ from crossfade.outbox import Outbox
 from crossfade.pending import Pending
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
+from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
+from crossfade.rpc import mismatches
 from crossfade.rpc import server as rpc
-from crossfade.settings import Settings, SettingsError
-from crossfade.shadow import Shadow
+from crossfade.rules import Rule
+from crossfade.samples import Redactor, Samples
+from crossfade.settings import Settings, SettingsError, field_paths
+from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.fences import Fences
@@ -35,6 +43,7 @@ from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
@@ -48,21 +57,28 @@ from crossfade.telemetry import (
     PENDING,
     READ_PERCENT,
     ROLLBACK_LOSES,
+    SETTINGS_REFUSED,
     SHADOW_QUEUE,
     STAGE,
     GaugeSource,
     Labels,
     Telemetry,
 )
+from crossfade.verdict import Judge
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 2.0
+LEASE_SECONDS = 2.0
+"""For a comparison that finds no lease."""
 COMPLETE_SECONDS = 30.0
 KEEPS_UP_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
+
+Source = tuple[Path, Callable[[], Settings]]
+"""The file of the settings, and what reads them anew. Raises SettingsError."""
 
 
 @dataclass
@@ -101,18 +117,22 @@ class Sidecar:
         await self._resources.aclose()
 
 
-async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
+async def start(settings: Settings, telemetry: Telemetry, source: Source | None = None) -> Sidecar:
     """Connects, creates what is missing in PostgreSQL, binds the port, begins to serve.
+
+    `source`: the file to watch, and what reads the settings anew.
 
     Raises SettingsError, CrossfadeError (a store is not there), OSError (the port is taken).
     """
     async with AsyncExitStack() as resources:
-        sidecar = await _start(settings, telemetry, resources)
+        sidecar = await _start(settings, telemetry, source, resources)
         sidecar._resources = resources.pop_all()  # noqa: SLF001 - its own part
         return sidecar
 
 
-async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
+async def _start(
+    settings: Settings, telemetry: Telemetry, source: Source | None, resources: AsyncExitStack
+) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
@@ -169,16 +189,15 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         else None
     )
     stores = _stores(firestore, postgres)
-    # Shadows have connections of their own: they never queue before an answer.
-    shadow = Shadow(
-        _stores(firestore, PostgresStore(lanes["shadow"], mappings, database) if lanes else None),
-        database,
-        telemetry,
-        queue=settings.shadow.queue,
-        workers=settings.shadow.workers,
-        behind_bound=settings.shadow.behind_bound,
-        repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
+    shadow_stores = _stores(
+        # Shadows have connections of their own: they never queue before an answer.
+        firestore,
+        PostgresStore(lanes["shadow"], mappings, database) if lanes else None,
     )
+    shadowing = _shadowing(
+        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending, control
+    )
+    shadow = shadowing.shadow
     outbox = (
         Outbox(control, lease, firestore, pending, telemetry)
         if pending is not None and firestore is not None and lease is not None
@@ -210,10 +229,26 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     )
     mapped = [mapping.collection_id for mapping in mappings]
     admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
-    wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
+    wrap = rpc.Wrapper(
+        telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
+    )
     server, checker = rpc.build(
         rpc.Front(migrator, database),
-        admin_rpc.handler(admin, wrap),
+        admin_rpc.handler(
+            admin,
+            wrap,
+            mismatches.methods(
+                mismatches.MismatchMethods(
+                    control,
+                    database,
+                    shadowing.comparer,
+                    shadowing.redactor,
+                    shadowing.repairs,
+                    shadowing.table,
+                ),
+                wrap,
+            ),
+        ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
     )
@@ -231,7 +266,15 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
-    tasks = [_supervise("shadow", shadow.run)]
+    tasks = [
+        _supervise("shadow", shadow.run),
+        _supervise("samples", shadowing.samples.run),
+    ]
+    if source is not None:
+        watch = SettingsWatch(*source, shadowing.applier(control), settings)
+        admin.settings_problem = lambda: watch.problem
+        telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
+        tasks.append(_supervise("settings", watch.run))
     tasks.append(_supervise("control", control.follow))
     if lease is not None:
         tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
@@ -302,7 +345,86 @@ def _stores(firestore: FirestoreStore | None, postgres: PostgresStore | None) ->
     return Stores({store.name: store for store in (firestore, postgres) if store is not None})
 
 
-def _repair(pending: Pending) -> Callable[[Sequence[str], int, StoreName], Awaitable[None]]:
+@dataclass(frozen=True, slots=True)
+class _Shadowing:
+    """What compares, and what it found."""
+
+    shadow: Shadow
+    judge: Judge
+    comparer: Comparer
+    samples: Samples
+    redactor: Redactor
+    repairs: Repairs
+    table: Mismatches | None
+
+    def applier(self, control: Control) -> Apply:
+        """Applies what may change while the sidecar runs."""
+
+        async def apply(settings: Settings) -> None:
+            # Nothing here waits or fails before all of it is done.
+            self.judge.rules = _rules(settings)
+            self.redactor.clear = _clear(settings)
+            await control.configure(_traffic(settings))
+
+        return apply
+
+
+def _rules(settings: Settings) -> dict[str, list[Rule]]:
+    return {
+        name: [each.rule() for each in collection.rules]
+        for name, collection in settings.collections.items()
+    }
+
+
+def _clear(settings: Settings) -> dict[str, tuple[FieldPath, ...]]:
+    return {name: field_paths(each.clear) for name, each in settings.collections.items()}
+
+
+def _shadowing(
+    settings: Settings,
+    telemetry: Telemetry,
+    stores: Stores,
+    database: Database,
+    lanes: Lanes | None,
+    pending: Pending | None,
+    control: Control,
+) -> _Shadowing:
+    chosen = settings.shadow
+    key = chosen.hash_key
+    redactor = Redactor(
+        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
+        _clear(settings),
+    )
+    table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
+    samples = Samples(redactor, telemetry, table)
+    judge = Judge(database, _rules(settings), chosen.behind_bound)
+
+    async def vouched() -> bool:
+        return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
+
+    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
+    repairs = Repairs(
+        _repair(pending) if pending is not None and chosen.repair else None,
+        telemetry,
+        limit=chosen.repairs_in_a_row,
+    )
+    shadow = Shadow(
+        comparer,
+        telemetry,
+        samples,
+        repairs,
+        bounds=Bounds(
+            chosen.queue, chosen.memory_mb * 1_048_576, chosen.age, chosen.rate, chosen.lag
+        ),
+        workers=chosen.workers,
+        raises=chosen.on_mismatch == "raise",
+    )
+    if shadow.raises:
+        log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
+
+
+def _repair(pending: Pending) -> Mark:
     async def repair(paths: Sequence[str], epoch: int, authority: StoreName) -> None:
         await pending.mark(paths, epoch, "repair", authority)
 

@@ -30,6 +30,7 @@ from crossfade.settings import (
     Settings,
     SettingsError,
     explain,
+    file_of,
     load,
 )
 
@@ -189,15 +190,21 @@ def serve(*, config: Config = None, host: str | None = None, port: Port | None =
     :param host: Overrides [server] host.
     :param port: Overrides [server] port; 0 takes a free port.
     """
-    settings = load(config)
     overrides = {"host": host, "port": port}
-    server = settings.server.model_copy(
-        update={key: value for key, value in overrides.items() if value is not None}
-    )
-    return _run(lambda stop: _serve(settings.model_copy(update={"server": server}), stop))
+    given = {key: value for key, value in overrides.items() if value is not None}
+
+    def read() -> Settings:
+        settings = load(config)
+        server = settings.server.model_copy(update=given)
+        return settings.model_copy(update={"server": server})
+
+    settings = read()
+    return _run(lambda stop: _serve(settings, stop, (file_of(config), read)))
 
 
-async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+async def _serve(
+    settings: Settings, stop: asyncio.Event, source: tuple[Path, Callable[[], Settings]]
+) -> int:
     from crossfade import app as composition
     from crossfade import logs
     from crossfade.errors import CrossfadeError
@@ -213,7 +220,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     telemetry = Telemetry(settings.telemetry)
     try:
         try:
-            sidecar = await composition.start(settings, telemetry)
+            sidecar = await composition.start(settings, telemetry, source)
         except CrossfadeError as error:
             raise unreachable or CannotStart(f"the sidecar cannot start: {error}") from error
         try:
@@ -437,9 +444,19 @@ def _toml(sections: dict[str, dict[str, Any]]) -> list[str]:
             continue
         lines += [f"[{section}]"]
         for key, value in values.items():
-            lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+            lines.append(f"# {key} =" if value is None else f"{key} = {_toml_value(value)}")
         lines.append("")
     return lines
+
+
+def _toml_value(value: Any) -> str:
+    """JSON but for tables, which TOML writes within a line in its own way."""
+    if isinstance(value, dict):
+        held = (f"{k} = {_toml_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{{', '.join(held)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return json.dumps(value)
 
 
 # --- running -----------------------------------------------------------------------------------

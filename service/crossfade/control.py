@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -79,6 +80,8 @@ class Control:
         self._reading = asyncio.Lock()
         self._readings = 0
         self._unread: CrossfadeError | None = None
+        self._row: Mapping[str, Any] | None = None
+        """The row as it was read last."""
         self.request: Stage | None = None
         """The stage that the settings ask for, until it is reached or an operator sets another."""
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
@@ -162,12 +165,21 @@ class Control:
                 raise Unavailable(f"the control row: {self._unread}") from self._unread
         return self.snapshot
 
+    async def configure(self, configured: Mapping[str, Traffic]) -> None:
+        """The traffic of the settings, from now on. What was set by command stands over it."""
+        self._configured = dict(configured)
+        traffic: Mapping[str, Traffic] = self._configured
+        if self._row is not None:
+            traffic = snapshot_of(self._row, self._configured).traffic
+        await self._publish(replace(self.snapshot, traffic=traffic, _plans={}))
+
     async def _read(self, rows: Rows) -> None:
         self._readings += 1
         self._unread = None
         try:
             row = await rows.fetchrow(READ, GROUP, timeout=self._timeout)
             await self._publish(snapshot_of(row, self._configured))
+            self._row = row
         except CrossfadeError as error:
             self._unread = error
             raise
@@ -340,17 +352,20 @@ class Control:
 
     # --- the row ----------------------------------------------------------------------------
 
-    async def set_traffic(self, collection: str, traffic: Traffic) -> None:
-        """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
+    async def set_traffic(self, collection: str, traffic: Traffic, *, reset: bool = False) -> None:
+        """Sets what is not None, and forgets with `reset` what was set before. Takes effect at
+        once here, within a poll elsewhere."""
         await self.change(
             """update crossfade.control
             set traffic = traffic || jsonb_build_object($2::text,
-                coalesce(traffic -> $2::text, '{}') || jsonb_strip_nulls($3::jsonb)),
+                case when $4 then '{}' else coalesce(traffic -> $2::text, '{}') end
+                || jsonb_strip_nulls($3::jsonb)),
                 updated_at = now()
             where grp = $1""",
             GROUP,
             collection,
             {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
+            reset,
         )
         await self.refresh()
 

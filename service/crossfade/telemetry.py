@@ -110,7 +110,16 @@ VERDICTS = Counter(
     "crossfade.verdicts", "{verdict}", "Shadow reads compared", (COLLECTION, "crossfade.verdict")
 )
 SHADOW_DROPPED = Counter(
-    "crossfade.shadow.dropped", "{read}", "Shadow reads not made: the queue was full", (COLLECTION,)
+    "crossfade.shadow.dropped",
+    "{read}",
+    "Shadow reads not made, by cause: queue, memory, rate, age, load or budget",
+    (COLLECTION, "crossfade.reason"),
+)
+RULED_OUT = Counter(
+    "crossfade.shadow.ruled_out",
+    "{difference}",
+    "Differences that a named rule took away",
+    (COLLECTION, "crossfade.rule"),
 )
 FALLBACK_READS = Counter(
     "crossfade.reads.fallback",
@@ -135,6 +144,18 @@ REPAIRS = Counter(
     "{repair}",
     "Recopies queued because of a verdict",
     (COLLECTION, "crossfade.verdict"),
+)
+REPAIRS_GIVEN_UP = Counter(
+    "crossfade.repairs.given_up",
+    "{repair}",
+    "Recopies not queued because the document was repaired too often in a row",
+    (COLLECTION,),
+)
+MISMATCHES_DROPPED = Counter(
+    "crossfade.mismatches.dropped",
+    "{sample}",
+    "Samples of mismatches not kept: too many, or PostgreSQL could not take them",
+    (COLLECTION,),
 )
 OUTBOX = Counter(
     "crossfade.outbox",
@@ -174,6 +195,9 @@ ROLLBACK_LOSES = Gauge(
     "{write}",
     "Acknowledged writes that a rollback would lose now",
     ("crossfade.rollback",),
+)
+SETTINGS_REFUSED = Gauge(
+    "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )
 SHADOW_QUEUE = Gauge("crossfade.shadow.queue", "{read}", "Shadow reads that wait")
 UPTIME = Gauge("process.uptime", "s", "Time since the sidecar's start")

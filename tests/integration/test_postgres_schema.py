@@ -29,6 +29,7 @@ async def test_concurrent_creation_of_everything(
             "crossfade.attempts",
             "crossfade.control",
             "crossfade.documents",
+            "crossfade.mismatches",
             "crossfade.pages",
             "crossfade.pending",
             "crossfade.requests",

@@ -1,6 +1,6 @@
 """crossfade.v1.Admin: where the migration stands, and the controls that move it."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -78,6 +78,8 @@ class Admin:
         self._firestore = firestore
         self._mirror = mirror
         self._collections = frozenset(collections)
+        self.settings_problem: Callable[[], str] = str
+        """Why the settings file is not in force; empty: it is, or there is none."""
 
     async def get_status(self, data: bytes, _: Call) -> bytes:
         parse(admin_pb2.GetStatusRequest, data)
@@ -100,15 +102,17 @@ class Admin:
         request = parse(admin_pb2.SetTrafficRequest, data)
         percent = request.read_percent if request.HasField("read_percent") else None
         rate = request.shadow_rate if request.HasField("shadow_rate") else None
-        if percent is None and rate is None:
-            raise InvalidArgument("read_percent, shadow_rate: at least one must be given")
+        if percent is None and rate is None and not request.reset:
+            raise InvalidArgument("read_percent, shadow_rate, reset: at least one must be given")
         if percent is not None and not 0 <= percent <= 100:
             raise InvalidArgument(f"read_percent: {percent:g} is outside 0..100")
         if rate is not None and not 0 <= rate <= 1:
             raise InvalidArgument(f"shadow_rate: {rate:g} is outside 0..1")
         if request.collection:
             await self._check_collection(request.collection)
-        await self._control.set_traffic(request.collection, Traffic(percent, rate))
+        await self._control.set_traffic(
+            request.collection, Traffic(percent, rate), reset=request.reset
+        )
         return (await self.status()).SerializeToString()
 
     async def _check_collection(self, name: str) -> None:
@@ -213,6 +217,7 @@ class Admin:
             dead_letters=backlog.dead,
             rollback_loses=backlog.rollback_loses,
             forced_rollback_loses=backlog.forced_rollback_loses,
+            settings_problem=self.settings_problem(),
         )
         for name in sorted({"", *snapshot.traffic}):
             traffic = snapshot.traffic_of(name)
@@ -273,7 +278,10 @@ class Admin:
         status.commits = self._telemetry.total(COMMITS)
 
 
-def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
+def handler(
+    admin: Admin, wrap: Wrapper, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
+) -> grpc.GenericRpcHandler:
+    """The whole service; `more` are its methods of other modules, by name."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "GetStatus": wrap.unary(f"{SERVICE}/GetStatus", admin.get_status),
         "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
@@ -281,5 +289,6 @@ def handler(admin: Admin, wrap: Wrapper) -> grpc.GenericRpcHandler:
         "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
         "ListDeadLetters": wrap.unary(f"{SERVICE}/ListDeadLetters", admin.list_dead_letters),
         "RetryDeadLetters": wrap.unary(f"{SERVICE}/RetryDeadLetters", admin.retry_dead_letters),
+        **more,
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)

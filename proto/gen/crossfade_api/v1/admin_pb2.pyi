@@ -71,22 +71,26 @@ class SetTrafficRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     READ_PERCENT_FIELD_NUMBER: _builtins.int
     SHADOW_RATE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """A collection id; empty sets the defaults."""
     read_percent: _builtins.float
     """0..100, two decimals: the share of reads that PostgreSQL answers."""
     shadow_rate: _builtins.float
     """0..1: the share of reads that are compared."""
+    reset: _builtins.bool
+    """Forgets what was set before, so that the settings file is in force again."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         read_percent: _builtins.float | None = ...,
         shadow_rate: _builtins.float | None = ...,
+        reset: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reset", b"reset", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_percent: _TypeAlias = _typing.Literal["read_percent"]  # noqa: Y015
     _WhichOneofArgType__read_percent: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent"]  # noqa: Y015
@@ -202,6 +206,7 @@ class Status(_message.Message):
     BACKLOG_UNKNOWN_FIELD_NUMBER: _builtins.int
     GATE_OPEN_FIELD_NUMBER: _builtins.int
     EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
+    SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -225,6 +230,8 @@ class Status(_message.Message):
     """
     gate_open: _builtins.bool
     """false: commits may have gone past PostgreSQL, and it answers nothing until they are drained."""
+    settings_problem: _builtins.str
+    """Why the settings file is refused, so that older settings are in force; empty: it is not."""
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]: ...
     @_builtins.property
@@ -261,10 +268,11 @@ class Status(_message.Message):
         backlog_unknown: _builtins.str = ...,
         gate_open: _builtins.bool = ...,
         effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        settings_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -519,3 +527,322 @@ class RetryDeadLettersReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RetryDeadLettersReply: _TypeAlias = RetryDeadLettersReply  # noqa: Y015
+
+@_typing.final
+class ListMismatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    field: _builtins.str
+    """A field path; mismatches of fields within it are listed, too. Empty: all."""
+    limit: _builtins.int
+    """Default 100, at most 1000."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only signatures that were met since."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        field: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "field", b"field", "limit", b"limit", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMismatchesRequest: _TypeAlias = ListMismatchesRequest  # noqa: Y015
+
+@_typing.final
+class ListMismatchesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MISMATCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mismatches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]: ...
+    def __init__(
+        self,
+        *,
+        mismatches: _abc.Iterable[Global___Mismatch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mismatches", b"mismatches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMismatchesReply: _TypeAlias = ListMismatchesReply  # noqa: Y015
+
+@_typing.final
+class Mismatch(_message.Message):
+    """All mismatches of one signature: the same fields of a collection differ in the same way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LATEST_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    signature: _builtins.str
+    verdict: _builtins.str
+    """wrong, stale, missing or extra; the last two are said of the mirror."""
+    operation: _builtins.str
+    """get, query or aggregate."""
+    path: _builtins.str
+    """Of the latest sample."""
+    count: _builtins.int
+    given_up: _builtins.bool
+    """One of its documents was repaired so often in a row that it is only reported now."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def first(self) -> Global___MismatchSample: ...
+    @_builtins.property
+    def latest(self) -> Global___MismatchSample: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        signature: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        path: _builtins.str = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        count: _builtins.int = ...,
+        first: Global___MismatchSample | None = ...,
+        latest: Global___MismatchSample | None = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "latest", b"latest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "count", b"count", "fields", b"fields", "first", b"first", "given_up", b"given_up", "latest", b"latest", "operation", b"operation", "path", b"path", "signature", b"signature", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mismatch: _TypeAlias = Mismatch  # noqa: Y015
+
+@_typing.final
+class MismatchSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    trace_id: _builtins.str
+    """32 hexadecimal digits; empty: the call was not traced."""
+    stage: _builtins.str
+    epoch: _builtins.int
+    authority: _builtins.str
+    answered: _builtins.str
+    """The store that answered the caller."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def firestore(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def postgresql(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldDifference]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        trace_id: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        authority: _builtins.str = ...,
+        answered: _builtins.str = ...,
+        firestore: Global___HeldVersion | None = ...,
+        postgresql: Global___HeldVersion | None = ...,
+        differences: _abc.Iterable[Global___FieldDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "at", b"at", "authority", b"authority", "differences", b"differences", "epoch", b"epoch", "firestore", b"firestore", "path", b"path", "postgresql", b"postgresql", "stage", b"stage", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MismatchSample: _TypeAlias = MismatchSample  # noqa: Y015
+
+@_typing.final
+class HeldVersion(_message.Message):
+    """What a store was seen to hold. Times are microseconds since 1970."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    PEER_TIME_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    epoch: _builtins.int
+    time: _builtins.int
+    peer_time: _builtins.int
+    """PostgreSQL only: the update_time that Firestore has for this version."""
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+        time: _builtins.int = ...,
+        peer_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exists", b"exists", "peer_time", b"peer_time", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldVersion: _TypeAlias = HeldVersion  # noqa: Y015
+
+@_typing.final
+class FieldDifference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    MIRROR_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """A field path, with [n] for items of arrays; empty: the result as a whole."""
+    kind: _builtins.str
+    """value, type, missing, extra, order or length."""
+    @_builtins.property
+    def authority(self) -> Global___ShownValue:
+        """Absent where the store has no value."""
+
+    @_builtins.property
+    def mirror(self) -> Global___ShownValue: ...
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        authority: Global___ShownValue | None = ...,
+        mirror: Global___ShownValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "mirror", b"mirror"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "field", b"field", "kind", b"kind", "mirror", b"mirror"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldDifference: _TypeAlias = FieldDifference  # noqa: Y015
+
+@_typing.final
+class ShownValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    length: _builtins.int
+    hash: _builtins.str
+    """Of redacted values: equal values have equal hashes."""
+    value: _builtins.str
+    """JSON, for fields that the settings allow to be shown."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        length: _builtins.int | None = ...,
+        hash: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "length", b"length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "hash", b"hash", "length", b"length", "type", b"type", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length: _TypeAlias = _typing.Literal["length"]  # noqa: Y015
+    _WhichOneofArgType__length: _TypeAlias = _typing.Literal["_length", b"_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length) -> _WhichOneofReturnType__length | None: ...
+
+Global___ShownValue: _TypeAlias = ShownValue  # noqa: Y015
+
+@_typing.final
+class ExplainMismatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A document's path or full name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMismatchRequest: _TypeAlias = ExplainMismatchRequest  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    verdict: _builtins.str
+    """As of a shadow read; behind: something of it is pending, or it moved all the time."""
+    authority: _builtins.str
+    given_up: _builtins.bool
+    @_builtins.property
+    def firestore(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def postgresql(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldDifference]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        authority: _builtins.str = ...,
+        firestore: Global___HeldVersion | None = ...,
+        postgresql: Global___HeldVersion | None = ...,
+        differences: _abc.Iterable[Global___FieldDifference] | None = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "differences", b"differences", "firestore", b"firestore", "given_up", b"given_up", "path", b"path", "postgresql", b"postgresql", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015

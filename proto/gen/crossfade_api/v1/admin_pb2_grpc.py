@@ -64,6 +64,16 @@ class AdminStub:
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
                 _registered_method=True)
+        self.ListMismatches = channel.unary_unary(
+                '/crossfade.v1.Admin/ListMismatches',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.FromString,
+                _registered_method=True)
+        self.ExplainMismatch = channel.unary_unary(
+                '/crossfade.v1.Admin/ExplainMismatch',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -111,6 +121,20 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMismatches(self, request, context):
+        """What shadow reads found to differ, by collection and signature, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainMismatch(self, request, context):
+        """Reads one document from both stores now and says what differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -143,6 +167,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.RetryDeadLetters,
                     request_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.SerializeToString,
+            ),
+            'ListMismatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMismatches,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.SerializeToString,
+            ),
+            'ExplainMismatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainMismatch,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -307,6 +341,60 @@ class Admin:
             '/crossfade.v1.Admin/RetryDeadLetters',
             crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
             crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMismatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListMismatches',
+            crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainMismatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ExplainMismatch',
+            crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

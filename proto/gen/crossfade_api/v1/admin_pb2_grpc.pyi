@@ -44,6 +44,10 @@ class AdminStub:
     """Documents that could not be put into the mirror, by path."""
     RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]
     """Has them tried again; returns at once."""
+    ListMismatches: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]
+    """Reads one document from both stores now and says what differs."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -61,6 +65,10 @@ class AdminAsyncStub(AdminStub):
     """Documents that could not be put into the mirror, by path."""
     RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]  # type: ignore[assignment]
     """Has them tried again; returns at once."""
+    ListMismatches: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]  # type: ignore[assignment]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
+    """Reads one document from both stores now and says what differs."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -111,5 +119,21 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.RetryDeadLettersReply, _abc.Awaitable[_admin_pb2.RetryDeadLettersReply]]:
         """Has them tried again; returns at once."""
+
+    @_abc_1.abstractmethod
+    def ListMismatches(
+        self,
+        request: _admin_pb2.ListMismatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListMismatchesReply, _abc.Awaitable[_admin_pb2.ListMismatchesReply]]:
+        """What shadow reads found to differ, by collection and signature, the latest first."""
+
+    @_abc_1.abstractmethod
+    def ExplainMismatch(
+        self,
+        request: _admin_pb2.ExplainMismatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Explanation, _abc.Awaitable[_admin_pb2.Explanation]]:
+        """Reads one document from both stores now and says what differs."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -139,6 +139,29 @@ pages = Table(
     schema=SCHEMA,
 )
 
+# What the shadow reads found to differ: a row for each collection and signature (which
+# fields, how), with the first and the latest sample of it. Values are redacted.
+mismatches = Table(
+    "mismatches",
+    metadata,
+    name_column("collection_id", primary_key=True),
+    Column("signature", Text, primary_key=True),
+    Column("verdict", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    # Of the latest sample.
+    name_column("path", nullable=False),
+    Column("fields", ARRAY(Text), nullable=False),
+    Column("first", JSONB, nullable=False),
+    Column("latest", JSONB, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("latest_at", BigInteger, nullable=False),
+    # A document of it was repaired so often in a row that it is not repaired any more.
+    Column("given_up", Boolean, nullable=False),
+    Index("mismatches_latest_at", "latest_at"),
+    schema=SCHEMA,
+)
+
 # Which triggers a mapped table has, by a hash of their text: making them again would hold
 # up its writers at every start.
 applied = Table(
