@@ -80,9 +80,7 @@ async def _open(stack: Running) -> bool:
     return gate(stack) % 2 == 0 and not stack.sidecar._forward._outbox.mirror_is_out
 
 
-async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(
-    first, second, cut
-):
+async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(first, second, cut):
     """The second sidecar reaches PostgreSQL, where nothing says that a commit is missing."""
     await first.client.set("tasks/1", {"n": 1})
     await first.settled()
