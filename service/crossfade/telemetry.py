@@ -164,6 +164,12 @@ OUTBOX = Counter(
     ("crossfade.outcome",),
 )
 PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
+RAMP_MOVES = Counter(
+    "crossfade.ramp.moves",
+    "{move}",
+    "Percents that a ramp (advance, back) or the guard changed",
+    (COLLECTION, "crossfade.move"),
+)
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")

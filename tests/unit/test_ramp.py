@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from math import comb
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crossfade.plan import Stage, StoreName, decide, plan
 from crossfade.ramp import (
     MAX_SETBACKS,
     Calls,
@@ -280,3 +282,80 @@ def test_the_guard_hears_of_failures_alone():
     assert breach(GOOD, LIMITS) is None
     assert breach(Figures(), LIMITS) is None
     assert breach(replace(GOOD, bad=500), LIMITS).startswith("verdicts: 500")
+
+
+# --- a rehearsal -------------------------------------------------------------------------------
+
+
+class Rehearsal:
+    """A ramp over simulated reads: routed as real ones are, all of them compared, by a clock of
+    its own. `trouble` says, by percent, which share of the comparisons is bad, which share of
+    PostgreSQL's reads fails, and its p99."""
+
+    def __init__(self, trouble: dict[float, tuple[float, float, float]]) -> None:
+        self.trouble = trouble
+        self.plan = Plan(bake=60.0, limits=Limits(max_mismatch=0.001, max_error_delta=0.002))
+        self.state, self.now, self.reads = State(), 0.0, 0
+        self.percents: list[float] = []
+        self.seen = Figures()
+
+    def run(self, reads: int) -> None:
+        draw = Random(7)
+        while self.reads < reads and self.state.status is Status.RUNNING:
+            percent = self.state.percent(self.plan)
+            routed = plan(Stage.SHADOW, "rehearsal", percent, 1.0)
+            bad, failing, p99 = self.trouble.get(percent, (0.0, 0.0, 0.01))
+            paths = [f"tasks/{draw.randrange(1_000_000)}" for _ in range(500)]
+            answered = sum(
+                decide(routed, path, 0.0).answer is StoreName.POSTGRESQL for path in paths
+            )
+            assert abs(answered / 5 - percent) < 10
+            before = self.seen
+            self.seen = Figures(
+                before.compared + 500,
+                before.bad + sum(draw.random() < bad for _ in paths),
+                Calls(before.firestore.count + 500, 0, 0.01),
+                Calls(
+                    before.postgresql.count + 500,
+                    before.postgresql.errors + sum(draw.random() < failing for _ in paths),
+                    p99,
+                ),
+            )
+            self.reads, self.now = self.reads + 500, self.now + 5.0
+            move = advance(self.plan, self.state, self.seen, self.now)
+            if move.verb is not Verb.HOLD:
+                self.seen = Figures()
+                self.percents.append(move.state.percent(self.plan))
+            self.state = move.state
+
+
+def test_a_rehearsal_of_a_hundred_thousand_reads_reaches_its_end():
+    rehearsal = Rehearsal({})
+    rehearsal.run(100_000)
+    assert rehearsal.state.status is Status.DONE
+    assert rehearsal.percents == [1, 5, 25, 50, 100]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "percents"),
+    [
+        ({25.0: (0.05, 0.0, 0.01)}, [1, 5, 25, 0, 1, 5, 25, 0]),
+        ({25.0: (0.0, 0.05, 0.01)}, [1, 5, 25, 5, 25, 5, 25]),
+        ({25.0: (0.0, 0.0, 0.05)}, [1, 5, 25, 5, 25, 5, 25]),
+    ],
+)
+def test_a_rehearsal_with_trouble_at_one_percent_never_goes_beyond_it(trouble, percents):
+    rehearsal = Rehearsal(trouble)
+    rehearsal.run(100_000)
+    assert rehearsal.percents[: len(percents)] == percents
+    assert max(rehearsal.percents) == 25
+    assert rehearsal.state.status is Status.STOPPED
+
+
+def test_a_rehearsal_goes_on_when_the_trouble_is_over():
+    rehearsal = Rehearsal({25.0: (0.0, 0.05, 0.01)})
+    rehearsal.run(30_000)
+    rehearsal.trouble = {}
+    rehearsal.run(100_000)
+    assert rehearsal.state.status is Status.DONE
+    assert rehearsal.percents[-3:] == [25, 50, 100]

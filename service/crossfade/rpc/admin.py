@@ -6,20 +6,29 @@ from difflib import get_close_matches
 from typing import Any
 
 import grpc
+import structlog
 
 from crossfade.barrier import Coordinator
 from crossfade.call import Call
+from crossfade.checks import checks_of, run_checks
+from crossfade.checks.facts import Facts
 from crossfade.control import Control
 from crossfade.document import Database, check_id
 from crossfade.effective import Effective
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
+from crossfade.figures import EVERY, Tally, figures
 from crossfade.jobs.backfill import backfill
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
+from crossfade.ramp import Answer, Limits, Outcome, overall
+from crossfade.rpc.ramps import SOMEBODY
+from crossfade.rpc.ramps import answers as as_messages
 from crossfade.rpc.server import Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
+from crossfade.stores.postgres.audit import Audit, Change
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.ramps import Ramps
 from crossfade.telemetry import (
     COMMITS,
     FALLBACK_READS,
@@ -30,6 +39,8 @@ from crossfade.telemetry import (
 )
 from crossfade_api.v1 import admin_pb2
 from crossfade_api.v1.crossfade_pb2 import QueryReply
+
+log = structlog.get_logger(__name__)
 
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
@@ -69,6 +80,10 @@ class Admin:
         firestore: FirestoreStore | None,
         mirror: Mirror | None,
         collections: Iterable[str] = (),
+        *,
+        ramps: Ramps | None = None,
+        audit: Audit | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self._control = control
         self._coordinator = coordinator
@@ -78,6 +93,9 @@ class Admin:
         self._firestore = firestore
         self._mirror = mirror
         self._collections = frozenset(collections)
+        self._ramps = ramps
+        self._audit = audit
+        self._limits = limits or Limits()
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
 
@@ -95,8 +113,59 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
-        await self._coordinator.set_stage(target, timeout=seconds, force=request.force)
-        return (await self.status()).SerializeToString()
+        if request.without_postgresql:
+            await self._coordinator.set_stage(target, timeout=seconds, force=True)
+            return (await self.status()).SerializeToString()
+        before = self._control.snapshot.stage
+        checked = request.check or request.dry_run or request.force
+        answers = await self._checks(before, target) if checked else ()
+        if not request.dry_run:
+            if overall(answers) is not Outcome.PASS and not request.force:
+                raise FailedPrecondition(_refusal(target, answers))
+            await self._coordinator.set_stage(target, timeout=seconds)
+            await self._remember(
+                request.who, "stage", before.value, target.value, request.reason, checks=answers
+            )
+        status = await self.status()
+        status.checks.extend(as_messages(answers))
+        return status.SerializeToString()
+
+    async def _checks(self, before: Stage, target: Stage) -> tuple[Answer, ...]:
+        """What the checks of the change say now."""
+        if not checks_of(before, target):
+            return ()
+        backlog = await self.backlog()
+        sums = await self._ramps.sums() if self._ramps is not None else {}
+        facts = Facts(
+            copied=backlog.copied,
+            pending=backlog.pending,
+            oldest_seconds=backlog.oldest_seconds,
+            dead=backlog.dead,
+            figures=figures(sums.get(EVERY, Tally()), Tally()),
+            limits=self._limits,
+        )
+        return run_checks(before, target, facts)
+
+    async def _remember(
+        self,
+        who: str,
+        action: str,
+        before: str,
+        after: str,
+        reason: str,
+        *,
+        collection: str = "",
+        checks: tuple[Answer, ...] = (),
+    ) -> None:
+        """A change was made: that it cannot be written down does not undo it."""
+        log.info("changed", action=action, collection=collection, before=before, after=after)
+        if self._audit is None:
+            return
+        who = who or SOMEBODY
+        try:
+            await self._audit.add(Change(who, action, before, after, reason, collection, checks))
+        except InfrastructureError as error:
+            log.warning("a change is missing in the audit trail", action=action, error=error.code)
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.SetTrafficRequest, data)
@@ -109,13 +178,26 @@ class Admin:
         if rate is not None and not 0 <= rate <= 1:
             raise InvalidArgument(f"shadow_rate: {rate:g} is outside 0..1")
         if request.collection:
-            await self._check_collection(request.collection)
+            await self.check_collection(request.collection)
+        before = self._shown_traffic(request.collection)
         await self._control.set_traffic(
             request.collection, Traffic(percent, rate), reset=request.reset
         )
+        await self._remember(
+            request.who,
+            "traffic",
+            before,
+            self._shown_traffic(request.collection),
+            request.reason,
+            collection=request.collection,
+        )
         return (await self.status()).SerializeToString()
 
-    async def _check_collection(self, name: str) -> None:
+    def _shown_traffic(self, collection: str) -> str:
+        plan = self._control.snapshot.plan_of(collection)
+        return f"{plan.threshold / 100:g} %, shadow rate {plan.shadow_rate:g}"
+
+    async def check_collection(self, name: str) -> None:
         """Refuses a name that nothing has: with a misspelt one a ramp would do nothing.
 
         Where Firestore cannot be asked, the name is believed: an operator who takes reads
@@ -276,6 +358,15 @@ class Admin:
         status.shadow_dropped = self._telemetry.total(SHADOW_DROPPED)
         status.fallback_reads = self._telemetry.total(FALLBACK_READS)
         status.commits = self._telemetry.total(COMMITS)
+
+
+def _refusal(target: Stage, answers: Iterable[Answer]) -> str:
+    why = "; ".join(
+        f"{each.name} {each.outcome}: {each.reason}"
+        for each in answers
+        if each.outcome is not Outcome.PASS
+    )
+    return f"stage {target} is not reached: {why}"
 
 
 def handler(

@@ -40,12 +40,26 @@ class SetStageRequest(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHOUT_POSTGRESQL_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
+    check: _builtins.bool
+    """Asks the checks of this change first; one that does not pass refuses it."""
+    dry_run: _builtins.bool
+    """Only says what the checks say."""
     force: _builtins.bool
+    """Goes on against the checks. The audit trail keeps what they said."""
+    who: _builtins.str
+    """For the audit trail."""
+    reason: _builtins.str
+    without_postgresql: _builtins.bool
     """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
     had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
     """
@@ -54,11 +68,16 @@ class SetStageRequest(_message.Message):
         *,
         stage: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
+        check: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
         force: _builtins.bool = ...,
+        who: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        without_postgresql: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "stage", b"stage", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who", "without_postgresql", b"without_postgresql"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -72,6 +91,8 @@ class SetTrafficRequest(_message.Message):
     READ_PERCENT_FIELD_NUMBER: _builtins.int
     SHADOW_RATE_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """A collection id; empty sets the defaults."""
     read_percent: _builtins.float
@@ -80,6 +101,9 @@ class SetTrafficRequest(_message.Message):
     """0..1: the share of reads that are compared."""
     reset: _builtins.bool
     """Forgets what was set before, so that the settings file is in force again."""
+    who: _builtins.str
+    """For the audit trail."""
+    reason: _builtins.str
     def __init__(
         self,
         *,
@@ -87,10 +111,12 @@ class SetTrafficRequest(_message.Message):
         read_percent: _builtins.float | None = ...,
         shadow_rate: _builtins.float | None = ...,
         reset: _builtins.bool = ...,
+        who: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reset", b"reset", "shadow_rate", b"shadow_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reason", b"reason", "reset", b"reset", "shadow_rate", b"shadow_rate", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_percent: _TypeAlias = _typing.Literal["read_percent"]  # noqa: Y015
     _WhichOneofArgType__read_percent: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent"]  # noqa: Y015
@@ -207,6 +233,7 @@ class Status(_message.Message):
     GATE_OPEN_FIELD_NUMBER: _builtins.int
     EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
     SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -246,6 +273,10 @@ class Status(_message.Message):
     def effective_percent(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The share of reads that PostgreSQL answered in the last minute, by collection."""
 
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
+        """What the checks said; in replies to SetStage with check or dry_run."""
+
     def __init__(
         self,
         *,
@@ -269,10 +300,11 @@ class Status(_message.Message):
         gate_open: _builtins.bool = ...,
         effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         settings_problem: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -846,3 +878,294 @@ class Explanation(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class CheckAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    outcome: _builtins.str
+    """pass, hold or fail."""
+    reason: _builtins.str
+    """A sentence with the figures."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAnswer: _TypeAlias = CheckAnswer  # noqa: Y015
+
+@_typing.final
+class StartRampRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_MISMATCH_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_DELTA_FIELD_NUMBER: _builtins.int
+    MAX_P99_RATIO_FIELD_NUMBER: _builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: the default of those without a percent of their own."""
+    bake_seconds: _builtins.float
+    """How long each is looked at. Default 600 s."""
+    max_mismatch: _builtins.float
+    """Default: those of the settings."""
+    max_error_delta: _builtins.float
+    max_p99_ratio: _builtins.float
+    min_samples: _builtins.int
+    who: _builtins.str
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Rising, above 0 and at most 100. Default 1, 5, 25, 50, 100."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+        bake_seconds: _builtins.float = ...,
+        max_mismatch: _builtins.float | None = ...,
+        max_error_delta: _builtins.float | None = ...,
+        max_p99_ratio: _builtins.float | None = ...,
+        min_samples: _builtins.int | None = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta", "_max_mismatch", b"_max_mismatch", "_max_p99_ratio", b"_max_p99_ratio", "_min_samples", b"_min_samples", "max_error_delta", b"max_error_delta", "max_mismatch", b"max_mismatch", "max_p99_ratio", b"max_p99_ratio", "min_samples", b"min_samples"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta", "_max_mismatch", b"_max_mismatch", "_max_p99_ratio", b"_max_p99_ratio", "_min_samples", b"_min_samples", "bake_seconds", b"bake_seconds", "collection", b"collection", "max_error_delta", b"max_error_delta", "max_mismatch", b"max_mismatch", "max_p99_ratio", b"max_p99_ratio", "min_samples", b"min_samples", "steps", b"steps", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_error_delta: _TypeAlias = _typing.Literal["max_error_delta"]  # noqa: Y015
+    _WhichOneofArgType__max_error_delta: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta"]  # noqa: Y015
+    _WhichOneofReturnType__max_mismatch: _TypeAlias = _typing.Literal["max_mismatch"]  # noqa: Y015
+    _WhichOneofArgType__max_mismatch: _TypeAlias = _typing.Literal["_max_mismatch", b"_max_mismatch"]  # noqa: Y015
+    _WhichOneofReturnType__max_p99_ratio: _TypeAlias = _typing.Literal["max_p99_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_p99_ratio: _TypeAlias = _typing.Literal["_max_p99_ratio", b"_max_p99_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__min_samples: _TypeAlias = _typing.Literal["min_samples"]  # noqa: Y015
+    _WhichOneofArgType__min_samples: _TypeAlias = _typing.Literal["_min_samples", b"_min_samples"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_error_delta) -> _WhichOneofReturnType__max_error_delta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_mismatch) -> _WhichOneofReturnType__max_mismatch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_p99_ratio) -> _WhichOneofReturnType__max_p99_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_samples) -> _WhichOneofReturnType__min_samples | None: ...
+
+Global___StartRampRequest: _TypeAlias = StartRampRequest  # noqa: Y015
+
+@_typing.final
+class StopRampRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Of one collection (empty: of the default), or all."""
+    all: _builtins.bool
+    who: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        all: _builtins.bool = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "collection", b"collection", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRampRequest: _TypeAlias = StopRampRequest  # noqa: Y015
+
+@_typing.final
+class ListRampsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRampsRequest: _TypeAlias = ListRampsRequest  # noqa: Y015
+
+@_typing.final
+class ListRampsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RAMPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ramps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ramp]: ...
+    def __init__(
+        self,
+        *,
+        ramps: _abc.Iterable[Global___Ramp] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ramps", b"ramps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRampsReply: _TypeAlias = ListRampsReply  # noqa: Y015
+
+@_typing.final
+class Ramp(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    SETBACKS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    status: _builtins.str
+    """running, done or stopped."""
+    percent: _builtins.float
+    bake_seconds: _builtins.float
+    setbacks: _builtins.int
+    reason: _builtins.str
+    """What it did last, or waits for."""
+    who: _builtins.str
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it came to its present percent."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
+        """What the figures since then say."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        status: _builtins.str = ...,
+        percent: _builtins.float = ...,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+        bake_seconds: _builtins.float = ...,
+        setbacks: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        who: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bake_seconds", b"bake_seconds", "checks", b"checks", "collection", b"collection", "percent", b"percent", "reason", b"reason", "setbacks", b"setbacks", "since", b"since", "status", b"status", "steps", b"steps", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ramp: _TypeAlias = Ramp  # noqa: Y015
+
+@_typing.final
+class ListAuditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    limit: _builtins.int
+    """Default 100, at most 1000."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRequest: _TypeAlias = ListAuditRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___AuditEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditReply: _TypeAlias = ListAuditReply  # noqa: Y015
+
+@_typing.final
+class AuditEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    who: _builtins.str
+    action: _builtins.str
+    """stage, traffic, ramp or guard."""
+    collection: _builtins.str
+    before: _builtins.str
+    after: _builtins.str
+    reason: _builtins.str
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        who: _builtins.str = ...,
+        action: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after", b"after", "at", b"at", "before", b"before", "checks", b"checks", "collection", b"collection", "reason", b"reason", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015

@@ -74,6 +74,26 @@ class AdminStub:
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.StartRamp = channel.unary_unary(
+                '/crossfade.v1.Admin/StartRamp',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.StartRampRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.Ramp.FromString,
+                _registered_method=True)
+        self.StopRamp = channel.unary_unary(
+                '/crossfade.v1.Admin/StopRamp',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.StopRampRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+                _registered_method=True)
+        self.ListRamps = channel.unary_unary(
+                '/crossfade.v1.Admin/ListRamps',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/crossfade.v1.Admin/ListAudit',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -135,6 +155,33 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartRamp(self, request, context):
+        """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopRamp(self, request, context):
+        """Leaves the reads where they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRamps(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Who changed what, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -177,6 +224,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ExplainMismatch,
                     request_deserializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
+            ),
+            'StartRamp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRamp,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.StartRampRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.Ramp.SerializeToString,
+            ),
+            'StopRamp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopRamp,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.StopRampRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.SerializeToString,
+            ),
+            'ListRamps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRamps,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -395,6 +462,114 @@ class Admin:
             '/crossfade.v1.Admin/ExplainMismatch',
             crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
             crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRamp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/StartRamp',
+            crossfade_dot_v1_dot_admin__pb2.StartRampRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.Ramp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopRamp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/StopRamp',
+            crossfade_dot_v1_dot_admin__pb2.StopRampRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRamps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListRamps',
+            crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListAudit',
+            crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,13 @@ class AdminStub:
     """What shadow reads found to differ, by collection and signature, the latest first."""
     ExplainMismatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]
     """Reads one document from both stores now and says what differs."""
+    StartRamp: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartRampRequest, _admin_pb2.Ramp]
+    """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+    StopRamp: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRampRequest, _admin_pb2.ListRampsReply]
+    """Leaves the reads where they are."""
+    ListRamps: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]
+    ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]
+    """Who changed what, the latest first."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -69,6 +76,13 @@ class AdminAsyncStub(AdminStub):
     """What shadow reads found to differ, by collection and signature, the latest first."""
     ExplainMismatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
     """Reads one document from both stores now and says what differs."""
+    StartRamp: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartRampRequest, _admin_pb2.Ramp]  # type: ignore[assignment]
+    """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+    StopRamp: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRampRequest, _admin_pb2.ListRampsReply]  # type: ignore[assignment]
+    """Leaves the reads where they are."""
+    ListRamps: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]  # type: ignore[assignment]
+    ListAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]  # type: ignore[assignment]
+    """Who changed what, the latest first."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +149,36 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Explanation, _abc.Awaitable[_admin_pb2.Explanation]]:
         """Reads one document from both stores now and says what differs."""
+
+    @_abc_1.abstractmethod
+    def StartRamp(
+        self,
+        request: _admin_pb2.StartRampRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Ramp, _abc.Awaitable[_admin_pb2.Ramp]]:
+        """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+
+    @_abc_1.abstractmethod
+    def StopRamp(
+        self,
+        request: _admin_pb2.StopRampRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRampsReply, _abc.Awaitable[_admin_pb2.ListRampsReply]]:
+        """Leaves the reads where they are."""
+
+    @_abc_1.abstractmethod
+    def ListRamps(
+        self,
+        request: _admin_pb2.ListRampsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRampsReply, _abc.Awaitable[_admin_pb2.ListRampsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _admin_pb2.ListAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuditReply, _abc.Awaitable[_admin_pb2.ListAuditReply]]:
+        """Who changed what, the latest first."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
