@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -51,7 +52,11 @@ from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
+    EFFECTIVE_PERCENT,
     EPOCH,
+    FOREIGN,
+    GATE_OPEN,
+    MISFITS,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -101,13 +106,15 @@ class Sidecar:
         return await self.admin.status()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """No new calls; those under way have `grace` seconds; puts are drained; all closed."""
+        """No new calls; those under way, and then puts, have `grace` seconds together; all closed.
+        What is not put by then stands as pending rows, which any sidecar takes over."""
+        ends = time.monotonic() + grace
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         if self._forward is not None:
-            await self._forward.drain(grace)
+            await self._forward.drain(max(0.0, ends - time.monotonic()))
         if self._recopy is not None:
-            await self._recopy.drain(grace)
+            await self._recopy.drain(max(0.0, ends - time.monotonic()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -131,7 +138,7 @@ async def _start(
     settings: Settings, telemetry: Telemetry, source: Source | None, resources: AsyncExitStack
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
-    mappings = load_mappings(settings.migration.mappings)
+    mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:
@@ -141,15 +148,21 @@ async def _start(
             "shadow": settings.postgresql.shadow_lanes,
         }
         for role, size in sizes.items():
-            lanes[role] = await Lanes.open(
-                settings.postgresql.dsn, size=size, timeout=settings.postgresql.timeout
-            )
+            lanes[role] = Lanes(settings.postgresql.dsn, size)
             resources.push_async_callback(lanes[role].close)
-        await create_schema(lanes["mirror"], mappings)
-        await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
     control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
-    to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
+    async def open_postgresql() -> Stage | None:
+        if lanes:
+            await create_schema(lanes["mirror"], mappings)
+            await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
+        return await control.open(requested or Stage.OFF, explicit=requested is not None)
+
+    away, to_request = None, None
+    try:
+        to_request = await open_postgresql()
+    except InfrastructureError as error:
+        away = error
     firestore = lease = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
         firestore = connect(
@@ -161,6 +174,8 @@ async def _start(
         lease = control.lease = Lease(
             Fences(firestore), settings.migration.lease, settings.firestore.timeout
         )
+    if away is not None:
+        await _start_without_postgresql(control, lease, away)
     coordinator = Coordinator(
         control,
         lease,
@@ -200,6 +215,7 @@ async def _start(
             outbox,
             telemetry,
             settings.migration.mirror,
+            settings.migration.fence,
             settings.migration.horizon,
         )
         if firestore is not None
@@ -268,6 +284,9 @@ async def _start(
     telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
     telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    telemetry.gauge(EFFECTIVE_PERCENT, lambda: _by_collection(admin.effective.percents()))
+    if lease is not None:
+        telemetry.gauge(GATE_OPEN, lambda: float(lease.document.gate_open))
     telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
     if settings.admin.port is not None:
         application = http.build(control, admin.status)
@@ -289,7 +308,8 @@ async def _start(
     if outbox is not None:
         tasks.append(_supervise("outbox", outbox.run))
     if lanes:
-        await _settle_stage(coordinator)
+        if away is None:
+            await _settle_stage(coordinator)
         tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
     if ramping is not None:
@@ -307,8 +327,11 @@ async def _start(
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
-    if to_request is not None:
-        tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
+    carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
+    if away is not None:
+        tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
+    elif to_request is not None:
+        tasks.append(asyncio.create_task(carry_out(to_request)))
     return Sidecar(
         address,
         control,
@@ -468,11 +491,13 @@ def _watch(
     telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
     telemetry.gauge(OLDEST_PENDING, shown(lambda backlog: backlog.oldest_seconds))
     telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
+    telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
     telemetry.gauge(ROLLBACK_LOSES, loses)
 
     async def watch() -> None:
         nonlocal seen
         while True:
+            admin.effective.observe()
             try:
                 seen = await admin.backlog()
             except CrossfadeError as error:
@@ -485,11 +510,53 @@ def _watch(
     return watch
 
 
+def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:
+    return {(collection,): value for collection, value in values.items()}
+
+
 def _read_percents(control: Control) -> dict[Labels, float]:
     """By collection; `*` stands for those without a setting of their own."""
     snapshot = control.snapshot
     names = {"", *snapshot.traffic}
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
+
+
+async def _start_without_postgresql(
+    control: Control, lease: Lease | None, away: InfrastructureError
+) -> None:
+    """The mirror's outage is not the application's, at a start either: Firestore's control
+    document says enough to go on with, through the outbox. Raises `away` where it does not."""
+    if lease is None:
+        raise away
+    try:
+        document = await lease.renew()
+    except CrossfadeError:
+        raise away from None
+    if not document.update_time or not document.open:
+        raise away
+    await control.adopt()
+    log.warning("PostgreSQL is away: started by Firestore's control document", error=away.code)
+
+
+async def _open_later(
+    open_postgresql: Callable[[], Awaitable[Stage | None]],
+    carry_out: Callable[[Stage], Awaitable[None]],
+) -> None:
+    """What a start does in PostgreSQL, once it is back."""
+    pause = RETRY_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            to_request = await open_postgresql()
+        except InfrastructureError:
+            continue
+        except CrossfadeError as error:
+            log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
+            pause = min(2 * pause, MAX_RETRY_SECONDS)
+            continue
+        if to_request is not None:
+            await carry_out(to_request)
+        return
 
 
 def _needs_lease(control: Control) -> bool:
@@ -505,7 +572,7 @@ async def _settle_stage(coordinator: Coordinator) -> None:
 
 
 async def _carry_out(
-    stage: Stage, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+    stage: Stage, *, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
 ) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 

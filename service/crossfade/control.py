@@ -155,7 +155,7 @@ class Control:
         last. Whoever waits shares the next one.
         """
         if self._rows is None:
-            await self._adopt()
+            await self.adopt()
             return self.snapshot
         wanted = self._readings + 1
         async with self._reading:
@@ -201,11 +201,22 @@ class Control:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
+                if self._went_on_without_postgresql():
+                    await self.adopt()
                 await self.refresh()
             except CrossfadeError as error:
                 log.warning("the control row cannot be read", error=error.code)
                 with suppress(CrossfadeError):
-                    await self._adopt()
+                    await self.adopt()
+
+    def _went_on_without_postgresql(self) -> bool:
+        """After a rollback by force: the document is ahead of a row that nobody could write."""
+        return (
+            self.lease is not None
+            and self.lease.valid
+            and self.lease.document.open
+            and self.lease.document.epoch > self.snapshot.epoch
+        )
 
     # --- Firestore's side -------------------------------------------------------------------
 
@@ -239,7 +250,7 @@ class Control:
             try:
                 await self.refresh()
             except CrossfadeError:
-                await self._adopt()
+                await self.adopt()
             if self.admitted(self.snapshot):
                 continue
             try:
@@ -261,9 +272,9 @@ class Control:
             if self.lease is None:
                 raise
             await self.lease.renew(left())
-            await self._adopt()
+            await self.adopt()
 
-    async def _adopt(self) -> None:
+    async def adopt(self) -> None:
         """What Firestore's document says, while PostgreSQL cannot be asked: enough to go on
         with Firestore, and for nothing that the mirror would have to vouch for."""
         if self.lease is None:

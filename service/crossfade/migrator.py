@@ -13,6 +13,7 @@ from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
+    CommitUnanswered,
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
@@ -324,12 +325,15 @@ class Migrator:
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
             outcome = await asyncio.shield(store.commit(writes, timeout=call.left(), intent=intent))
-        except InfrastructureError as failure:
+        except CommitUnanswered as failure:
             error = failure.code
             raise OutcomeUnknown(
                 f"{failure}; whether the commit was applied is not known, repeat it "
                 f"with the same request_id to find out without doing it twice"
             ) from failure
+        except InfrastructureError as failure:
+            error = failure.code
+            raise Unavailable(f"{failure}; the commit was not applied") from failure
         except CrossfadeError as failure:
             error = failure.code
             raise

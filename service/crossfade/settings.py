@@ -72,12 +72,17 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds."""
+    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds.
+
+    `stop_timeout`: seconds that calls under way, and after them puts, have to end in when the
+    sidecar is told to stop.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7600
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
+    stop_timeout: Seconds = 10.0
 
 
 class FirestoreSettings(Section):
@@ -144,6 +149,8 @@ class MigrationSettings(Section):
     an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    `fence`: what keeps a commit that a dead sidecar sent from being applied after its recopy: an
+    intent document in the commit (one more write each), or the trust in `horizon`.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
@@ -156,6 +163,7 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    fence: Literal["document", "horizon"] = "document"
     allow_pin: bool = False
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
     horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
@@ -303,12 +311,16 @@ class RampSettings(Section):
 
 
 class RecopySettings(Section):
-    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`."""
+    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`.
+
+    `prune_interval`: seconds between two looks for tombstones and rows that nothing needs.
+    """
 
     interval: Seconds = 0.2
     batch: Count = 100
     lease: Seconds = 10.0
     attempts: Count = 10
+    prune_interval: Seconds = 60.0
 
 
 class TelemetrySettings(Section):

@@ -4,7 +4,7 @@ Metrics go into a recorder of our own (about 0.25 µs a record; the SDK's takes 
 the status reads too. otlp.py hands what it holds to OpenTelemetry, and only when it is
 exported. Whether a call is traced is decided before anything of OpenTelemetry is
 touched (0.1 µs against 17). Nothing here raises into a request or holds a value of a
-document: labels are collection ids, names of operations and codes.
+document: labels are collection ids, names of operations and codes, fields that a mapping names.
 """
 
 import time
@@ -100,6 +100,12 @@ STORE_ERRORS = Counter(
 )
 READS = Counter("crossfade.reads", "{read}", "Reads answered, by store", (COLLECTION, STORE))
 COMMITS = Counter("crossfade.commits", "{commit}", "Commits, by outcome", ("crossfade.outcome",))
+MISFITS = Counter(
+    "crossfade.misfits",
+    "{value}",
+    "Values written that their column does not take, and that were kept beside it",
+    (COLLECTION, "crossfade.field", "crossfade.cause"),
+)
 VERDICTS = Counter(
     "crossfade.verdicts", "{verdict}", "Shadow reads compared", (COLLECTION, "crossfade.verdict")
 )
@@ -163,13 +169,30 @@ RAMP_MOVES = Counter(
     "Percents that a ramp (advance, back) or the guard changed",
     (COLLECTION, "crossfade.move"),
 )
+PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")
 OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row")
 DEAD_LETTERS = Gauge("crossfade.dead_letters", "{document}", "Documents that failed too often")
+FOREIGN = Gauge(
+    "crossfade.dead_letters.foreign",
+    "{document}",
+    "Dead letters for which Firestore holds what nobody here wrote",
+)
 STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
 EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
+EFFECTIVE_PERCENT = Gauge(
+    "crossfade.read_percent.effective",
+    "%",
+    "Reads that PostgreSQL answered in the last minute",
+    (COLLECTION,),
+)
+GATE_OPEN = Gauge(
+    "crossfade.gate.open",
+    "1",
+    "0 while commits may be in the outbox, and the mirror answers nothing",
+)
 READ_PERCENT = Gauge(
     "crossfade.read_percent", "%", "Share of reads that PostgreSQL answers", (COLLECTION,)
 )

@@ -3,16 +3,17 @@
 import asyncio
 import time
 
+import asyncpg
 import pytest
 
 from crossfade.errors import Aborted, Unavailable
+from crossfade.outbox import Outbox
 from crossfade.plan import Stage, StoreName
-from crossfade.stores.fences import ControlDocument
+from crossfade.stores.fences import ControlDocument, Entry
 from crossfade.stores.firestore import FirestoreStore
-from crossfade.telemetry import OUTBOX
+from crossfade.telemetry import OUTBOX, READS, RETURNED_READS
 from crossfade.wire import parse_document
-from crossfade.write import Write
-from crossfade_client import CrossfadeError, Increment, UnavailableError
+from crossfade_client import CrossfadeError, Increment, UnavailableError, Write
 from tests.sidecar import DATABASE, Running, eventually, running
 
 
@@ -50,7 +51,7 @@ def gate(stack: Running) -> int:
     return stack.sidecar.control.lease.document.gate
 
 
-async def entries(stack: Running) -> list:
+async def entries(stack: Running) -> list[Entry]:
     return await stack.sidecar.control.lease.fences.entries(timeout=5)
 
 
@@ -84,6 +85,8 @@ async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(
     """The second sidecar reaches PostgreSQL, where nothing says that a commit is missing."""
     await first.client.set("tasks/1", {"n": 1})
     await first.settled()
+    # The sharpest case: the second sidecar has just been told that the gate is open.
+    await second.sidecar.control.lease.renew()
     mend = cut(first)
     stop, stale, acknowledged = False, [], 1
 
@@ -106,6 +109,8 @@ async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(
     stop = True
     await asyncio.gather(*readers)
     assert stale == []
+    assert second.count(READS, "postgresql") > 0
+    assert second.count(RETURNED_READS, "gate") > 0
     await first.settled()
     assert await in_postgres(first, "tasks/1") == {"n": 19}
 
@@ -141,6 +146,28 @@ async def test_a_gate_that_was_opened_and_closed_again_is_another(first, second,
     assert outbox._waited == 3
 
 
+async def test_a_closed_gate_is_seen_again_by_the_commit_itself(first, second, cut, monkeypatch):
+    """However long a sidecar relied on what it knew of the gate: its transaction looks."""
+    mend = cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    mend()
+    await eventually(lambda: _open(first))
+    lease = first.sidecar.control.lease
+    before = ControlDocument(lease.document.epoch, open=True, gate=1, mirrored=True)
+
+    async def frozen(*_args) -> ControlDocument:
+        return before
+
+    monkeypatch.setattr(lease, "document", before)
+    monkeypatch.setattr(lease, "_until", time.monotonic() + 60)
+    monkeypatch.setattr(lease, "renew", frozen)
+    monkeypatch.setattr(lease, "learn", lambda *_args: None)
+    cut(first)
+    with pytest.raises(CrossfadeError):
+        await first.client.set("tasks/1", {"n": 2}, timeout=2)
+    assert first.memory.read("tasks/1").fields == {"n": 1}
+
+
 async def test_a_late_outbox_commit_is_refused_once_the_gate_is_open(first, cut, monkeypatch):
     """Held on its way, while the gate opens without it: nothing would ever drain it."""
     mend = cut(first)
@@ -149,10 +176,10 @@ async def test_a_late_outbox_commit_is_refused_once_the_gate_is_open(first, cut,
     reached = asyncio.Event()
 
     async def late(self, writes, deadline, transaction=None):
-        if transaction is not None and self is first.sidecar._forward._firestore:
-            if not reached.is_set():
-                reached.set()
-                await held.wait()
+        mine = self is first.sidecar._forward._firestore
+        if mine and transaction is not None and not reached.is_set():
+            reached.set()
+            await held.wait()
         return await real(self, writes, deadline, transaction)
 
     monkeypatch.setattr(FirestoreStore, "_send", late)
@@ -184,11 +211,17 @@ async def test_a_request_is_done_once_though_its_first_answer_came_through_the_o
     assert (await first.client.get("tasks/1")).fields == {"n": 1}
 
 
-async def test_a_change_of_authority_waits_for_the_outbox(first, second, cut):
+async def test_a_change_of_authority_waits_for_the_outbox(first, second, cut, monkeypatch):
     """Sidecar one writes past PostgreSQL; sidecar two takes PostgreSQL into charge."""
-    mend = cut(first)
+    real = Outbox.drain
+
+    async def slowly(self, snapshot) -> bool:
+        await asyncio.sleep(1)
+        return await real(self, snapshot)
+
+    monkeypatch.setattr(Outbox, "drain", slowly)
+    cut(first)
     await first.client.set("tasks/1", {"n": 1}, timeout=5)
-    mend()
     await second.stage("live")
     assert await in_postgres(second, "tasks/1") == {"n": 1}
     assert (await second.client.get("tasks/1")).fields == {"n": 1}
@@ -216,6 +249,26 @@ async def test_a_sidecar_that_missed_the_change_writes_nothing_past_it(first, se
     assert first.memory.read("tasks/1").fields == {"n": 2}
 
 
+async def test_a_sidecar_that_starts_in_the_outage_goes_on_through_the_outbox(first, monkeypatch):
+    """PostgreSQL cannot be reached at all; it comes back later."""
+    real, away = asyncpg.connect, True
+
+    async def connect(dsn, **options):
+        if away and options.get("connection_class") is not None:
+            raise ConnectionRefusedError(111, "refused")
+        return await real(dsn, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    async with first.another(stage=Stage.SHADOW, read_percent=100) as restarted:
+        await restarted.client.set("tasks/1", {"n": 1}, timeout=8)
+        assert (await restarted.client.get("tasks/1")).fields == {"n": 1}
+        away = False
+        await eventually(lambda: _open(restarted))
+        assert restarted.sidecar.control.snapshot.stage is Stage.SHADOW
+        await first.settled()
+        assert await in_postgres(restarted, "tasks/1") == {"n": 1}
+
+
 async def test_required_refuses_rather_than_go_past_the_mirror(postgres_database, cut):
     async with running(await postgres_database(), Stage.SHADOW, mirror="required") as stack:
         await stack.copy()
@@ -228,10 +281,8 @@ async def test_required_refuses_rather_than_go_past_the_mirror(postgres_database
 async def test_more_paths_than_one_document_may_name(first, cut):
     mend = cut(first)
     name = "x" * 1400
-    writes = [Write(f"notes/{number}{name}", {"n": 1}) for number in range(300)]
-    from crossfade_client import Write as ClientWrite
-
-    await first.client.commit([ClientWrite.set(w.path, {"n": 1}) for w in writes], timeout=20)
+    writes = [Write.set(f"notes/{number}{name}", {"n": 1}) for number in range(300)]
+    await first.client.commit(writes, timeout=20)
     assert len(await entries(first)) == 2
     mend()
     await eventually(lambda: _open(first))

@@ -18,7 +18,7 @@ from crossfade import cli, display, probes
 from crossfade.display import StatusLine, print_table, status_text
 from crossfade.embedded import EmbeddedError, EmbeddedPostgres, lock
 from crossfade.errors import Internal, Unavailable
-from crossfade.settings import PostgresqlSettings
+from crossfade.settings import PostgresqlSettings, ServerSettings
 from crossfade_api.v1.admin_pb2 import Status
 
 COMMANDS = ["up", "serve", "firestore", "rehearse", "settings"]
@@ -208,7 +208,7 @@ def test_serve_says_where_and_stops_cleanly_on_a_signal(composition, capsys, num
     assert cli.main(["serve", "--port", "0", "--host", "0.0.0.0"]) == 0
 
     assert capsys.readouterr().out == "sidecar 127.0.0.1:7601\n"
-    assert composition.sidecar.stopped == [cli.STOP_SECONDS]
+    assert composition.sidecar.stopped == [ServerSettings().stop_timeout]
     assert (composition.settings.server.port, composition.settings.server.host) == (0, "0.0.0.0")
 
 

@@ -14,6 +14,7 @@ from crossfade.checks import checks_of, run_checks
 from crossfade.checks.facts import Facts
 from crossfade.control import Control
 from crossfade.document import Database, check_id
+from crossfade.effective import Effective
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
 from crossfade.figures import EVERY, Tally, figures
 from crossfade.jobs.backfill import backfill
@@ -47,6 +48,7 @@ MAX_BARRIER_SECONDS = 3600.0
 COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
+LETTERS, MAX_LETTERS = 100, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,13 @@ class Backlog:
     """Documents of which the mirror may be behind, and what a rollback would lose now:
     by barrier, and by force."""
 
-    pending: int
-    oldest_seconds: float
-    dead: int
-    copied: bool
-    rollback_loses: int
-    forced_rollback_loses: int
+    pending: int = 0
+    oldest_seconds: float = 0.0
+    dead: int = 0
+    foreign: int = 0
+    copied: bool = False
+    rollback_loses: int = 0
+    forced_rollback_loses: int = 0
 
 
 class Admin:
@@ -85,6 +88,7 @@ class Admin:
         self._control = control
         self._coordinator = coordinator
         self._telemetry = telemetry
+        self.effective = Effective(telemetry)
         self._database = database
         self._firestore = firestore
         self._mirror = mirror
@@ -110,12 +114,12 @@ class Admin:
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
         before = self._control.snapshot.stage
-        checked = request.check or request.dry_run or request.force
+        checked = request.check or request.dry_run or request.against_checks
         answers = await self._checks(before, target) if checked else ()
         if not request.dry_run:
-            if overall(answers) is not Outcome.PASS and not request.force:
+            if overall(answers) is not Outcome.PASS and not request.against_checks:
                 raise FailedPrecondition(_refusal(target, answers))
-            await self._coordinator.set_stage(target, timeout=seconds)
+            await self._coordinator.set_stage(target, timeout=seconds, force=request.force)
             await self._remember(
                 request.who, "stage", before.value, target.value, request.reason, checks=answers
             )
@@ -227,10 +231,62 @@ class Admin:
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()
 
+    async def list_dead_letters(self, data: bytes, call: Call) -> bytes:
+        request = parse(admin_pb2.ListDeadLettersRequest, data)
+        if not 0 <= request.limit <= MAX_LETTERS:
+            raise InvalidArgument(f"limit: {request.limit} is outside 0..{MAX_LETTERS}")
+        limit = request.limit or LETTERS
+        found = await self._needs_mirror().dead_letters.list(
+            collection=request.collection or None,
+            after=request.after,
+            limit=limit + 1,
+            timeout=call.left(),
+        )
+        reply = admin_pb2.ListDeadLettersReply(more=len(found) > limit)
+        for letter in found[:limit]:
+            added = reply.letters.add(
+                path=letter.path,
+                collection=letter.collection,
+                reason=letter.reason,
+                cause=letter.cause,
+                attempts=letter.attempts,
+                epoch=letter.epoch,
+                foreign=letter.foreign,
+                commits=letter.commits,
+            )
+            added.since.FromDatetime(letter.since)
+        return reply.SerializeToString()
+
+    async def retry_dead_letters(self, data: bytes, call: Call) -> bytes:
+        request = parse(admin_pb2.RetryDeadLettersRequest, data)
+        if sum(map(bool, (request.path, request.collection, request.all))) != 1:
+            raise InvalidArgument("path, collection, all: exactly one must be given")
+        retried = await self._needs_mirror().dead_letters.retry(
+            path=request.path or None,
+            collection=request.collection or None,
+            overwrite_foreign=request.overwrite_foreign,
+            timeout=call.left(),
+        )
+        self._coordinator.wake_recopy()
+        return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
+
+    def _needs_mirror(self) -> Mirror:
+        if self._mirror is None:
+            raise FailedPrecondition("this sidecar runs without PostgreSQL; set DATABASE_URL")
+        return self._mirror
+
     async def status(self) -> admin_pb2.Status:
         snapshot = self._control.snapshot
-        backlog = await self.backlog()
+        backlog, unknown = Backlog(), ""
+        try:
+            backlog = await self.backlog()
+        except InfrastructureError as error:
+            unknown = str(error)
+        lease = self._control.lease
         status = admin_pb2.Status(
+            backlog_unknown=unknown,
+            gate_open=lease is not None and lease.document.gate_open,
+            effective_percent=self.effective.percents(),
             stage=snapshot.stage.value,
             authority=snapshot.authority.value if snapshot.writable else "none",
             epoch=snapshot.epoch,
@@ -260,7 +316,7 @@ class Admin:
         cannot be asked."""
         snapshot = self._control.snapshot
         if self._mirror is None:
-            return Backlog(0, 0.0, 0, copied=False, rollback_loses=0, forced_rollback_loses=0)
+            return Backlog()
         summary = await self._mirror.summary(timeout=SUMMARY_SECONDS)
         loses = forced = 0
         if snapshot.stage is Stage.COMPLETE:
@@ -272,6 +328,7 @@ class Admin:
             summary.pending,
             summary.oldest_seconds,
             summary.dead,
+            summary.foreign,
             copied=snapshot.stage is not Stage.OFF and not summary.wildcards,
             rollback_loses=loses,
             forced_rollback_loses=forced,
@@ -318,6 +375,8 @@ def handler(
         "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
         "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
         "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
+        "ListDeadLetters": wrap.unary(f"{SERVICE}/ListDeadLetters", admin.list_dead_letters),
+        "RetryDeadLetters": wrap.unary(f"{SERVICE}/RetryDeadLetters", admin.retry_dead_letters),
         **more,
     }
     return grpc.method_handlers_generic_handler(SERVICE, methods)

@@ -40,20 +40,25 @@ class SetStageRequest(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     CHECK_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
-    FORCE_FIELD_NUMBER: _builtins.int
+    AGAINST_CHECKS_FIELD_NUMBER: _builtins.int
     WHO_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
+    force: _builtins.bool
+    """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
+    had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
+    """
     check: _builtins.bool
     """Asks the checks of this change first; one that does not pass refuses it."""
     dry_run: _builtins.bool
     """Only says what the checks say."""
-    force: _builtins.bool
+    against_checks: _builtins.bool
     """Goes on against the checks. The audit trail keeps what they said."""
     who: _builtins.str
     """For the audit trail."""
@@ -63,15 +68,16 @@ class SetStageRequest(_message.Message):
         *,
         stage: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
+        force: _builtins.bool = ...,
         check: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
-        force: _builtins.bool = ...,
+        against_checks: _builtins.bool = ...,
         who: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["against_checks", b"against_checks", "check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,6 +193,26 @@ class Status(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EffectivePercentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STAGE_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -203,6 +229,9 @@ class Status(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     READS_BY_STORE_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    BACKLOG_UNKNOWN_FIELD_NUMBER: _builtins.int
+    GATE_OPEN_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
     SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
@@ -222,6 +251,12 @@ class Status(_message.Message):
     fallback_reads: _builtins.int
     dead_letters: _builtins.int
     commits: _builtins.int
+    backlog_unknown: _builtins.str
+    """Why the figures of the backlog (pending, dead letters, copied, what a rollback loses) are
+    not known: PostgreSQL cannot be asked. Empty: they are.
+    """
+    gate_open: _builtins.bool
+    """false: commits may have gone past PostgreSQL, and it answers nothing until they are drained."""
     settings_problem: _builtins.str
     """Why the settings file is refused, so that older settings are in force; empty: it is not."""
     @_builtins.property
@@ -233,6 +268,10 @@ class Status(_message.Message):
     @_builtins.property
     def reads_by_store(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Since the sidecar's start."""
+
+    @_builtins.property
+    def effective_percent(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The share of reads that PostgreSQL answered in the last minute, by collection."""
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
@@ -257,12 +296,15 @@ class Status(_message.Message):
         dead_letters: _builtins.int = ...,
         reads_by_store: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         commits: _builtins.int = ...,
+        backlog_unknown: _builtins.str = ...,
+        gate_open: _builtins.bool = ...,
+        effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         settings_problem: _builtins.str = ...,
         checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,6 +404,161 @@ class StoreLatency(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoreLatency: _TypeAlias = StoreLatency  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    limit: _builtins.int
+    """1..1000; 0 is 100."""
+    after: _builtins.str
+    """Only those whose path is greater: the last path of the page before."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more after the last of these."""
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]: ...
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersReply: _TypeAlias = ListDeadLettersReply  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    collection: _builtins.str
+    reason: _builtins.str
+    """What made it pending: commit, repair, sweep, rollback."""
+    cause: _builtins.str
+    """Why it could not be put: the name of an error."""
+    attempts: _builtins.int
+    epoch: _builtins.int
+    foreign: _builtins.bool
+    """Firestore holds something, or nothing, that nobody here wrote."""
+    commits: _builtins.int
+    """How many commits wait for it."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest of its commits was done."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        foreign: _builtins.bool = ...,
+        commits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cause", b"cause", "collection", b"collection", "commits", b"commits", "epoch", b"epoch", "foreign", b"foreign", "path", b"path", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersRequest(_message.Message):
+    """Exactly one of path, collection, all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FOREIGN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    collection: _builtins.str
+    all: _builtins.bool
+    overwrite_foreign: _builtins.bool
+    """PostgreSQL's document replaces the foreign one that was found. One that changed since is
+    looked at again, as without this.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        all: _builtins.bool = ...,
+        overwrite_foreign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "collection", b"collection", "overwrite_foreign", b"overwrite_foreign", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersRequest: _TypeAlias = RetryDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    """Documents that are tried again."""
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersReply: _TypeAlias = RetryDeadLettersReply  # noqa: Y015
 
 @_typing.final
 class ListMismatchesRequest(_message.Message):

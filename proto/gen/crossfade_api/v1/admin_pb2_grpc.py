@@ -54,6 +54,16 @@ class AdminStub:
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.CopyRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_admin__pb2.CopyProgress.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/crossfade.v1.Admin/ListDeadLetters',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.FromString,
+                _registered_method=True)
+        self.RetryDeadLetters = channel.unary_unary(
+                '/crossfade.v1.Admin/RetryDeadLetters',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
+                _registered_method=True)
         self.ListMismatches = channel.unary_unary(
                 '/crossfade.v1.Admin/ListMismatches',
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.SerializeToString,
@@ -112,6 +122,20 @@ class AdminServicer:
 
     def Copy(self, request, context):
         """Copies every document of the authority that the mirror does not hold yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Documents that could not be put into the mirror, by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetters(self, request, context):
+        """Has them tried again; returns at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -180,6 +204,16 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Copy,
                     request_deserializer=crossfade_dot_v1_dot_admin__pb2.CopyRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_admin__pb2.CopyProgress.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.SerializeToString,
+            ),
+            'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetters,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.SerializeToString,
             ),
             'ListMismatches': grpc.unary_unary_rpc_method_handler(
                     servicer.ListMismatches,
@@ -320,6 +354,60 @@ class Admin:
             '/crossfade.v1.Admin/Copy',
             crossfade_dot_v1_dot_admin__pb2.CopyRequest.SerializeToString,
             crossfade_dot_v1_dot_admin__pb2.CopyProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListDeadLetters',
+            crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/RetryDeadLetters',
+            crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
             options,
             channel_credentials,
             insecure,

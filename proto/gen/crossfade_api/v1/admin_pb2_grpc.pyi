@@ -40,6 +40,10 @@ class AdminStub:
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _grpc.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersReply]
+    """Documents that could not be put into the mirror, by path."""
+    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]
+    """Has them tried again; returns at once."""
     ListMismatches: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]
     """What shadow reads found to differ, by collection and signature, the latest first."""
     ExplainMismatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]
@@ -64,6 +68,10 @@ class AdminAsyncStub(AdminStub):
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _aio.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]  # type: ignore[assignment]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersReply]  # type: ignore[assignment]
+    """Documents that could not be put into the mirror, by path."""
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]  # type: ignore[assignment]
+    """Has them tried again; returns at once."""
     ListMismatches: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]  # type: ignore[assignment]
     """What shadow reads found to differ, by collection and signature, the latest first."""
     ExplainMismatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
@@ -109,6 +117,22 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CopyProgress], _abc.AsyncIterator[_admin_pb2.CopyProgress]]:
         """Copies every document of the authority that the mirror does not hold yet."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _admin_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListDeadLettersReply, _abc.Awaitable[_admin_pb2.ListDeadLettersReply]]:
+        """Documents that could not be put into the mirror, by path."""
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetters(
+        self,
+        request: _admin_pb2.RetryDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RetryDeadLettersReply, _abc.Awaitable[_admin_pb2.RetryDeadLettersReply]]:
+        """Has them tried again; returns at once."""
 
     @_abc_1.abstractmethod
     def ListMismatches(
