@@ -64,7 +64,7 @@ app = App(
 )
 
 
-for command in (schema, drift, dead_letters, stage, traffic, ramp, rollback, mismatches, audit):
+for command in (schema, drift, stage, traffic, ramp, rollback, mismatches, audit, dead_letters):
     app.command(command)
 
 

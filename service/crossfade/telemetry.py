@@ -163,13 +163,13 @@ OUTBOX = Counter(
     "Commits past PostgreSQL while it was away, and their becoming pending rows",
     ("crossfade.outcome",),
 )
+PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 RAMP_MOVES = Counter(
     "crossfade.ramp.moves",
     "{move}",
     "Percents that a ramp (advance, back) or the guard changed",
     (COLLECTION, "crossfade.move"),
 )
-PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")

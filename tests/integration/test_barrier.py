@@ -257,7 +257,9 @@ async def test_a_rollback_by_force_while_postgresql_is_dead(postgres_database, m
             await stack.stage("dual_write")
         with pytest.raises(UnavailableError):
             await stack.client.set("tasks/1", {"n": 1}, timeout=1)
-        await stack.admin.SetStage(admin_pb2.SetStageRequest(stage="dual_write", force=True))
+        await stack.admin.SetStage(
+            admin_pb2.SetStageRequest(stage="dual_write", without_postgresql=True)
+        )
         await stack.client.set("tasks/1", {"n": 1}, timeout=5)
         assert (await stack.client.get("tasks/sent")).fields == {"n": 1}
         dead = False

@@ -281,7 +281,7 @@ async def test_a_checked_change_of_stage_is_held_and_says_why(url):
         await stack.settled()
         with pytest.raises(grpc.aio.AioRpcError, match="verdicts hold: nothing was compared"):
             await set_stage(stack, "live", check=True)
-        assert (await set_stage(stack, "live", against_checks=True)).stage == "live"
+        assert (await set_stage(stack, "live", force=True)).stage == "live"
         # Nothing holds the way back.
         assert (await set_stage(stack, "shadow", check=True)).stage == "shadow"
         reply = await stack.admin.ListAudit(admin_pb2.ListAuditRequest())

@@ -113,13 +113,16 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
+        if request.without_postgresql:
+            await self._coordinator.set_stage(target, timeout=seconds, force=True)
+            return (await self.status()).SerializeToString()
         before = self._control.snapshot.stage
-        checked = request.check or request.dry_run or request.against_checks
+        checked = request.check or request.dry_run or request.force
         answers = await self._checks(before, target) if checked else ()
         if not request.dry_run:
-            if overall(answers) is not Outcome.PASS and not request.against_checks:
+            if overall(answers) is not Outcome.PASS and not request.force:
                 raise FailedPrecondition(_refusal(target, answers))
-            await self._coordinator.set_stage(target, timeout=seconds, force=request.force)
+            await self._coordinator.set_stage(target, timeout=seconds)
             await self._remember(
                 request.who, "stage", before.value, target.value, request.reason, checks=answers
             )

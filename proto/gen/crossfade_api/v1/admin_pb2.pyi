@@ -40,44 +40,44 @@ class SetStageRequest(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
-    FORCE_FIELD_NUMBER: _builtins.int
     CHECK_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
-    AGAINST_CHECKS_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     WHO_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    WITHOUT_POSTGRESQL_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
-    force: _builtins.bool
-    """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
-    had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
-    """
     check: _builtins.bool
     """Asks the checks of this change first; one that does not pass refuses it."""
     dry_run: _builtins.bool
     """Only says what the checks say."""
-    against_checks: _builtins.bool
+    force: _builtins.bool
     """Goes on against the checks. The audit trail keeps what they said."""
     who: _builtins.str
     """For the audit trail."""
     reason: _builtins.str
+    without_postgresql: _builtins.bool
+    """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
+    had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
+    """
     def __init__(
         self,
         *,
         stage: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
-        force: _builtins.bool = ...,
         check: _builtins.bool = ...,
         dry_run: _builtins.bool = ...,
-        against_checks: _builtins.bool = ...,
+        force: _builtins.bool = ...,
         who: _builtins.str = ...,
         reason: _builtins.str = ...,
+        without_postgresql: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["against_checks", b"against_checks", "check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who", "without_postgresql", b"without_postgresql"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
