@@ -447,6 +447,7 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
