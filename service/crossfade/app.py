@@ -15,6 +15,7 @@ from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.lease import Lease
 from crossfade.mapping import Mappings
@@ -39,6 +40,7 @@ from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
     EPOCH,
+    FOLLOWER_LAG,
     FOREIGN,
     OLDEST_PENDING,
     PENDING,
@@ -236,6 +238,18 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
+        if settings.follower.enabled:
+            follower = Follower(
+                control,
+                pending,
+                firestore,
+                telemetry,
+                database,
+                settings.follower.collections or mapped,
+                settle=settings.follower.settle,
+            )
+            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
+            tasks.append(_supervise("follower", follower.run))
     if to_request is not None:
         tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
     return Sidecar(
