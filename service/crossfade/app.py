@@ -19,6 +19,7 @@ from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
@@ -54,6 +55,7 @@ from crossfade.telemetry import (
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
+    FOLLOWER_LAG,
     FOREIGN,
     GATE_OPEN,
     MISFITS,
@@ -327,6 +329,18 @@ async def _start(
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
+        if settings.follower.enabled:
+            follower = Follower(
+                control,
+                pending,
+                firestore,
+                telemetry,
+                database,
+                settings.follower.collections or mapped,
+                settle=settings.follower.settle,
+            )
+            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
+            tasks.append(_supervise("follower", follower.run))
     carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
     if away is not None:
         tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))

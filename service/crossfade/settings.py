@@ -323,6 +323,18 @@ class RecopySettings(Section):
     prune_interval: Seconds = 60.0
 
 
+class FollowerSettings(Section):
+    """Whether Firestore's change stream is followed, for writers that use no sidecar yet.
+
+    `collections` by id, wherever they lie; none: all that are mapped. `settle`: seconds after
+    which a change is compared with the mirror.
+    """
+
+    enabled: bool = False
+    collections: tuple[str, ...] = ()
+    settle: Seconds = 1.0
+
+
 class TelemetrySettings(Section):
     """Where metrics and traces go (OTLP over gRPC); without an endpoint, nowhere."""
 
@@ -361,6 +373,7 @@ class Settings(Section):
     shadow: ShadowSettings = ShadowSettings()
     ramp: RampSettings = RampSettings()
     recopy: RecopySettings = RecopySettings()
+    follower: FollowerSettings = FollowerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
