@@ -18,6 +18,7 @@ from crossfade.document import Database, Document
 from crossfade.jobs.compare import Comparison, compare
 from crossfade.jobs.scan import scan
 from crossfade.store import DocumentStore
+from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.schema import create_schema
@@ -153,10 +154,12 @@ class World:
         )
 
     async def settled(self, seconds: float = SETTLE_SECONDS) -> None:
-        """Waits until nothing is pending. Fails with what still is, dead letters too."""
+        """Waits until nothing is pending and the outbox is empty. Fails with what still is, dead
+        letters too. The outbox first: what leaves it is pending before."""
         deadline = time.monotonic() + seconds
-        while rows := await self.pending():
-            assert time.monotonic() < deadline, f"still pending: {[tuple(row) for row in rows]}"
+        fences = Fences(self.direct)
+        while rows := [*await fences.entries(timeout=10), *await self.pending()]:
+            assert time.monotonic() < deadline, f"still pending: {rows}"
             await asyncio.sleep(0.05)
 
     async def compared(self) -> Comparison:
