@@ -5,8 +5,10 @@ off and expects tests of this file to fail.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -17,9 +19,11 @@ from crossfade_client import CrossfadeError, Increment, OutcomeUnknownError
 from crossfade_client import Write as ClientWrite
 from tests.fault.rpc_proxy import Held
 from tests.fault.workload import Workload
-from tests.fault.world import World, eventually, skew, world
+from tests.fault.world import World, Worlds, eventually, skew, world
 
 pytestmark = pytest.mark.timeout(180)
+ALL = bool(os.environ.get("FAULT_ALL"))
+"""Set by `make chaos`: everything that there is, and not what a change can wait for."""
 N1, N2 = {"n": 1}, {"n": 2}
 
 
@@ -28,28 +32,33 @@ def of(path: str):
     return lambda request: path.encode() in request
 
 
-@pytest.fixture
-async def two(fault_server, fault_directory) -> AsyncIterator[World]:
+@pytest.fixture(scope="module")
+async def worlds(fault_server, fault_directory) -> AsyncIterator[Worlds]:
     """Two sidecars in stage shadow, with a proxy of Firestore's methods each; PostgreSQL
     answers all that it can show to be fresh."""
-    async with world(fault_server, fault_directory, rpc=True) as around:
-        yield around
+    made = Worlds(fault_server, fault_directory, rpc=True)
+    yield made
+    await made.close()
 
 
 @pytest.fixture
-async def patient(fault_server, fault_directory) -> AsyncIterator[World]:
-    """As `two`, but nobody takes a writer's rows over while the test runs."""
-    async with world(fault_server, fault_directory, rpc=True, FAULT_LEASE="60") as around:
-        yield around
+async def two(worlds) -> World:
+    return await worlds.given()
 
 
 @pytest.fixture
-async def live(fault_server, fault_directory) -> AsyncIterator[World]:
-    async with world(fault_server, fault_directory, stage="live", rpc=True) as around:
-        yield around
+async def patient(worlds) -> World:
+    """Nobody takes a writer's rows over while the test runs."""
+    return await worlds.given(lease=60)
 
 
-async def given_up(call: asyncio.Task) -> None:
+@pytest.fixture
+async def live(two) -> World:
+    await two.stage("live")
+    return two
+
+
+async def given_up(call: asyncio.Task[Any]) -> None:
     """The call's caller is gone, or its sidecar; what came of it is not asked."""
     call.cancel()
     await asyncio.wait([call])
@@ -269,7 +278,9 @@ async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_no
     await two.equal()
 
 
-STEPS = ["write.opened", "write.committed", "write.put", "recopy.claimed", "recopy.read"]
+STEPS = ["write.opened", "write.put", "recopy.claimed"]
+if ALL:
+    STEPS += ["write.committed", "recopy.revoked", "recopy.read", "recopy.put"]
 
 
 async def test_a_sidecar_that_is_stopped_at_any_step_of_a_flip_does_no_harm(
@@ -422,22 +433,29 @@ async def _a_sidecar_stands_still(around: World) -> None:
 
 OUTAGES = [
     _postgres_is_cut,
-    _postgres_is_a_black_hole,
-    _postgres_is_half_open,
     _firestore_is_cut,
+    _postgres_is_a_black_hole,
     _firestore_is_a_black_hole,
+    _postgres_is_half_open,
     _firestore_is_half_open,
-    _everything_is_slow,
     _postgresql_is_killed,
     _firestore_is_killed,
-    _both_are_killed,
     _a_sidecar_is_asked_to_stop,
+    _both_are_killed,
+    _everything_is_slow,
     _a_sidecar_stands_still,
 ]
 
 
-@pytest.mark.parametrize("stage", ["shadow", "live"])
-@pytest.mark.parametrize("outage", OUTAGES, ids=lambda outage: outage.__name__.strip("_"))
+WHERE = [
+    pytest.param(outage, stage, id=f"{outage.__name__.strip('_')}-{stage}")
+    for turn, stage in enumerate(("shadow", "live"))
+    for number, outage in enumerate(OUTAGES)
+    if ALL or number % 2 == turn
+]
+
+
+@pytest.mark.parametrize(("outage", "stage"), WHERE)
 async def test_an_outage_under_load_loses_doubles_and_hides_nothing(loaded, outage, stage):
     around, load = loaded
     if (await _stage(around)) != stage:
@@ -459,18 +477,21 @@ async def test_an_outage_under_load_loses_doubles_and_hides_nothing(loaded, outa
 
 async def test_flips_there_and_back_with_a_clock_that_jumps(fault_server, fault_directory):
     """H10: versions are compared by epoch first, whatever PostgreSQL's clock says."""
-    async with world(fault_server, fault_directory, sidecars=2, skewed=True) as around:
-        async with Workload(around, seed=5, clients=5) as load:
-            for turn, seconds in enumerate((10, -10)):
-                await skew(around, seconds)
-                await around.stage("live", by=turn % 2)
-                await asyncio.sleep(0.5)
-                await skew(around, -seconds)
-                await asyncio.sleep(0.3)
-                await around.stage("shadow", by=turn % 2)
-                await asyncio.sleep(0.3)
-                await load.judged()
-                load.resume()
+    async with (
+        world(fault_server, fault_directory, sidecars=2, skewed=True) as around,
+        Workload(around, seed=5, clients=5) as load,
+    ):
+        for turn, seconds in enumerate((10, -10)):
+            await skew(around, seconds)
+            await around.stage("live", by=turn)
+            await asyncio.sleep(0.5)
+            await skew(around, 0)
+            await asyncio.sleep(0.3)
+            # Set back, the clock lets leases of pending rows run longer by as much.
+            await around.stage("shadow", by=turn, timeout=30)
+            await asyncio.sleep(0.3)
+            await load.judged()
+            load.resume()
 
 
 async def test_a_request_is_done_once_across_sidecars_crashes_and_flips(two):
