@@ -112,7 +112,6 @@ def test_what_is_read_off_the_table():
     assert [entry.column for entry in READERS.uniques] == ["card", "mail"]
     assert {index.name for index in BOOKS.table.indexes} == {
         *("books_state", "books_reader", "books_sequel_of", "books_misfits"),
-        "books_remainder",
     }
     loans = MAPPINGS.get("loans")
     assert loans is not None
