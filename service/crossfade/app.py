@@ -35,6 +35,7 @@ from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
@@ -49,6 +50,7 @@ from crossfade.telemetry import (
     Labels,
     Telemetry,
 )
+from crossfade.transactions import Transactions
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
@@ -70,6 +72,7 @@ class Sidecar:
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
+    transactions: Transactions
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -115,6 +118,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             "answer": settings.postgresql.lanes,
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
+            "snapshot": settings.postgresql.snapshot_lanes,
         }
         for role, size in sizes.items():
             lanes[role] = await Lanes.open(
@@ -192,6 +196,14 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         database,
         settings.migration.mirror,
     )
+    transactions = Transactions(
+        control,
+        migrator,
+        database,
+        firestore,
+        postgres,
+        Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
     admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
     wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
@@ -214,6 +226,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         await web.start()
     tasks = [_supervise("shadow", shadow.run)]
     tasks.append(_supervise("control", control.follow))
+    tasks.append(_supervise("transactions", transactions.run_sweeps))
     if lease is not None:
         tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
     if outbox is not None:
@@ -244,6 +257,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         admin,
         shadow,
         stores,
+        transactions,
         forward,
         recopy,
         server,

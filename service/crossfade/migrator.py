@@ -7,11 +7,13 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import cast
 
 from crossfade.call import Call
 from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
+    Aborted,
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
@@ -25,7 +27,8 @@ from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
 from crossfade.snapshot import Snapshot
-from crossfade.store import CommitOutcome, Intent, Page, Reading, Stored, Stores
+from crossfade.store import CommitOutcome, Intent, Page, Reading, Seen, Stored, Stores
+from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
 from crossfade.write import Write
 
@@ -248,20 +251,34 @@ class Migrator:
     # --- commit -----------------------------------------------------------------------------
 
     async def commit(
-        self, writes: Sequence[Write], call: Call, request_id: str | None = None
+        self,
+        writes: Sequence[Write],
+        call: Call,
+        request_id: str | None = None,
+        seen: Seen | None = None,
     ) -> CommitOutcome:
         """All writes or none, at the authority; the mirror follows, whatever happens to
-        this call. Waits while a change of authority is under way."""
+        this call. Waits while a change of authority is under way.
+
+        `seen`: what a transaction (transactions.py) has read. Raises Aborted when that is not
+        so any more, or was read before a change of authority.
+        """
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
+            if seen is not None and snapshot.epoch != seen.epoch:
+                raise Aborted("the authority has changed since the transaction began")
             if not snapshot.rules.mirrored:
                 snapshot = await self._control.admit(call.left)
             with self._control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
-                        outcome = await self._commit_postgresql(writes, snapshot, call, request_id)
+                        outcome = await self._commit_postgresql(
+                            writes, snapshot, call, request_id, seen
+                        )
                     elif self._forward is not None:
-                        outcome = await self._forward.commit(writes, snapshot, call, request_id)
+                        outcome = await self._forward.commit(
+                            writes, snapshot, call, request_id, seen
+                        )
                     else:
                         raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
@@ -272,21 +289,28 @@ class Migrator:
         raise Unavailable("the authority changed again and again; the commit was not applied")
 
     async def _commit_postgresql(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
+        self,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        call: Call,
+        request_id: str | None,
+        seen: Seen | None,
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction. Once it is
         done, nothing about the mirror is an error any more."""
         name, *others = [new_intent()] if request_id is None else intents_of(request_id)
         mirrored = snapshot.rules.mirrored
         intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
-        store = self._stores[StoreName.POSTGRESQL]
+        store = cast(PostgresStore, self._stores[StoreName.POSTGRESQL])
         follower = self._pending if mirrored else None
         if follower is not None and self._mirror == "required":
             await follower.check_reachable(call.left())
         started, error = time.time_ns(), None
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
-            outcome = await asyncio.shield(store.commit(writes, timeout=call.left(), intent=intent))
+            outcome = await asyncio.shield(
+                store.commit(writes, timeout=call.left(), intent=intent, seen=seen)
+            )
         except InfrastructureError as failure:
             error = failure.code
             raise OutcomeUnknown(
