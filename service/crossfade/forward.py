@@ -6,6 +6,7 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, TypeVar
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
+Fence = Literal["document", "horizon"]
 Answer = asyncio.Future[CommitOutcome | None]
 OPEN_SECONDS = 1.0
 """How long PostgreSQL has to take the pending rows, before it counts as away."""
@@ -58,6 +60,7 @@ class Forward:
         outbox: Outbox | None,
         telemetry: Telemetry,
         mirror: MirrorMode,
+        fence: Fence,
         horizon: float,
     ) -> None:
         self._control = control
@@ -66,6 +69,7 @@ class Forward:
         self._outbox = outbox
         self._telemetry = telemetry
         self._mirror = mirror
+        self._fence = fence
         self._horizon = horizon
         self._detached: set[asyncio.Task[Any]] = set()
 
@@ -142,8 +146,12 @@ class Forward:
                 return
             reach("write.opened")
             try:
-                outcome = await self._with_proof(
-                    writes, intent, snapshot, call, rows=opened, seen=seen
+                outcome = (
+                    await self._plain(writes, snapshot, call, seen)
+                    if opened and not self._fenced(request_id)
+                    else await self._with_proof(
+                        writes, intent, snapshot, call, rows=opened, seen=seen
+                    )
                 )
             except CrossfadeError as error:
                 _fail(answer, error)
@@ -191,29 +199,31 @@ class Forward:
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
         outbox: a barrier must not look like an outage."""
         outbox = self._outbox if self._mirror != "required" else None
-        if outbox is None:
-            return (
-                await self._mirroring.open(intent, paths, snapshot.epoch, call.left, request_id)
-                or True
-            )
-        if outbox.mirror_is_out:
+        if outbox is not None and outbox.mirror_is_out:
             return False
+        most = math.inf if outbox is None else OPEN_SECONDS
+        horizon = None if self._fenced(request_id) else self._horizon
         try:
-            return (
-                await self._mirroring.open(
-                    intent,
-                    paths,
-                    snapshot.epoch,
-                    lambda: min(OPEN_SECONDS, call.left()),
-                    request_id,
-                )
-                or True
+            done = await self._mirroring.open(
+                intent,
+                paths,
+                snapshot.epoch,
+                lambda: min(most, call.left()),
+                request_id,
+                horizon,
             )
         except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
             call.left()  # the caller's own deadline says nothing about PostgreSQL
+            if outbox is None:
+                raise
             log.warning("PostgreSQL takes no pending rows", error=error.code)
             outbox.mirror_is_out = True
             return False
+        return True if done is None else done
+
+    def _fenced(self, request_id: str | None) -> bool:
+        """Whether the commit gets an intent document: one that a request_id names needs it."""
+        return self._fence == "document" or request_id is not None
 
     async def _with_proof(
         self,
@@ -273,10 +283,10 @@ class Forward:
     async def _plain(
         self, writes: Sequence[Write], snapshot: Snapshot, call: Call, seen: Seen | None
     ) -> CommitOutcome:
-        """Stage off, no request_id: nothing but the commit."""
+        """Nothing but the commit: in stage off, or with a horizon that is trusted as a fence."""
         started, failure = time.time_ns(), None
         try:
-            # No row stands for it, so a copy that begins waits as long as this may take.
+            # A copy that begins, or a worker that takes over, waits as long as this may take.
             timeout = min(call.left(), self._horizon)
             transaction = None if seen is None else seen.transaction
             return await self._firestore.commit(writes, timeout=timeout, transaction=transaction)

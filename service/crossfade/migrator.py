@@ -10,10 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import cast
 
 from crossfade.call import Call
+from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
     Aborted,
+    CommitUnanswered,
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
@@ -25,11 +27,12 @@ from crossfade.forward import Forward, MirrorMode
 from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
-from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
+from crossfade.shadow import Shadow
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent, Page, Reading, Seen, Stored, Stores
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
+from crossfade.verdict import Offer
 from crossfade.write import Write
 
 ATTEMPTS = 5
@@ -64,6 +67,10 @@ class Migrator:
     async def read(self, paths: tuple[str, ...], call: Call) -> Reading:
         """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
+            snapshot = self._control.snapshot
+            if call.pin is not None:
+                call.served_by = f"{call.pin}; pinned"
+                return await self._get(call.pin, "pinned", paths, snapshot, call)
             snapshot = await self._control.admit(call.left)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
@@ -83,8 +90,11 @@ class Migrator:
                 continue
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
+            call.served_by = _served_by(answered, route)
             if route.shadow is not None:
-                self._offer(route, answered, collection, paths, reading.documents, snapshot, call)
+                await self._compare(
+                    route, answered, collection, paths, reading.documents, snapshot, call
+                )
             return reading
         raise Unavailable("the authority changed again and again while the read was under way")
 
@@ -171,6 +181,11 @@ class Migrator:
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
+            snapshot = self._control.snapshot
+            if call.pin is not None:
+                async for page in self._query_pinned(query, call.pin, snapshot, call):
+                    yield page
+                return
             snapshot = await self._control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
@@ -182,6 +197,7 @@ class Migrator:
                 await _close(pages)
                 await self._control.refresh()
                 continue
+            call.served_by = _served_by(answered, route)
             kept, size = [first], len(first.frames)
             try:
                 yield first
@@ -202,7 +218,9 @@ class Migrator:
             self._telemetry.count(READS, query.collection, answered.value)
             if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                 documents = stored_documents(kept, self._database)
-                self._offer(route, answered, query.collection, query, documents, snapshot, call)
+                await self._compare(
+                    route, answered, query.collection, query, documents, snapshot, call
+                )
             return
         raise Unavailable("the authority changed again and again while the query was under way")
 
@@ -242,6 +260,24 @@ class Migrator:
             self._telemetry.count(FALLBACK_READS, collection, "postgresql")
             return StoreName.POSTGRESQL, first, pages
 
+    async def _query_pinned(
+        self, query: Query, store: StoreName, snapshot: Snapshot, call: Call
+    ) -> AsyncIterator[Page]:
+        """A store's own result, as it is: fresh or not, compared with nothing."""
+        call.served_by = f"{store}; pinned"
+        started, error = time.time_ns(), None
+        pages = self._stores[store].query(query, timeout=call.left())
+        try:
+            async for page in pages:
+                yield page
+        except CrossfadeError as failure:
+            error = failure.code
+            raise
+        finally:
+            await _close(pages)
+            collection, stage = query.collection or "", snapshot.stage.value
+            call.record("query", store.value, "pinned", collection, stage, started, error)
+
     async def _first_page(
         self, store: StoreName, query: Query, call: Call
     ) -> tuple[Page, AsyncIterator[Page]]:
@@ -263,6 +299,8 @@ class Migrator:
         `seen`: what a transaction (transactions.py) has read. Raises Aborted when that is not
         so any more, or was read before a change of authority.
         """
+        if call.pin is not None:
+            raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
             if seen is not None and snapshot.epoch != seen.epoch:
@@ -311,12 +349,15 @@ class Migrator:
             outcome = await asyncio.shield(
                 store.commit(writes, timeout=call.left(), intent=intent, seen=seen)
             )
-        except InfrastructureError as failure:
+        except CommitUnanswered as failure:
             error = failure.code
             raise OutcomeUnknown(
                 f"{failure}; whether the commit was applied is not known, repeat it "
                 f"with the same request_id to find out without doing it twice"
             ) from failure
+        except InfrastructureError as failure:
+            error = failure.code
+            raise Unavailable(f"{failure}; the commit was not applied") from failure
         except CrossfadeError as failure:
             error = failure.code
             raise
@@ -332,7 +373,7 @@ class Migrator:
 
     # --- shadow -----------------------------------------------------------------------------
 
-    def _offer(
+    async def _compare(
         self,
         route: Route,
         answered: StoreName,
@@ -342,19 +383,29 @@ class Migrator:
         snapshot: Snapshot,
         call: Call,
     ) -> None:
-        self._shadow.offer(
-            Offer(
-                collection=collection,
-                operation="query" if isinstance(asked, Query) else "get",
-                authority=route.authority,
-                answered=answered,
-                epoch=snapshot.epoch,
-                stage=snapshot.stage.value,
-                asked=asked,
-                documents=documents,
-                link=call.trace.link() if call.trace is not None else None,
-            )
+        """Offers the read, and waits for nothing, unless mismatches are raised to the caller."""
+        offer = Offer(
+            collection=collection,
+            operation="query" if isinstance(asked, Query) else "get",
+            authority=route.authority,
+            answered=answered,
+            epoch=snapshot.epoch,
+            stage=snapshot.stage.value,
+            asked=asked,
+            documents=documents,
+            link=call.trace.link() if call.trace is not None else None,
         )
+        if self._shadow.raises:
+            await self._shadow.check(offer)
+        else:
+            self._shadow.offer(offer)
+
+
+def _served_by(answered: StoreName, route: Route) -> str:
+    """`mirror`: by the percent. `fallback`: because the authority could not be asked."""
+    if answered is route.authority:
+        return answered.value
+    return f"{answered.value}; {'mirror' if route.by_mirror else 'fallback'}"
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:

@@ -59,7 +59,8 @@ class Reader:
                 self._group,
                 timeout=timeout,
             )
-            return _reading([(table.stored(row, path), row, table)])
+            if row is not None:
+                return _one(table.stored(row, path), row, table)
         if not paths:
             raise InvalidArgument("names: at least one document must be named")
         groups = self._tables.grouped(paths)
@@ -244,6 +245,15 @@ def _place(
 ) -> None:
     for position, path, row in zip(positions, paths, rows, strict=True):
         found[position] = (table.stored(row, path), row, table)
+
+
+def _one(stored: Stored, row: Any, table: DocumentTable) -> Reading:
+    """`_reading` of one."""
+    epoch, generation, pending, read_time = row[table.state]
+    version = stored.version
+    if version is not None and version[1] > read_time:
+        read_time = version[1]
+    return Reading((stored,), read_time, MirrorState(epoch, generation, pending))
 
 
 def _reading(found: Sequence[tuple[Stored, Any, DocumentTable]]) -> Reading:
