@@ -50,6 +50,7 @@ from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
@@ -70,6 +71,7 @@ from crossfade.telemetry import (
     Labels,
     Telemetry,
 )
+from crossfade.transactions import Transactions
 from crossfade.verdict import Judge
 from crossfade_api.v1 import admin_pb2
 
@@ -97,6 +99,7 @@ class Sidecar:
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
+    transactions: Transactions
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -148,6 +151,7 @@ async def _start(
             "answer": settings.postgresql.lanes,
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
+            "snapshot": settings.postgresql.snapshot_lanes,
         }
         for role, size in sizes.items():
             lanes[role] = Lanes(settings.postgresql.dsn, size)
@@ -233,6 +237,14 @@ async def _start(
         database,
         settings.migration.mirror,
     )
+    transactions = Transactions(
+        control,
+        migrator,
+        database,
+        firestore,
+        postgres,
+        Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
@@ -305,6 +317,7 @@ async def _start(
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(_supervise("settings", watch.run))
     tasks.append(_supervise("control", control.follow))
+    tasks.append(_supervise("transactions", transactions.run_sweeps))
     if lease is not None:
         tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
     if outbox is not None:
@@ -353,6 +366,7 @@ async def _start(
         admin,
         shadow,
         stores,
+        transactions,
         forward,
         recopy,
         server,

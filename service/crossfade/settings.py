@@ -104,12 +104,15 @@ class FirestoreSettings(Section):
 
 
 class PostgresqlSettings(Section):
-    """Which PostgreSQL, and how many connections for answers, shadows and mirror work."""
+    """Which PostgreSQL, and how many connections for answers, shadows, mirror work, and for
+    snapshots: each read-only transaction holds one while it is open, each listener while it
+    reads."""
 
     url: SecretStr | None = None
     lanes: Lanes = 8
     shadow_lanes: Lanes = 2
     mirror_lanes: Lanes = 4
+    snapshot_lanes: Lanes = 4
     timeout: Seconds = 5.0
 
     @field_validator("url")
