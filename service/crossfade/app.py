@@ -209,7 +209,7 @@ async def _start(
     )
     shadow = shadowing.shadow
     outbox = (
-        Outbox(control, lease, firestore, pending, telemetry)
+        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
         if pending is not None and firestore is not None and lease is not None
         else None
     )
