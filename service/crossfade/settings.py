@@ -155,7 +155,8 @@ class MigrationSettings(Section):
     `fence`: what keeps a commit that a dead sidecar sent from being applied after its recopy: an
     intent document in the commit (one more write each), or the trust in `horizon`.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
-    `patience`: seconds that PostgreSQL has to take a commit's pending rows, before commits go past it.
+    `patience`: seconds that PostgreSQL has to take a commit's pending rows, before commits go
+    past it.
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
