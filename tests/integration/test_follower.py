@@ -6,6 +6,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from google.cloud.firestore_v1 import types
 
 from crossfade.document import Fields
 from crossfade.errors import Unavailable
@@ -19,7 +20,7 @@ from crossfade.write import Write
 from tests import sidecar
 from tests.sidecar import DATABASE, Running, eventually, running
 
-SETTLE = 0.2
+SETTLE = 0.5
 
 
 @pytest.fixture
@@ -88,7 +89,14 @@ async def test_what_others_write_and_delete_is_recopied(stack, path):
     assert stack.count(FOLLOWED, "tasks") == 4
 
 
-async def test_what_sidecars_write_is_not_recopied(stack, compared):
+async def test_what_sidecars_write_is_not_recopied(stack, monkeypatch, compared):
+    real = Mirror.put
+
+    async def put(self, images, **options):
+        await asyncio.sleep(0.1)
+        return await real(self, images, **options)
+
+    monkeypatch.setattr(Mirror, "put", put)
     for number in range(20):
         await stack.client.set(f"tasks/{number % 5}", {"n": number})
     await stack.client.delete("tasks/0")
@@ -107,9 +115,15 @@ async def test_a_stream_that_breaks_is_resumed_where_it_was(stack, monkeypatch, 
     await stack.direct.commit([Write("tasks/1", {"n": 1})], timeout=5)
     await becomes(stack, "tasks/1", {"n": 1})
     real, broken = FirestoreStore.listen, asyncio.Event()
+    tokens = []
+
+    async def noted(requests):
+        async for data in requests:
+            tokens.append(types.ListenRequest.pb().FromString(data).add_target.resume_token)
+            yield data
 
     async def listen(self, requests):
-        async for frame in real(self, requests):
+        async for frame in real(self, noted(requests)):
             if broken.is_set():
                 raise Unavailable("connection reset")
             yield frame
@@ -117,11 +131,15 @@ async def test_a_stream_that_breaks_is_resumed_where_it_was(stack, monkeypatch, 
     monkeypatch.setattr(FirestoreStore, "listen", listen)
     # The running stream is the real one; it ends with the stage, and another begins.
     await stack.stage("live")
+    await eventually(partial(_is, lambda: lag(stack), None))
     await stack.stage("shadow")
     await follows(stack, "tasks/second", compared)
+    begun = len(tokens)
+    assert not any(tokens)
     broken.set()
     await stack.direct.commit([Write("tasks/1", None), Write("tasks/2", {"n": 2})], timeout=5)
-    await asyncio.sleep(3 * SETTLE)
+    await eventually(partial(_is, lambda: len(tokens) > begun, expected=True))
+    assert all(tokens[begun:])
     broken.clear()
     await becomes(stack, "tasks/2", {"n": 2})
     await becomes(stack, "tasks/1", None)
