@@ -255,27 +255,44 @@ async def test_what_is_wrong_in_the_mirror_is_healed_by_a_recopy(two):
 # --- a sidecar that missed something -----------------------------------------------------------
 
 
-async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_nothing(two):
-    """H17, H25: what it was asked for while it slept comes first when it wakes up."""
-    first, second = two.sidecars
-    await first.client.set("notes/1", N1)
-    await first.client.set("notes/2", N1)
+async def asleep(two: World) -> None:
+    """The first sidecar sleeps, and the authority is another meanwhile."""
+    first, _ = two.sidecars
+    for name in ("notes/1", "notes/2"):
+        await first.client.set(name, N1)
     await two.settled()
     first.process.stop()
     await two.stage("live", by=1)
+
+
+async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_nothing(two):
+    """H17: what it was asked for while it slept comes first when it wakes up."""
+    await asleep(two)
+    first, second = two.sidecars
     # Firestore keeps the old state: the way back is held.
     held = second.methods.hold("Commit", of("notes/1"))
     await second.client.set("notes/1", N2)
     await arrived(held)
     read = asyncio.create_task(first.client.get("notes/1", timeout=10))
-    write = asyncio.create_task(first.client.set("notes/2", N2, timeout=10))
     await asyncio.sleep(0.2)
     first.process.go_on()
     assert (await read).fields == N2
-    await write
-    assert await two.in_postgres("notes/2") == N2
     held.release()
     await two.equal()
+
+
+async def test_a_sidecar_that_slept_through_a_flip_writes_where_the_new_authority_is(two):
+    """H25: the write is refused under the old epoch, and done under the new one."""
+    await asleep(two)
+    first, second = two.sidecars
+    write = asyncio.create_task(first.client.set("notes/2", N2, timeout=10))
+    await asyncio.sleep(0.2)
+    first.process.go_on()
+    await write
+    assert await two.in_postgres("notes/2") == N2
+    await second.client.merge("notes/2", {"m": 1})
+    await two.equal()
+    assert await two.in_firestore("notes/2") == {"n": 2, "m": 1}
 
 
 STEPS = ["write.opened", "write.put", "recopy.claimed"]
