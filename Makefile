@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
-.PHONY: bench-firestore bench-postgres lint format proto lock clean
+.PHONY: chaos bench-outage bench-firestore bench-postgres lint format proto lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,6 +38,9 @@ fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED a
 	CROSSFADE_FUZZ_REQUESTS=$${CROSSFADE_FUZZ_REQUESTS:-100000} \
 		CROSSFADE_FUZZ_SEED=$${CROSSFADE_FUZZ_SEED:-$$(date +%s)} \
 		$(BIN)/pytest -q -s tests/fuzz
+
+chaos: setup ## 500 kills at every step of the protocol, then each law without its mechanism
+	$(BIN)/python -m tests.fault
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse

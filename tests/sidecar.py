@@ -19,6 +19,7 @@ from crossfade.settings import (
     FirestoreSettings,
     MigrationSettings,
     PostgresqlSettings,
+    RampSettings,
     RecopySettings,
     ServerSettings,
     Settings,
@@ -95,12 +96,13 @@ async def running(
     postgres_url: str,
     stage: Stage = Stage.OFF,
     telemetry: Telemetry | None = None,
-    **migration: Any,
+    **options: Any,
 ) -> AsyncIterator[Running]:
+    """`options`: those of `beside`."""
     stores = MemoryStores()
     server = await firestore_v1.serve(stores, "127.0.0.1", 0)
     try:
-        async with beside(stores, server, postgres_url, stage, telemetry, **migration) as stack:
+        async with beside(stores, server, postgres_url, stage, telemetry, **options) as stack:
             yield stack
     finally:
         await server.stop(0)
@@ -113,9 +115,15 @@ async def beside(
     postgres_url: str,
     stage: Stage | None = None,
     telemetry: Telemetry | None = None,
+    *,
+    shadow: dict[str, Any] | None = None,
+    collections: dict[str, Any] | None = None,
+    ramp: dict[str, Any] | None = None,
+    source: app.Source | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
-    """A sidecar, perhaps another one, on stores that are there."""
+    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`, `ramp`
+    and `migration` are sections of its settings; `source`: the file that it watches."""
     settings = Settings(
         server=ServerSettings(port=0),
         firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
@@ -125,11 +133,13 @@ async def beside(
             mappings="violet",
             **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | migration),
         ),
-        shadow=ShadowSettings(behind_bound=0.2),
+        shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
+        collections=collections or {},
+        ramp=RampSettings(**(ramp or {})),
         recopy=RecopySettings(interval=0.05, attempts=3),
     )
     telemetry = telemetry or Telemetry()
-    sidecar = await app.start(settings, telemetry)
+    sidecar = await app.start(settings, telemetry, source)
     channel = grpc.aio.insecure_channel(sidecar.address)
     client = AsyncCrossfade(sidecar.address, timeout=10.0)
     direct = connect(DATABASE, server.address)

@@ -26,7 +26,7 @@ TIME = 1_765_269_015_123_456
 OPEN = ("pending", "assigned", "processing")
 _CLOSED = ("completed", "approved", "failed")
 _START = datetime(2025, 12, 9, 8, 30, 15, 123456, tzinfo=UTC)
-_CONTROL = """insert into crossfade.control (grp, stage, authority, epoch, generation)
+CONTROL = """insert into crossfade.control (grp, stage, authority, epoch, generation)
 values ('default', 'dual_write', 'firestore', 1, 1) on conflict do nothing"""
 _MULTIPLY = """insert into violet.{table} ({columns})
 select {values} from generate_series($1::int8, $2::int8 - 1) n
@@ -93,7 +93,7 @@ async def fill(lanes: Lanes, tasks: int, mappings: Mappings = MAPPINGS) -> int:
     Returns the number of users. Raises DataError."""
     users = max(tasks // TASKS_PER_USER, 10)
     await create_schema(lanes, mappings)
-    await lanes.execute(_CONTROL, timeout=10)
+    await lanes.execute(CONTROL, timeout=10)
     mirror = Mirror(lanes, mappings, DATABASE)
     pages = [
         [(f"tasks/{task_id(n)}", task(n)) for n in range(min(SEED, tasks))],

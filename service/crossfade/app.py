@@ -2,20 +2,26 @@
 
 import asyncio
 import importlib
+import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
+from crossfade.comparing import Comparer
 from crossfade.control import Control
-from crossfade.document import Database
+from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
 from crossfade.forward import Forward
+from crossfade.jobs.ramp import Ramping
+from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
 from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
@@ -23,41 +29,62 @@ from crossfade.outbox import Outbox
 from crossfade.pending import Pending
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
+from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
+from crossfade.rpc import mismatches
+from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
-from crossfade.settings import Settings, SettingsError
-from crossfade.shadow import Shadow
+from crossfade.rules import Rule
+from crossfade.samples import Redactor, Samples
+from crossfade.settings import Settings, SettingsError, field_paths
+from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
 from crossfade.store import Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
+from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.stores.postgres.mismatches import Mismatches
+from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
+    EFFECTIVE_PERCENT,
     EPOCH,
+    FOREIGN,
+    GATE_OPEN,
+    MISFITS,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
     ROLLBACK_LOSES,
+    SETTINGS_REFUSED,
     SHADOW_QUEUE,
     STAGE,
     GaugeSource,
     Labels,
     Telemetry,
 )
+from crossfade.transactions import Transactions
+from crossfade.verdict import Judge
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
 WATCH_SECONDS = 2.0
+LEASE_SECONDS = 2.0
+"""For a comparison that finds no lease."""
 COMPLETE_SECONDS = 30.0
 KEEPS_UP_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
+
+Source = tuple[Path, Callable[[], Settings]]
+"""The file of the settings, and what reads them anew. Raises SettingsError."""
 
 
 @dataclass
@@ -70,6 +97,7 @@ class Sidecar:
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
+    transactions: Transactions
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -81,33 +109,39 @@ class Sidecar:
         return await self.admin.status()
 
     async def stop(self, grace: float = 5.0) -> None:
-        """No new calls; those under way have `grace` seconds; puts are drained; all closed."""
+        """No new calls; those under way, and then puts, have `grace` seconds together; all closed.
+        What is not put by then stands as pending rows, which any sidecar takes over."""
+        ends = time.monotonic() + grace
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         if self._forward is not None:
-            await self._forward.drain(grace)
+            await self._forward.drain(max(0.0, ends - time.monotonic()))
         if self._recopy is not None:
-            await self._recopy.drain(grace)
+            await self._recopy.drain(max(0.0, ends - time.monotonic()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._resources.aclose()
 
 
-async def start(settings: Settings, telemetry: Telemetry) -> Sidecar:
+async def start(settings: Settings, telemetry: Telemetry, source: Source | None = None) -> Sidecar:
     """Connects, creates what is missing in PostgreSQL, binds the port, begins to serve.
+
+    `source`: the file to watch, and what reads the settings anew.
 
     Raises SettingsError, CrossfadeError (a store is not there), OSError (the port is taken).
     """
     async with AsyncExitStack() as resources:
-        sidecar = await _start(settings, telemetry, resources)
+        sidecar = await _start(settings, telemetry, source, resources)
         sidecar._resources = resources.pop_all()  # noqa: SLF001 - its own part
         return sidecar
 
 
-async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitStack) -> Sidecar:
+async def _start(
+    settings: Settings, telemetry: Telemetry, source: Source | None, resources: AsyncExitStack
+) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
-    mappings = load_mappings(settings.migration.mappings)
+    mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:
@@ -115,17 +149,24 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             "answer": settings.postgresql.lanes,
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
+            "snapshot": settings.postgresql.snapshot_lanes,
         }
         for role, size in sizes.items():
-            lanes[role] = await Lanes.open(
-                settings.postgresql.dsn, size=size, timeout=settings.postgresql.timeout
-            )
+            lanes[role] = Lanes(settings.postgresql.dsn, size)
             resources.push_async_callback(lanes[role].close)
-        await create_schema(lanes["mirror"], mappings)
-        await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
     control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
-    to_request = await control.open(requested or Stage.OFF, explicit=requested is not None)
 
+    async def open_postgresql() -> Stage | None:
+        if lanes:
+            await create_schema(lanes["mirror"], mappings)
+            await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
+        return await control.open(requested or Stage.OFF, explicit=requested is not None)
+
+    away, to_request = None, None
+    try:
+        to_request = await open_postgresql()
+    except InfrastructureError as error:
+        away = error
     firestore = lease = None
     if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
         firestore = connect(
@@ -137,6 +178,8 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         lease = control.lease = Lease(
             Fences(firestore), settings.migration.lease, settings.firestore.timeout
         )
+    if away is not None:
+        await _start_without_postgresql(control, lease, away)
     coordinator = Coordinator(
         control,
         lease,
@@ -154,16 +197,15 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         else None
     )
     stores = _stores(firestore, postgres)
-    # Shadows have connections of their own: they never queue before an answer.
-    shadow = Shadow(
-        _stores(firestore, PostgresStore(lanes["shadow"], mappings, database) if lanes else None),
-        database,
-        telemetry,
-        queue=settings.shadow.queue,
-        workers=settings.shadow.workers,
-        behind_bound=settings.shadow.behind_bound,
-        repair=_repair(pending) if pending is not None and settings.shadow.repair else None,
+    shadow_stores = _stores(
+        # Shadows have connections of their own: they never queue before an answer.
+        firestore,
+        PostgresStore(lanes["shadow"], mappings, database) if lanes else None,
     )
+    shadowing = _shadowing(
+        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending, control
+    )
+    shadow = shadowing.shadow
     outbox = (
         Outbox(control, lease, firestore, pending, telemetry)
         if pending is not None and firestore is not None and lease is not None
@@ -177,6 +219,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
             outbox,
             telemetry,
             settings.migration.mirror,
+            settings.migration.fence,
             settings.migration.horizon,
         )
         if firestore is not None
@@ -192,12 +235,59 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         database,
         settings.migration.mirror,
     )
+    transactions = Transactions(
+        control,
+        migrator,
+        database,
+        firestore,
+        postgres,
+        Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
-    admin = admin_rpc.Admin(control, coordinator, telemetry, database, firestore, mirror, mapped)
-    wrap = rpc.Wrapper(telemetry, settings.server.default_timeout)
+    ramps = Ramps(lanes["mirror"]) if lanes else None
+    audit = Audit(lanes["mirror"]) if lanes else None
+    admin = admin_rpc.Admin(
+        control,
+        coordinator,
+        telemetry,
+        database,
+        firestore,
+        mirror,
+        mapped,
+        ramps=ramps,
+        audit=audit,
+        limits=settings.ramp.limits(),
+    )
+    ramping = None
+    if ramps is not None and audit is not None:
+        guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
+        ramping = Ramping(control, ramps, audit, telemetry, guard=guard)
+    wrap = rpc.Wrapper(
+        telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
+    )
     server, checker = rpc.build(
         rpc.Front(migrator, database),
-        admin_rpc.handler(admin, wrap),
+        admin_rpc.handler(
+            admin,
+            wrap,
+            mismatches.methods(
+                mismatches.MismatchMethods(
+                    control,
+                    database,
+                    shadowing.comparer,
+                    shadowing.redactor,
+                    shadowing.repairs,
+                    shadowing.table,
+                ),
+                wrap,
+            )
+            | ramp_rpc.methods(
+                ramp_rpc.RampMethods(
+                    ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
+                ),
+                wrap,
+            ),
+        ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
     )
@@ -206,22 +296,37 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
     telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
     telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
+    telemetry.gauge(EFFECTIVE_PERCENT, lambda: _by_collection(admin.effective.percents()))
+    if lease is not None:
+        telemetry.gauge(GATE_OPEN, lambda: float(lease.document.gate_open))
     telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
     if settings.admin.port is not None:
         application = http.build(control, admin.status)
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
-    tasks = [_supervise("shadow", shadow.run)]
+    tasks = [
+        _supervise("shadow", shadow.run),
+        _supervise("samples", shadowing.samples.run),
+    ]
+    if source is not None:
+        watch = SettingsWatch(*source, shadowing.applier(control), settings)
+        admin.settings_problem = lambda: watch.problem
+        telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
+        tasks.append(_supervise("settings", watch.run))
     tasks.append(_supervise("control", control.follow))
+    tasks.append(_supervise("transactions", transactions.run_sweeps))
     if lease is not None:
         tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
     if outbox is not None:
         tasks.append(_supervise("outbox", outbox.run))
     if lanes:
-        await _settle_stage(coordinator)
+        if away is None:
+            await _settle_stage(coordinator)
         tasks.append(_supervise("stage", coordinator.run))
         tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
+    if ramping is not None:
+        tasks.append(_supervise("ramp", ramping.run))
     recopy = None
     if pending is not None and firestore is not None:
         recopy = Recopy(
@@ -235,8 +340,11 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
-    if to_request is not None:
-        tasks.append(asyncio.create_task(_carry_out(to_request, control, coordinator, admin)))
+    carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
+    if away is not None:
+        tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
+    elif to_request is not None:
+        tasks.append(asyncio.create_task(carry_out(to_request)))
     return Sidecar(
         address,
         control,
@@ -244,6 +352,7 @@ async def _start(settings: Settings, telemetry: Telemetry, resources: AsyncExitS
         admin,
         shadow,
         stores,
+        transactions,
         forward,
         recopy,
         server,
@@ -279,7 +388,86 @@ def _stores(firestore: FirestoreStore | None, postgres: PostgresStore | None) ->
     return Stores({store.name: store for store in (firestore, postgres) if store is not None})
 
 
-def _repair(pending: Pending) -> Callable[[Sequence[str], int, StoreName], Awaitable[None]]:
+@dataclass(frozen=True, slots=True)
+class _Shadowing:
+    """What compares, and what it found."""
+
+    shadow: Shadow
+    judge: Judge
+    comparer: Comparer
+    samples: Samples
+    redactor: Redactor
+    repairs: Repairs
+    table: Mismatches | None
+
+    def applier(self, control: Control) -> Apply:
+        """Applies what may change while the sidecar runs."""
+
+        async def apply(settings: Settings) -> None:
+            # Nothing here waits or fails before all of it is done.
+            self.judge.rules = _rules(settings)
+            self.redactor.clear = _clear(settings)
+            await control.configure(_traffic(settings))
+
+        return apply
+
+
+def _rules(settings: Settings) -> dict[str, list[Rule]]:
+    return {
+        name: [each.rule() for each in collection.rules]
+        for name, collection in settings.collections.items()
+    }
+
+
+def _clear(settings: Settings) -> dict[str, tuple[FieldPath, ...]]:
+    return {name: field_paths(each.clear) for name, each in settings.collections.items()}
+
+
+def _shadowing(
+    settings: Settings,
+    telemetry: Telemetry,
+    stores: Stores,
+    database: Database,
+    lanes: Lanes | None,
+    pending: Pending | None,
+    control: Control,
+) -> _Shadowing:
+    chosen = settings.shadow
+    key = chosen.hash_key
+    redactor = Redactor(
+        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
+        _clear(settings),
+    )
+    table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
+    samples = Samples(redactor, telemetry, table)
+    judge = Judge(database, _rules(settings), chosen.behind_bound)
+
+    async def vouched() -> bool:
+        return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
+
+    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
+    repairs = Repairs(
+        _repair(pending) if pending is not None and chosen.repair else None,
+        telemetry,
+        limit=chosen.repairs_in_a_row,
+    )
+    shadow = Shadow(
+        comparer,
+        telemetry,
+        samples,
+        repairs,
+        bounds=Bounds(
+            chosen.queue, chosen.memory_mb * 1_048_576, chosen.age, chosen.rate, chosen.lag
+        ),
+        workers=chosen.workers,
+        raises=chosen.on_mismatch == "raise",
+    )
+    if shadow.raises:
+        log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
+
+
+def _repair(pending: Pending) -> Mark:
     async def repair(paths: Sequence[str], epoch: int, authority: StoreName) -> None:
         await pending.mark(paths, epoch, "repair", authority)
 
@@ -317,11 +505,13 @@ def _watch(
     telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
     telemetry.gauge(OLDEST_PENDING, shown(lambda backlog: backlog.oldest_seconds))
     telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
+    telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
     telemetry.gauge(ROLLBACK_LOSES, loses)
 
     async def watch() -> None:
         nonlocal seen
         while True:
+            admin.effective.observe()
             try:
                 seen = await admin.backlog()
             except CrossfadeError as error:
@@ -334,11 +524,53 @@ def _watch(
     return watch
 
 
+def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:
+    return {(collection,): value for collection, value in values.items()}
+
+
 def _read_percents(control: Control) -> dict[Labels, float]:
     """By collection; `*` stands for those without a setting of their own."""
     snapshot = control.snapshot
     names = {"", *snapshot.traffic}
     return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
+
+
+async def _start_without_postgresql(
+    control: Control, lease: Lease | None, away: InfrastructureError
+) -> None:
+    """The mirror's outage is not the application's, at a start either: Firestore's control
+    document says enough to go on with, through the outbox. Raises `away` where it does not."""
+    if lease is None:
+        raise away
+    try:
+        document = await lease.renew()
+    except CrossfadeError:
+        raise away from None
+    if not document.update_time or not document.open:
+        raise away
+    await control.adopt()
+    log.warning("PostgreSQL is away: started by Firestore's control document", error=away.code)
+
+
+async def _open_later(
+    open_postgresql: Callable[[], Awaitable[Stage | None]],
+    carry_out: Callable[[Stage], Awaitable[None]],
+) -> None:
+    """What a start does in PostgreSQL, once it is back."""
+    pause = RETRY_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            to_request = await open_postgresql()
+        except InfrastructureError:
+            continue
+        except CrossfadeError as error:
+            log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
+            pause = min(2 * pause, MAX_RETRY_SECONDS)
+            continue
+        if to_request is not None:
+            await carry_out(to_request)
+        return
 
 
 def _needs_lease(control: Control) -> bool:
@@ -354,7 +586,7 @@ async def _settle_stage(coordinator: Coordinator) -> None:
 
 
 async def _carry_out(
-    stage: Stage, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+    stage: Stage, *, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
 ) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 

@@ -88,6 +88,10 @@ select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
     where live and peer_time is distinct from time) as foreign_times"""
 
+# Written by PostgreSQL and never sent on, when Firestore was put in charge by force.
+_LOST = """update crossfade.pending
+set dead = true, claim = null, failure = 'lost by a rollback by force' where path <> ''"""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -178,8 +182,9 @@ class Coordinator:
 
     # --- asked for ----------------------------------------------------------------------------
 
-    async def set_stage(self, target: Stage, *, timeout: float = 10.0) -> None:
-        """Moves to a stage and returns when it is reached.
+    async def set_stage(self, target: Stage, *, timeout: float = 10.0, force: bool = False) -> None:
+        """Moves to a stage and returns when it is reached. `force`: back to Firestore though
+        PostgreSQL does not answer.
 
         Raises FailedPrecondition when the stage cannot be reached from here (with
         the reason), DeadlineExceeded when a barrier did not close in time; then
@@ -187,7 +192,13 @@ class Coordinator:
         """
         self._control.needs_rows()
         async with self._moving:
-            before = await self._control.refresh()
+            try:
+                before = await self._control.refresh()
+            except InfrastructureError:
+                if not force:
+                    raise
+                await self._force(target)
+                return
             if before.stage is not target:
                 kind = kind_of(before.stage, target)
                 await self._check(kind, before, target)
@@ -202,6 +213,25 @@ class Coordinator:
                         raise
                 log.info("stage changed", before=before.stage.value, now=target.value)
             await self._control.answer_request()
+
+    async def _force(self, target: Stage) -> None:
+        """PostgreSQL is in charge and dead: Firestore is opened without it. What PostgreSQL had
+        not sent on is lost, and when it is back it follows (see _reconcile)."""
+        snapshot = self._control.snapshot
+        if self._lease is None or STAGES[target].authority is not StoreName.FIRESTORE:
+            raise FailedPrecondition(
+                f"stage {target} cannot be forced: only a way to Firestore can"
+            )
+        found = await self._lease.fences.read(timeout=self._timeout)
+        if found.open:
+            raise FailedPrecondition("Firestore is in charge by its control document already")
+        epoch = max(found.epoch, snapshot.epoch) + 1
+        mirrored = STAGES[target].mirrored
+        await self._write_document(
+            lambda document: replace(document, epoch=epoch, open=True, mirrored=mirrored), epoch
+        )
+        await self._control.adopt()
+        log.error("Firestore was put in charge by force", epoch=epoch)
 
     async def _check(self, kind: str | None, before: Snapshot, target: Stage) -> None:
         """Raises FailedPrecondition where the change would lose something, or cannot end."""
@@ -273,8 +303,10 @@ class Coordinator:
                 # Pending rows are taken from whoever holds them, so that nothing read before
                 # is put after; and kept, because a worker still has to revoke their intents.
                 await connection.execute(
-                    """update crossfade.pending
-                    set claim = null, lease_until = clock_timestamp() where path <> ''"""
+                    """update crossfade.pending set claim = null,
+                        lease_until = case when reason = 'unfenced' and claim is null
+                            then lease_until else clock_timestamp() end
+                    where path <> ''"""
                 )
                 await connection.execute(DOUBT_EVERYTHING)
         reach("barrier.closed")
@@ -582,6 +614,9 @@ class Coordinator:
             )
             if changed == "UPDATE 1":
                 await connection.execute(DOUBT_EVERYTHING)
+                if row["authority"] == StoreName.POSTGRESQL.value:
+                    # A recopy would put Firestore's documents over them without a word.
+                    await connection.execute(_LOST)
         log.error(
             "PostgreSQL's control row was older than Firestore's control document, and follows "
             "it now; everything has to be copied again",

@@ -1,19 +1,29 @@
-"""One request: how long it may still take, and where its store calls are recorded."""
+"""One request: how long it may still take, who is to answer it, and where its store calls
+are recorded."""
 
 import time
 from dataclasses import dataclass
 
 from crossfade.errors import DeadlineExceeded
+from crossfade.plan import StoreName
 from crossfade.telemetry import Telemetry, Trace
 
 
 @dataclass(slots=True)
 class Call:
-    """`deadline`: `time.monotonic()` seconds. `trace` is None unless the call is sampled."""
+    """`deadline`: `time.monotonic()` seconds. `trace` is None unless the call is sampled.
+
+    `pin`: the store that the caller wants its reads answered by, as it is. `served_by`: the
+    store that did answer, for callers that ask.
+    """
 
     telemetry: Telemetry
     deadline: float
     trace: Trace | None = None
+    asked: dict[str, str] | None = None
+    """Metadata of Crossfade's own that came with the call."""
+    pin: StoreName | None = None
+    served_by: str = ""
 
     def left(self) -> float:
         """Seconds left. Raises DeadlineExceeded when there are none."""

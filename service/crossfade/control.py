@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 import structlog
@@ -79,6 +80,8 @@ class Control:
         self._reading = asyncio.Lock()
         self._readings = 0
         self._unread: CrossfadeError | None = None
+        self._row: Mapping[str, Any] | None = None
+        """The row as it was read last."""
         self.request: Stage | None = None
         """The stage that the settings ask for, until it is reached or an operator sets another."""
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
@@ -152,7 +155,7 @@ class Control:
         last. Whoever waits shares the next one.
         """
         if self._rows is None:
-            await self._adopt()
+            await self.adopt()
             return self.snapshot
         wanted = self._readings + 1
         async with self._reading:
@@ -162,12 +165,21 @@ class Control:
                 raise Unavailable(f"the control row: {self._unread}") from self._unread
         return self.snapshot
 
+    async def configure(self, configured: Mapping[str, Traffic]) -> None:
+        """The traffic of the settings, from now on. What was set by command stands over it."""
+        self._configured = dict(configured)
+        traffic: Mapping[str, Traffic] = self._configured
+        if self._row is not None:
+            traffic = snapshot_of(self._row, self._configured).traffic
+        await self._publish(replace(self.snapshot, traffic=traffic, _plans={}))
+
     async def _read(self, rows: Rows) -> None:
         self._readings += 1
         self._unread = None
         try:
             row = await rows.fetchrow(READ, GROUP, timeout=self._timeout)
             await self._publish(snapshot_of(row, self._configured))
+            self._row = row
         except CrossfadeError as error:
             self._unread = error
             raise
@@ -189,11 +201,22 @@ class Control:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
+                if self._went_on_without_postgresql():
+                    await self.adopt()
                 await self.refresh()
             except CrossfadeError as error:
                 log.warning("the control row cannot be read", error=error.code)
                 with suppress(CrossfadeError):
-                    await self._adopt()
+                    await self.adopt()
+
+    def _went_on_without_postgresql(self) -> bool:
+        """After a rollback by force: the document is ahead of a row that nobody could write."""
+        return (
+            self.lease is not None
+            and self.lease.valid
+            and self.lease.document.open
+            and self.lease.document.epoch > self.snapshot.epoch
+        )
 
     # --- Firestore's side -------------------------------------------------------------------
 
@@ -227,7 +250,7 @@ class Control:
             try:
                 await self.refresh()
             except CrossfadeError:
-                await self._adopt()
+                await self.adopt()
             if self.admitted(self.snapshot):
                 continue
             try:
@@ -249,9 +272,9 @@ class Control:
             if self.lease is None:
                 raise
             await self.lease.renew(left())
-            await self._adopt()
+            await self.adopt()
 
-    async def _adopt(self) -> None:
+    async def adopt(self) -> None:
         """What Firestore's document says, while PostgreSQL cannot be asked: enough to go on
         with Firestore, and for nothing that the mirror would have to vouch for."""
         if self.lease is None:
@@ -329,17 +352,20 @@ class Control:
 
     # --- the row ----------------------------------------------------------------------------
 
-    async def set_traffic(self, collection: str, traffic: Traffic) -> None:
-        """Sets what is not None. Takes effect at once here, within a poll elsewhere."""
+    async def set_traffic(self, collection: str, traffic: Traffic, *, reset: bool = False) -> None:
+        """Sets what is not None, and forgets with `reset` what was set before. Takes effect at
+        once here, within a poll elsewhere."""
         await self.change(
             """update crossfade.control
             set traffic = traffic || jsonb_build_object($2::text,
-                coalesce(traffic -> $2::text, '{}') || jsonb_strip_nulls($3::jsonb)),
+                case when $4 then '{}' else coalesce(traffic -> $2::text, '{}') end
+                || jsonb_strip_nulls($3::jsonb)),
                 updated_at = now()
             where grp = $1""",
             GROUP,
             collection,
             {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
+            reset,
         )
         await self.refresh()
 

@@ -98,6 +98,11 @@ class Unavailable(InfrastructureError):
     """The store cannot be reached or refuses to work now."""
 
 
+class CommitUnanswered(Unavailable):
+    """A store was told to commit and did not answer. Of any other InfrastructureError of a
+    transaction it is known that nothing was done."""
+
+
 class DeadlineExceeded(InfrastructureError):
     """The store did not answer in time."""
 

@@ -6,6 +6,7 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Literal, TypeVar
@@ -29,7 +30,7 @@ from crossfade.failpoints import reach
 from crossfade.outbox import NotSent, Outbox
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.snapshot import Snapshot
-from crossfade.store import CommitOutcome, Intent
+from crossfade.store import CommitOutcome, Intent, Seen
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.commit import replayed
 from crossfade.stores.postgres.way_back import Request
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
+Fence = Literal["document", "horizon"]
 Answer = asyncio.Future[CommitOutcome | None]
 OPEN_SECONDS = 1.0
 """How long PostgreSQL has to take the pending rows, before it counts as away."""
@@ -58,6 +60,7 @@ class Forward:
         outbox: Outbox | None,
         telemetry: Telemetry,
         mirror: MirrorMode,
+        fence: Fence,
         horizon: float,
     ) -> None:
         self._control = control
@@ -66,26 +69,37 @@ class Forward:
         self._outbox = outbox
         self._telemetry = telemetry
         self._mirror = mirror
+        self._fence = fence
         self._horizon = horizon
         self._detached: set[asyncio.Task[Any]] = set()
 
     async def commit(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
+        self,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        call: Call,
+        request_id: str | None,
+        seen: Seen | None = None,
     ) -> CommitOutcome:
-        """All writes or none. Raises EpochChanged when the authority moved; nothing was done."""
+        """All writes or none. Raises EpochChanged when the authority moved; nothing was done.
+        In a transaction (`seen`): Aborted where it has to be begun anew."""
         mirrored = snapshot.rules.mirrored
         if not mirrored and not self._control.admitted(snapshot):
             raise EpochChanged("the stage lease does not cover a commit that nothing mirrors")
         if not mirrored and request_id is None:
-            return await self._kept(self._plain(writes, snapshot, call))
-        for attempt in range(ATTEMPTS):
+            return await self._kept(self._plain(writes, snapshot, call, seen))
+        for attempt in range(0 if seen is None else seen.attempt, ATTEMPTS):
             intent = new_intent() if request_id is None else intent_of(request_id, attempt)
             if mirrored:
-                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id)
+                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id, seen)
             else:
-                outcome = await self._kept(self._with_proof(writes, intent, snapshot, call))
+                outcome = await self._kept(
+                    self._with_proof(writes, intent, snapshot, call, seen=seen)
+                )
             if outcome is not None:
                 return outcome
+            if seen is not None:
+                break  # what is left of a transaction after a refusal is not known
         raise Aborted("the commit was revoked again and again; it was not applied")
 
     async def _with_mirror(
@@ -95,12 +109,13 @@ class Forward:
         snapshot: Snapshot,
         call: Call,
         request_id: str | None,
+        seen: Seen | None,
     ) -> CommitOutcome | None:
         """None: the intent had been revoked; try another."""
         folded = fold(writes)
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_retrieved)
-        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id)
+        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id, seen)
         self._detach(carry)
         return await asyncio.shield(answer)
 
@@ -113,6 +128,7 @@ class Forward:
         call: Call,
         answer: Answer,
         request_id: str | None,
+        seen: Seen | None,
     ) -> None:
         """From the pending rows to the put, cancelled by nobody."""
         paths = [entry.path for entry in folded]
@@ -130,10 +146,19 @@ class Forward:
                 return
             reach("write.opened")
             try:
-                outcome = await self._with_proof(writes, intent, snapshot, call, rows=opened)
+                outcome = (
+                    await self._plain(writes, snapshot, call, seen)
+                    if opened and not self._fenced(request_id)
+                    else await self._with_proof(
+                        writes, intent, snapshot, call, rows=opened, seen=seen
+                    )
+                )
             except CrossfadeError as error:
                 _fail(answer, error)
-                if opened:
+                # A transaction begins again, with the same intent and its rows, if that is
+                # its request's; a worker has what is left when their lease is over.
+                again = seen is not None and shared and isinstance(error, Aborted)
+                if opened and not again:
                     await self._refused(intent, error, shared=shared)
                 return
             except BaseException as error:
@@ -174,29 +199,31 @@ class Forward:
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
         outbox: a barrier must not look like an outage."""
         outbox = self._outbox if self._mirror != "required" else None
-        if outbox is None:
-            return (
-                await self._mirroring.open(intent, paths, snapshot.epoch, call.left, request_id)
-                or True
-            )
-        if outbox.mirror_is_out:
+        if outbox is not None and outbox.mirror_is_out:
             return False
+        most = math.inf if outbox is None else OPEN_SECONDS
+        horizon = None if self._fenced(request_id) else self._horizon
         try:
-            return (
-                await self._mirroring.open(
-                    intent,
-                    paths,
-                    snapshot.epoch,
-                    lambda: min(OPEN_SECONDS, call.left()),
-                    request_id,
-                )
-                or True
+            done = await self._mirroring.open(
+                intent,
+                paths,
+                snapshot.epoch,
+                lambda: min(most, call.left()),
+                request_id,
+                horizon,
             )
         except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
             call.left()  # the caller's own deadline says nothing about PostgreSQL
+            if outbox is None:
+                raise
             log.warning("PostgreSQL takes no pending rows", error=error.code)
             outbox.mirror_is_out = True
             return False
+        return True if done is None else done
+
+    def _fenced(self, request_id: str | None) -> bool:
+        """Whether the commit gets an intent document: one that a request_id names needs it."""
+        return self._fence == "document" or request_id is not None
 
     async def _with_proof(
         self,
@@ -206,6 +233,7 @@ class Forward:
         call: Call,
         *,
         rows: bool = True,
+        seen: Seen | None = None,
     ) -> CommitOutcome | None:
         """The Firestore commit with its intent document, and what became of it.
 
@@ -213,11 +241,14 @@ class Forward:
         own error when nothing was applied, OutcomeUnknown when nobody can say.
         """
         proof = Intent(intent, snapshot.epoch, mirrored=True)
+        transaction = None if seen is None else seen.transaction
         started, failure = time.time_ns(), None
         try:
             if rows or self._outbox is None:
-                return await self._firestore.commit(writes, timeout=call.left(), intent=proof)
-            return await self._outbox.commit(writes, proof, snapshot, call.left)
+                return await self._firestore.commit(
+                    writes, timeout=call.left(), intent=proof, transaction=transaction
+                )
+            return await self._outbox.commit(writes, proof, snapshot, call.left, transaction)
         except NotSent as error:
             failure = error.code
             raise
@@ -250,14 +281,15 @@ class Forward:
         raise Unavailable(f"the commit was not applied: {error}") from error
 
     async def _plain(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call
+        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, seen: Seen | None
     ) -> CommitOutcome:
-        """Stage off, no request_id: nothing but the commit."""
+        """Nothing but the commit: in stage off, or with a horizon that is trusted as a fence."""
         started, failure = time.time_ns(), None
         try:
-            # No row stands for it, so a copy that begins waits as long as this may take.
+            # A copy that begins, or a worker that takes over, waits as long as this may take.
             timeout = min(call.left(), self._horizon)
-            return await self._firestore.commit(writes, timeout=timeout)
+            transaction = None if seen is None else seen.transaction
+            return await self._firestore.commit(writes, timeout=timeout, transaction=transaction)
         except InfrastructureError as error:
             failure = error.code
             raise OutcomeUnknown(

@@ -7,11 +7,15 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import cast
 
 from crossfade.call import Call
+from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
 from crossfade.document import Database, collection_id
 from crossfade.errors import (
+    Aborted,
+    CommitUnanswered,
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
@@ -23,10 +27,12 @@ from crossfade.forward import Forward, MirrorMode
 from crossfade.pending import Pending, intents_of, new_intent
 from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
-from crossfade.shadow import MAX_COMPARED_BYTES, Offer, Shadow, stored_documents
+from crossfade.shadow import Shadow
 from crossfade.snapshot import Snapshot
-from crossfade.store import CommitOutcome, Intent, Page, Reading, Stored, Stores
+from crossfade.store import CommitOutcome, Intent, Page, Reading, Seen, Stored, Stores
+from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
+from crossfade.verdict import Offer
 from crossfade.write import Write
 
 ATTEMPTS = 5
@@ -61,6 +67,10 @@ class Migrator:
     async def read(self, paths: tuple[str, ...], call: Call) -> Reading:
         """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
+            snapshot = self._control.snapshot
+            if call.pin is not None:
+                call.served_by = f"{call.pin}; pinned"
+                return await self._get(call.pin, "pinned", paths, snapshot, call)
             snapshot = await self._control.admit(call.left)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
@@ -80,8 +90,11 @@ class Migrator:
                 continue
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
+            call.served_by = _served_by(answered, route)
             if route.shadow is not None:
-                self._offer(route, answered, collection, paths, reading.documents, snapshot, call)
+                await self._compare(
+                    route, answered, collection, paths, reading.documents, snapshot, call
+                )
             return reading
         raise Unavailable("the authority changed again and again while the read was under way")
 
@@ -168,6 +181,11 @@ class Migrator:
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
+            snapshot = self._control.snapshot
+            if call.pin is not None:
+                async for page in self._query_pinned(query, call.pin, snapshot, call):
+                    yield page
+                return
             snapshot = await self._control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             started, error = time.time_ns(), None
@@ -179,6 +197,7 @@ class Migrator:
                 await _close(pages)
                 await self._control.refresh()
                 continue
+            call.served_by = _served_by(answered, route)
             kept, size = [first], len(first.frames)
             try:
                 yield first
@@ -199,7 +218,9 @@ class Migrator:
             self._telemetry.count(READS, query.collection, answered.value)
             if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                 documents = stored_documents(kept, self._database)
-                self._offer(route, answered, query.collection, query, documents, snapshot, call)
+                await self._compare(
+                    route, answered, query.collection, query, documents, snapshot, call
+                )
             return
         raise Unavailable("the authority changed again and again while the query was under way")
 
@@ -239,6 +260,24 @@ class Migrator:
             self._telemetry.count(FALLBACK_READS, collection, "postgresql")
             return StoreName.POSTGRESQL, first, pages
 
+    async def _query_pinned(
+        self, query: Query, store: StoreName, snapshot: Snapshot, call: Call
+    ) -> AsyncIterator[Page]:
+        """A store's own result, as it is: fresh or not, compared with nothing."""
+        call.served_by = f"{store}; pinned"
+        started, error = time.time_ns(), None
+        pages = self._stores[store].query(query, timeout=call.left())
+        try:
+            async for page in pages:
+                yield page
+        except CrossfadeError as failure:
+            error = failure.code
+            raise
+        finally:
+            await _close(pages)
+            collection, stage = query.collection or "", snapshot.stage.value
+            call.record("query", store.value, "pinned", collection, stage, started, error)
+
     async def _first_page(
         self, store: StoreName, query: Query, call: Call
     ) -> tuple[Page, AsyncIterator[Page]]:
@@ -248,20 +287,36 @@ class Migrator:
     # --- commit -----------------------------------------------------------------------------
 
     async def commit(
-        self, writes: Sequence[Write], call: Call, request_id: str | None = None
+        self,
+        writes: Sequence[Write],
+        call: Call,
+        request_id: str | None = None,
+        seen: Seen | None = None,
     ) -> CommitOutcome:
         """All writes or none, at the authority; the mirror follows, whatever happens to
-        this call. Waits while a change of authority is under way."""
+        this call. Waits while a change of authority is under way.
+
+        `seen`: what a transaction (transactions.py) has read. Raises Aborted when that is not
+        so any more, or was read before a change of authority.
+        """
+        if call.pin is not None:
+            raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
+            if seen is not None and snapshot.epoch != seen.epoch:
+                raise Aborted("the authority has changed since the transaction began")
             if not snapshot.rules.mirrored:
                 snapshot = await self._control.admit(call.left)
             with self._control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
-                        outcome = await self._commit_postgresql(writes, snapshot, call, request_id)
+                        outcome = await self._commit_postgresql(
+                            writes, snapshot, call, request_id, seen
+                        )
                     elif self._forward is not None:
-                        outcome = await self._forward.commit(writes, snapshot, call, request_id)
+                        outcome = await self._forward.commit(
+                            writes, snapshot, call, request_id, seen
+                        )
                     else:
                         raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
@@ -272,27 +327,37 @@ class Migrator:
         raise Unavailable("the authority changed again and again; the commit was not applied")
 
     async def _commit_postgresql(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
+        self,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        call: Call,
+        request_id: str | None,
+        seen: Seen | None,
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction. Once it is
         done, nothing about the mirror is an error any more."""
         name, *others = [new_intent()] if request_id is None else intents_of(request_id)
         mirrored = snapshot.rules.mirrored
         intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
-        store = self._stores[StoreName.POSTGRESQL]
+        store = cast(PostgresStore, self._stores[StoreName.POSTGRESQL])
         follower = self._pending if mirrored else None
         if follower is not None and self._mirror == "required":
             await follower.check_reachable(call.left())
         started, error = time.time_ns(), None
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
-            outcome = await asyncio.shield(store.commit(writes, timeout=call.left(), intent=intent))
-        except InfrastructureError as failure:
+            outcome = await asyncio.shield(
+                store.commit(writes, timeout=call.left(), intent=intent, seen=seen)
+            )
+        except CommitUnanswered as failure:
             error = failure.code
             raise OutcomeUnknown(
                 f"{failure}; whether the commit was applied is not known, repeat it "
                 f"with the same request_id to find out without doing it twice"
             ) from failure
+        except InfrastructureError as failure:
+            error = failure.code
+            raise Unavailable(f"{failure}; the commit was not applied") from failure
         except CrossfadeError as failure:
             error = failure.code
             raise
@@ -308,7 +373,7 @@ class Migrator:
 
     # --- shadow -----------------------------------------------------------------------------
 
-    def _offer(
+    async def _compare(
         self,
         route: Route,
         answered: StoreName,
@@ -318,19 +383,29 @@ class Migrator:
         snapshot: Snapshot,
         call: Call,
     ) -> None:
-        self._shadow.offer(
-            Offer(
-                collection=collection,
-                operation="query" if isinstance(asked, Query) else "get",
-                authority=route.authority,
-                answered=answered,
-                epoch=snapshot.epoch,
-                stage=snapshot.stage.value,
-                asked=asked,
-                documents=documents,
-                link=call.trace.link() if call.trace is not None else None,
-            )
+        """Offers the read, and waits for nothing, unless mismatches are raised to the caller."""
+        offer = Offer(
+            collection=collection,
+            operation="query" if isinstance(asked, Query) else "get",
+            authority=route.authority,
+            answered=answered,
+            epoch=snapshot.epoch,
+            stage=snapshot.stage.value,
+            asked=asked,
+            documents=documents,
+            link=call.trace.link() if call.trace is not None else None,
         )
+        if self._shadow.raises:
+            await self._shadow.check(offer)
+        else:
+            self._shadow.offer(offer)
+
+
+def _served_by(answered: StoreName, route: Route) -> str:
+    """`mirror`: by the percent. `fallback`: because the authority could not be asked."""
+    if answered is route.authority:
+        return answered.value
+    return f"{answered.value}; {'mirror' if route.by_mirror else 'fallback'}"
 
 
 async def _close(pages: AsyncIterator[Page]) -> None:

@@ -21,6 +21,7 @@ from crossfade.errors import (
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
+    InvalidArgument,
     NotFound,
     Unavailable,
 )
@@ -73,9 +74,15 @@ class Outbox:
     # --- sending ------------------------------------------------------------------------------
 
     async def commit(
-        self, writes: Sequence[Write], intent: Intent, snapshot: Snapshot, left: Callable[[], float]
+        self,
+        writes: Sequence[Write],
+        intent: Intent,
+        snapshot: Snapshot,
+        left: Callable[[], float],
+        own: bytes | None = None,
     ) -> CommitOutcome:
-        """The commit with its entry, in a transaction that has seen the gate closed.
+        """The commit with its entry, in a transaction that has seen the gate closed: the
+        caller's `own`, if it has one, whose commit is not tried twice.
 
         Raises NotSent or EpochChanged when nothing was sent, else as the Firestore store's
         commit does.
@@ -83,10 +90,17 @@ class Outbox:
         for _ in range(TRIES):
             gate = await self._closed_gate(snapshot, left)
             try:
-                transaction, found = await self._fences.begin(timeout=left())
+                if own is None:
+                    transaction, found = await self._fences.begin(timeout=left())
+                else:
+                    transaction, found = own, await self._fences.read_in(own, timeout=left())
+            except (Aborted, InvalidArgument):
+                raise
             except CrossfadeError as error:
                 raise NotSent(f"Firestore began no transaction: {error}") from error
             if found.gate != gate or not found.open or found.epoch != snapshot.epoch:
+                if own is not None:
+                    raise Aborted("the transaction began before PostgreSQL's outage was seen")
                 await self._fences.give_up(transaction, timeout=TIMEOUT)
                 self._lease.learn(found, time.monotonic() - self._lease.seconds)
                 continue
@@ -98,6 +112,8 @@ class Outbox:
                     transaction=transaction,
                 )
             except Aborted:
+                if own is not None:
+                    raise
                 continue  # the control document, or a document of the commit, was in use
             reach("outbox.committed")
             self._telemetry.count(OUTBOX, "written")

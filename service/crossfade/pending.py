@@ -34,6 +34,9 @@ BELIEVED_SECONDS = 0.5
 PROBE_SECONDS = 1.0
 PROBED = f"{INTENTS}/probe"
 
+COMMIT, UNFENCED = "commit", "unfenced"
+"""Reasons of the rows of a commit: its intent can be revoked, or has no document."""
+
 
 def new_intent() -> str:
     return uuid.uuid4().hex
@@ -75,17 +78,20 @@ class Pending:
         epoch: int,
         left: Callable[[], float],
         request_id: str | None = None,
+        horizon: float | None = None,
     ) -> Request | None:
         """The rows of a commit, durable before the commit is sent. Raises EpochChanged.
 
-        Returns the request, and opens nothing, where PostgreSQL knows it as done.
+        Returns the request, and opens nothing, where PostgreSQL knows it as done. `horizon`:
+        the commit has no intent document that could be revoked, so the rows are left alone
+        until Firestore cannot apply it any more.
         """
         return await self.mirror.open_intent(
             intent,
             paths,
             epoch=epoch,
-            lease=LEASE_SECONDS,
-            reason="commit",
+            lease=LEASE_SECONDS if horizon is None else 2 * horizon,
+            reason=COMMIT if horizon is None else UNFENCED,
             timeout=left(),
             done=() if request_id is None else intents_of(request_id),
         )

@@ -81,7 +81,8 @@ class CollectionPlan:
 
 
 def plan(stage: Stage, salt: str, percent: float | None, shadow_rate: float) -> CollectionPlan:
-    """The plan of a collection. `percent` None takes the stage's own."""
+    """The plan of a collection. `percent` None takes the stage's own. Two plans of equal
+    salts put a key into the same bucket."""
     rules = STAGES[stage]
     if rules.percent is None:
         threshold = BUCKETS if rules.authority is StoreName.POSTGRESQL else 0
@@ -97,14 +98,14 @@ def plan(stage: Stage, salt: str, percent: float | None, shadow_rate: float) -> 
     return CollectionPlan(
         threshold,
         shadow_rate if rules.shadowed else 0.0,
-        salt.encode(),
+        blake2b(salt.encode(), digest_size=32).digest(),
         (routes(StoreName.FIRESTORE), routes(StoreName.POSTGRESQL)),
     )
 
 
 def bucket(salt: bytes, key: str) -> int:
-    """0..9999; the same key always falls into the same bucket of a salt."""
-    digest = blake2b(key.encode(), digest_size=8, key=salt[:64]).digest()
+    """0..9999; the same key always falls into the same bucket of a salt (at most 64 bytes)."""
+    digest = blake2b(key.encode(), digest_size=8, key=salt).digest()
     return int.from_bytes(digest, "big") % BUCKETS
 
 

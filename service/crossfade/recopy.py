@@ -23,19 +23,20 @@ from crossfade.errors import (
     Unauthenticated,
 )
 from crossfade.failpoints import reach
-from crossfade.pending import Pending, new_intent
+from crossfade.pending import COMMIT, Pending, new_intent
 from crossfade.plan import StoreName
 from crossfade.reverse import Reverse
 from crossfade.snapshot import Snapshot
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import PendingRow
 from crossfade.stores.postgres.way_back import Request
-from crossfade.telemetry import RECOPIES, REVOKED, Telemetry
+from crossfade.telemetry import PRUNED, RECOPIES, REVOKED, Telemetry
 
 log = structlog.get_logger(__name__)
 
 CONCURRENT_REVOKES = 16
-PRUNE_SECONDS = 60.0
+TOMBSTONES = 500
+"""How many are looked at in one transaction."""
 OUTAGES = (InfrastructureError, EpochChanged, Unauthenticated, PermissionDenied)
 """What is no document's fault, but that of a store or of the moment."""
 
@@ -57,6 +58,7 @@ class Recopy:
         attempts: int = 10,
         timeout: float = 5.0,
         request_window: float = 86_400.0,
+        prune_interval: float = 60.0,
     ) -> None:
         self._control = control
         self._pending = pending
@@ -69,7 +71,9 @@ class Recopy:
         self._attempts = attempts
         self._timeout = timeout
         self._request_window = request_window
-        self._pruned = 0.0
+        self._prune_interval = prune_interval
+        self._prune_at = 0.0
+        self._pruned_to = ""
         self._working = asyncio.Lock()
         self._reverse = Reverse(
             pending,
@@ -162,17 +166,27 @@ class Recopy:
         )
 
     async def _prune(self) -> None:
-        """Request rows that no repeated request asks for any more."""
-        if time.monotonic() - self._pruned > PRUNE_SECONDS:
-            self._pruned = time.monotonic()
-            await self._mirror.prune_requests(self._request_window, timeout=self._timeout)
+        """What nobody needs any more, now and then. Tombstones a few at a time: the next turn
+        goes on where this one stopped, so that pending rows do not wait for all of them."""
+        if time.monotonic() < self._prune_at:
+            return
+        if not self._pruned_to:
+            await self._mirror.pruning.requests(self._request_window, timeout=self._timeout)
+            await self._mirror.pruning.attempts(self._request_window, timeout=self._timeout)
+        gone, after = await self._mirror.pruning.tombstones(
+            self._pruned_to, limit=TOMBSTONES, timeout=self._timeout
+        )
+        self._telemetry.count(PRUNED, by=gone)
+        self._pruned_to = after or ""
+        if after is None:
+            self._prune_at = time.monotonic() + self._prune_interval
 
     # --- forward ----------------------------------------------------------------------------
 
     async def _forward(self, claim: str, rows: Sequence[PendingRow], snapshot: Snapshot) -> None:
         """An expired lease is not a finished commit: the intents are revoked before the
         read, so that none of them can be applied after it."""
-        in_doubt = sorted({row.intent for row in rows if row.reason == "commit"})
+        in_doubt = sorted({row.intent for row in rows if row.reason == COMMIT})
         gate = asyncio.Semaphore(CONCURRENT_REVOKES)
         done: list[Request] = []
 

@@ -33,9 +33,9 @@ from crossfade.settings import (
     ServerSettings,
     Settings,
 )
-from crossfade.shadow import BAD
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.telemetry import COMMITS, READS, VERDICTS, Telemetry, quantile
+from crossfade.verdict import BAD
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade

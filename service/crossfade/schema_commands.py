@@ -61,11 +61,13 @@ def create(*, config: Config = None) -> int:
 def upgrade(*, config: Config = None) -> int:
     """Brings the database to the models and the mapping of this version.
 
-    Runs the migrations that are missing, makes the triggers anew where they changed, moves
-    documents of collections that have a table by now into it, and values that have a column
-    by now into that. Nothing is lost and no document changes; it may be interrupted and
-    repeated. Sidecars with the former mapping must have ended: they would go on writing to
-    where it pointed. Run it again if one had not.
+    Moves documents of collections that have no mapping any more to the generic table, and
+    values of columns that the mapping no longer has beside the columns. Then runs the
+    migrations that are missing, makes the triggers anew where they changed, moves documents
+    of collections that have a table by now into it, and values that have a column by now into
+    that. Nothing is lost and no document changes; it may be interrupted and repeated.
+    Sidecars with the former mapping must have ended: they would go on writing to where it
+    pointed. Run it again if one had not.
 
     Example: crossfade schema upgrade --config crossfade.toml
     """
@@ -248,6 +250,8 @@ async def _upgrade(settings: Settings, mappings: "Mappings", _: "Lanes") -> int:
     package = settings.migration.mappings
     done = await bring_on(settings.postgresql.dsn, mappings, package, database, timeout=TIMEOUT)
     print(f"migrations: {_listed(done.reached) or 'nothing was missing'}")
+    if done.given_back:
+        print(f"documents given back by tables and columns without a mapping: {done.given_back}")
     print(
         f"documents moved to their tables: {done.moved}; "
         f"with values moved to columns: {done.promoted}"

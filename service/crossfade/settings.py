@@ -10,19 +10,22 @@ what an empty control state begins with, and a request ever after (protocol H28)
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
@@ -33,7 +36,12 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as SourceError
 
+from crossfade.diff import Kind
+from crossfade.document import FieldPath, parse_field_path
+from crossfade.errors import InvalidArgument
 from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.ramp import Limits
+from crossfade.rules import Rule
 
 PREFIX = "CROSSFADE_"
 CONFIG_VARIABLE = "CROSSFADE_CONFIG"
@@ -64,12 +72,17 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds."""
+    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds.
+
+    `stop_timeout`: seconds that calls under way, and after them puts, have to end in when the
+    sidecar is told to stop.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7600
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
+    stop_timeout: Seconds = 10.0
 
 
 class FirestoreSettings(Section):
@@ -91,12 +104,15 @@ class FirestoreSettings(Section):
 
 
 class PostgresqlSettings(Section):
-    """Which PostgreSQL, and how many connections for answers, shadows and mirror work."""
+    """Which PostgreSQL, and how many connections for answers, shadows, mirror work, and for
+    snapshots: each read-only transaction holds one while it is open, each listener while it
+    reads."""
 
     url: SecretStr | None = None
     lanes: Lanes = 8
     shadow_lanes: Lanes = 2
     mirror_lanes: Lanes = 4
+    snapshot_lanes: Lanes = 4
     timeout: Seconds = 5.0
 
     @field_validator("url")
@@ -136,6 +152,9 @@ class MigrationSettings(Section):
     an error in stage complete.
     `mirror`: an answer waits for the mirror's copy not at all (async), if it is quick
     (wait), or until it is there (required). `read_percent` None takes the stage's own.
+    `fence`: what keeps a commit that a dead sidecar sent from being applied after its recopy: an
+    intent document in the commit (one more write each), or the trust in `horizon`.
+    `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
@@ -147,17 +166,83 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    fence: Literal["document", "horizon"] = "document"
+    allow_pin: bool = False
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
     horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
 
 
+def _field_path(text: str) -> str:
+    try:
+        parse_field_path(text, "field")
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+FieldName = Annotated[str, AfterValidator(_field_path)]
+Bound = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class RuleSettings(Section):
+    """A rule under which a difference does not count. `ignore`: at these fields and below
+    them (`kinds`: only these kinds of difference). `tolerance`: numbers that differ by no more
+    than `absolute` or the share `relative`, times by no more than `skew` seconds."""
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    fields: Annotated[tuple[FieldName, ...], Field(min_length=1)]
+    kind: Literal["ignore", "tolerance"]
+    kinds: tuple[Kind, ...] | None = None
+    absolute: Bound | None = None
+    relative: Rate | None = None
+    skew: Bound | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "RuleSettings":
+        bounded = [
+            key for key in ("absolute", "relative", "skew") if getattr(self, key) is not None
+        ]
+        if self.kind == "ignore" and bounded:
+            raise ValueError(f'{bounded[0]} belongs to kind = "tolerance"')
+        if self.kind == "tolerance" and not bounded:
+            raise ValueError("a tolerance needs absolute, relative or skew")
+        if self.kind == "tolerance" and self.kinds is not None:
+            raise ValueError('kinds belongs to kind = "ignore"')
+        return self
+
+    def rule(self) -> Rule:
+        return Rule(
+            self.name,
+            field_paths(self.fields),
+            None if self.kinds is None else frozenset(self.kinds),
+            self.absolute,
+            self.relative,
+            self.skew,
+        )
+
+
+def field_paths(texts: Iterable[str]) -> tuple[FieldPath, ...]:
+    return tuple(map(parse_field_path, texts))
+
+
 class CollectionSettings(Section):
-    """Reads of one collection; None takes the default of [migration]."""
+    """Reads of one collection and how they are compared; None takes the default of
+    [migration]. `clear`: fields whose values samples of mismatches may show."""
 
     read_percent: Percent | None = None
     shadow_rate: Rate | None = None
     salt: str | None = None
+    clear: tuple[FieldName, ...] = ()
+    rules: tuple[RuleSettings, ...] = ()
+
+    @field_validator("rules")
+    @classmethod
+    def _named_once(cls, value: tuple[RuleSettings, ...]) -> tuple[RuleSettings, ...]:
+        for name, count in Counter(rule.name for rule in value).items():
+            if count > 1:
+                raise ValueError(f'{count} rules bear the name "{name}"')
+        return value
 
     @field_validator("salt")
     @classmethod
@@ -169,21 +254,76 @@ class CollectionSettings(Section):
 
 
 class ShadowSettings(Section):
-    """`queue` is a number of reads, `behind_bound` seconds a mirror may lag unremarked."""
+    """Comparing, and its bounds. `queue` is a number of reads, `memory_mb` what they hold,
+    `age` seconds for which one may wait, `rate` comparisons in a second; above `lag` seconds of
+    lateness of the event loop nothing is compared. `behind_bound`: seconds a mirror may lag
+    unremarked.
+
+    `on_mismatch`: count it, or (test suites) raise it to the caller, who waits for it.
+    `repairs_in_a_row` of one document, then it is only reported. `samples` of mismatches are
+    kept of each collection; `hash_key` is the key of the hashes that stand for values in
+    them: without one, each process has its own.
+    """
 
     queue: Count = 1000
+    memory_mb: Count = 64
+    age: Seconds = 10.0
+    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 1000.0
+    lag: Seconds = 0.1
     workers: Lanes = 2
     behind_bound: Seconds = 5.0
+    on_mismatch: Literal["count", "raise"] = "count"
     repair: bool = True
+    repairs_in_a_row: Count = 5
+    samples: Count = 200
+    hash_key: SecretStr | None = None
+
+    @field_validator("hash_key")
+    @classmethod
+    def _key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not 16 <= len(value.get_secret_value().encode()) <= 64:
+            raise ValueError("a key has 16 to 64 bytes")
+        return value
+
+
+class RampSettings(Section):
+    """What the checks of a change of stage, a ramp and the guard judge by: `max_mismatch` and
+    `max_error_delta` are shares, `max_p99_ratio` is PostgreSQL's over Firestore's, `min_samples`
+    reads and comparisons are needed, and figures count with a `confidence` in their bounds.
+
+    `guard`: watches the last `window` seconds also outside a ramp, and takes the reads of a
+    collection away from PostgreSQL when a figure fails.
+    """
+
+    guard: bool = False
+    window: Annotated[float, Field(ge=5, le=3600, allow_inf_nan=False)] = 60.0
+    max_mismatch: Rate = 0.0001
+    max_error_delta: Rate = 0.001
+    max_p99_ratio: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.5
+    min_samples: Count = 1000
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+    def limits(self) -> Limits:
+        return Limits(
+            self.max_mismatch,
+            self.max_error_delta,
+            self.max_p99_ratio,
+            self.min_samples,
+            self.confidence,
+        )
 
 
 class RecopySettings(Section):
-    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`."""
+    """How pending paths are repaired: every `interval`, `batch` at a time, under `lease`.
+
+    `prune_interval`: seconds between two looks for tombstones and rows that nothing needs.
+    """
 
     interval: Seconds = 0.2
     batch: Count = 100
     lease: Seconds = 10.0
     attempts: Count = 10
+    prune_interval: Seconds = 60.0
 
 
 class TelemetrySettings(Section):
@@ -222,6 +362,7 @@ class Settings(Section):
     migration: MigrationSettings = MigrationSettings()
     collections: dict[str, CollectionSettings] = {}
     shadow: ShadowSettings = ShadowSettings()
+    ramp: RampSettings = RampSettings()
     recopy: RecopySettings = RecopySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings = AdminSettings()
@@ -262,6 +403,12 @@ class _Loaded(Settings, BaseSettings):
             if os.environ.get(variable):
                 seeded.setdefault(section, {})[key] = os.environ[variable]
         return env_settings, InitSettingsSource(settings_cls, seeded), init_settings
+
+
+def file_of(config: Path | None = None) -> Path:
+    """The file that `load` reads, whether it is there or not."""
+    variable = os.environ.get(CONFIG_VARIABLE)
+    return config or (Path(variable) if variable else DEFAULT_FILE)
 
 
 def load(config: Path | None = None) -> Settings:
@@ -342,6 +489,12 @@ def _keys(annotation: Any) -> Mapping[str, Any]:
     return annotation.model_fields if is_section else {}
 
 
+def _items(annotation: Any) -> Any:
+    """The section that a table or a list holds."""
+    held = [item for item in get_args(annotation) if isinstance(item, type)]
+    return next((item for item in held if issubclass(item, Section)), None)
+
+
 def _nearest(word: str, known: Mapping[str, Any]) -> str:
     close = get_close_matches(word.lower(), known, n=1, cutoff=0.5)
     return f'; did you mean "{close[0]}"?' if close else f"; known are {', '.join(known)}"
@@ -360,7 +513,7 @@ def _sentence(error: ErrorDetails, file: Path | None) -> str:
         annotation: Any = Settings
         for part in parts[:-1]:
             known = _keys(annotation)
-            annotation = known[part].annotation if part in known else CollectionSettings
+            annotation = known[part].annotation if part in known else _items(annotation)
         return f"{where} is not a setting" + _nearest(parts[-1], _keys(annotation))
     text = error["msg"].removeprefix("Value error, ")
     return f"{where}: {text[0].lower()}{text[1:]}"

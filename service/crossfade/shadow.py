@@ -1,139 +1,158 @@
 """Shadow reads: the other store is read after the answer, compared, and judged.
 
-Offering never blocks, never raises and never waits: a full queue drops the
-comparison and counts it [law]. A disagreement counts only when it is stable: the
-authority is read, then the mirror, then the authority again, and only if the
-authority did not move meanwhile and nothing is pending is the mirror blamed.
+Offering never blocks, never raises and never waits: what does not fit into the bounds
+is dropped and counted by its cause [law]. Comparing is the first thing that stops when
+the process is busy.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import structlog
-from opentelemetry.trace import SpanContext
 
-from crossfade.diff import diff
-from crossfade.document import Database, format_field_path
-from crossfade.errors import CrossfadeError
-from crossfade.plan import StoreName
-from crossfade.query import Query
-from crossfade.store import DocumentStore, Page, Reading, Stored, Stores
-from crossfade.telemetry import REPAIRS, SHADOW_DROPPED, VERDICTS, Telemetry
-from crossfade.wire import parse_document
-from crossfade_api.v1 import crossfade_pb2, document_pb2
+from crossfade.comparing import Comparer
+from crossfade.errors import CrossfadeError, FailedPrecondition
+from crossfade.repairs import Repairs
+from crossfade.samples import Samples
+from crossfade.telemetry import SHADOW_DROPPED, VERDICTS, Telemetry
+from crossfade.verdict import BAD, Finding, Offer, Verdict, worst
 
 log = structlog.get_logger(__name__)
 
-ROUNDS = 3
-"""How often a comparison is read again before a moving document counts as `behind`. What
-is pending, or differs within the bound, is `behind` at once."""
-PAUSE_SECONDS = 0.05
-MAX_COMPARED_BYTES = 4 * 1_048_576
-"""A query's result beyond this is not kept for comparison."""
-
-
-class Verdict(StrEnum):
-    """`missing` and `extra` are said of the mirror."""
-
-    MATCH = "match"
-    WRONG = "wrong"
-    BEHIND = "behind"
-    STALE = "stale"
-    MISSING = "missing"
-    EXTRA = "extra"
-    ERROR = "error"
-
-
-BAD = frozenset({Verdict.WRONG, Verdict.STALE, Verdict.MISSING, Verdict.EXTRA})
-"""The verdicts that count against a ramp, alarm, and queue a recopy."""
+COMPARE_SECONDS = 20.0
+"""One comparison with everything that is read again for it."""
+LAG_PERIOD = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """A read that was answered, to be compared: the paths or the query that was `asked`,
-    and the `documents` that the store `answered`."""
+class Bounds:
+    """`queue` offers and `memory` bytes that may wait, `age` seconds for which one may;
+    `rate` comparisons in a second; `lag`: seconds that the event loop may be late."""
 
-    collection: str
-    operation: str
-    authority: StoreName
-    answered: StoreName
-    epoch: int
-    stage: str
-    asked: tuple[str, ...] | Query
-    documents: tuple[Stored, ...]
-    link: SpanContext | None
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A mismatch without its values: which fields differ and how."""
-
-    path: str
-    verdict: Verdict
-    fields: tuple[str, ...]
-    at: float
+    queue: int = 1000
+    memory: int = 64 * 1_048_576
+    age: float = 10.0
+    rate: float = 1000.0
+    lag: float = 0.1
 
 
 class Shadow:
-    """A bounded queue and a few workers."""
+    """A bounded queue and a few workers.
+
+    `raises`: the caller waits for the comparison and gets a mismatch as its error.
+    `afford`: takes a comparison from the budget; False: there is nothing left.
+    """
 
     def __init__(
         self,
-        stores: Stores,
-        database: Database,
+        comparer: Comparer,
         telemetry: Telemetry,
+        samples: Samples,
+        repairs: Repairs,
         *,
-        queue: int = 1000,
+        bounds: Bounds | None = None,
         workers: int = 2,
-        behind_bound: float = 5.0,
-        timeout: float = 5.0,
-        repair: Callable[[Sequence[str], int, StoreName], Awaitable[None]] | None = None,
+        raises: bool = False,
+        afford: Callable[[Offer], bool] = lambda _: True,
     ) -> None:
-        self._stores = stores
-        self._database = database
+        self._comparer = comparer
         self._telemetry = telemetry
-        self._queue: asyncio.Queue[Offer] = asyncio.Queue(queue)
+        self._samples = samples
+        self._repairs = repairs
+        self._bounds = bounds or Bounds()
         self._workers = workers
-        self._bound = round(behind_bound * 1e6)
-        self._timeout = timeout
-        self._repair = repair
+        self._afford = afford
+        self.raises = raises
+        self._queue: deque[tuple[Offer, float]] = deque()
+        self._waiting = asyncio.Semaphore(0)
+        self._held = 0
         self._running = 0
-        self.samples: deque[Sample] = deque(maxlen=200)
+        self._allowance = self._bounds.rate
+        self._counted_at = time.monotonic()
+        self.lag = 0.0
+        """How late the event loop was last, in seconds."""
+
+    # --- offering -----------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
-        try:
-            self._queue.put_nowait(offer)
-        except asyncio.QueueFull:
-            self._telemetry.count(SHADOW_DROPPED, offer.collection)
+        cause = self._refusal(offer)
+        if cause is not None:
+            self._telemetry.count(SHADOW_DROPPED, offer.collection, cause)
+            return
+        self._queue.append((offer, time.monotonic()))
+        self._held += offer.size
+        self._waiting.release()
+
+    def _refusal(self, offer: Offer) -> str | None:
+        """Why the offer cannot be taken."""
+        bounds = self._bounds
+        if self.lag > bounds.lag:
+            return "load"
+        if len(self._queue) >= bounds.queue:
+            return "queue"
+        if self._held + offer.size > bounds.memory:
+            return "memory"
+        now = time.monotonic()
+        # As much as a second's worth may come at once.
+        self._allowance = min(bounds.rate, self._allowance + (now - self._counted_at) * bounds.rate)
+        self._counted_at = now
+        if self._allowance < 1:
+            return "rate"
+        if not self._afford(offer):
+            return "budget"
+        self._allowance -= 1
+        return None
 
     @property
     def waiting(self) -> int:
         """Comparisons in the queue."""
-        return self._queue.qsize()
+        return len(self._queue)
+
+    @property
+    def held(self) -> int:
+        """Bytes that the queue holds, about."""
+        return self._held
 
     @property
     def idle(self) -> bool:
-        return self._queue.empty() and not self._running
+        return not self._queue and not self._running
+
+    # --- working ------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Runs for ever."""
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._measure())
             for _ in range(self._workers):
                 group.create_task(self._work())
 
+    async def _measure(self) -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(LAG_PERIOD)
+            self.lag = time.monotonic() - before - LAG_PERIOD
+
     async def _work(self) -> None:
         while True:
-            offer = await self._queue.get()
+            await self._waiting.acquire()
+            offer, since = self._queue.popleft()
+            self._held -= offer.size
+            if time.monotonic() - since > self._bounds.age:
+                # It tells of a past that nobody waits to hear of.
+                self._telemetry.count(SHADOW_DROPPED, offer.collection, "age")
+                continue
             self._running += 1
             try:
                 await self.compare(offer)
             except CrossfadeError as error:
                 self._count(offer, Verdict.ERROR)
                 log.info("shadow read failed", collection=offer.collection, error=error.code)
+            except TimeoutError:
+                self._count(offer, Verdict.ERROR)
+                log.info("shadow read failed", collection=offer.collection, error="TIMEOUT")
             except Exception:
                 # A defect in comparing must not end the comparing of everything else.
                 self._count(offer, Verdict.ERROR)
@@ -141,10 +160,13 @@ class Shadow:
             finally:
                 self._running -= 1
 
-    async def compare(self, offer: Offer) -> Verdict:
-        """Compares, counts, keeps a sample, and queues a recopy of what is bad."""
+    async def compare(self, offer: Offer) -> list[Finding]:
+        """Compares, counts, keeps samples, and queues a recopy of what is bad. Raises
+        CrossfadeError, TimeoutError when a store cannot be read."""
         started = time.time_ns()
-        verdict, paths, fields = await self._verdict(offer)
+        async with asyncio.timeout(COMPARE_SECONDS):
+            findings = await self._comparer.compare(offer)
+        verdict = worst(findings)
         self._count(offer, verdict)
         if offer.link is not None:
             self._telemetry.shadow_span(
@@ -157,153 +179,45 @@ class Shadow:
                 start_ns=started,
                 end_ns=time.time_ns(),
             )
-        if verdict in BAD:
-            for path in paths:
-                self.samples.append(Sample(path, verdict, fields, time.time()))
-            log.warning(
-                "the stores differ",
-                verdict=verdict.value,
-                collection=offer.collection,
-                paths=paths[:5],
-                fields=fields[:10],
-            )
-            if self._repair is not None and paths:
-                await self._repair(paths, offer.epoch, offer.authority)
-                self._telemetry.count(REPAIRS, offer.collection, verdict.value, by=len(paths))
-        return verdict
+        if verdict is Verdict.MATCH:
+            self._repairs.healthy(stored.path for stored in offer.documents)
+        elif verdict in BAD:
+            await self._report(offer, verdict, [each for each in findings if each.verdict in BAD])
+        return findings
 
-    async def _verdict(self, offer: Offer) -> tuple[Verdict, tuple[str, ...], tuple[str, ...]]:
-        """The verdict, the paths it is about, and the differing fields of the first of them."""
-        other = await self._read(offer.answered.other, offer)
-        if _same_content(offer.documents, other.documents):
-            return Verdict.MATCH, (), ()
-        for attempt in range(ROUNDS):
-            before = await self._read(offer.authority, offer)
-            mirror = await self._read(offer.authority.other, offer)
-            after = await self._read(offer.authority, offer)
-            state = mirror.state or before.state
-            if state is not None and state.pending:
-                break
-            if _versions(before) == _versions(after):
-                found = self._differences(offer, after.documents, mirror.documents)
-                worst = next((entry for entry in found if entry[0] in BAD), None)
-                if worst is not None:
-                    paths = tuple(path for verdict, path, _ in found if verdict in BAD)
-                    return worst[0], paths, worst[2]
-                if not found:
-                    return Verdict.MATCH, (), ()
-                break
-            await asyncio.sleep(PAUSE_SECONDS * attempt)
-        return Verdict.BEHIND, (), ()
-
-    async def _read(self, store: StoreName, offer: Offer) -> Reading:
-        """The offer's documents or query result as `store` has them now."""
-        started, error = time.perf_counter_ns(), None
+    async def check(self, offer: Offer) -> None:
+        """For callers that asked for it: raises FailedPrecondition when the stores differ, with
+        the places and without the values. A store that cannot be read raises nothing."""
         try:
-            if isinstance(offer.asked, Query):
-                return await read_query(
-                    self._stores[store], offer.asked, self._database, self._timeout
-                )
-            return await self._stores[store].get(offer.asked, timeout=self._timeout)
-        except CrossfadeError as failure:
-            error = failure.code
-            raise
-        finally:
-            self._telemetry.record_store(
-                offer.collection,
-                offer.operation,
-                store.value,
-                "shadow",
-                (time.perf_counter_ns() - started) / 1e9,
-                error,
+            findings = await self.compare(offer)
+        except (CrossfadeError, TimeoutError):
+            self._count(offer, Verdict.ERROR)
+            return
+        bad = [each for each in findings if each.verdict in BAD]
+        if bad:
+            first = bad[0]
+            where = ", ".join(first.fields[:10]) or "the whole document"
+            more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+            raise FailedPrecondition(
+                f"the stores differ (on_mismatch = raise): {first.path} is {first.verdict}: "
+                f"{where}{more}"
             )
 
-    def _differences(
-        self, offer: Offer, authority: Sequence[Stored], mirror: Sequence[Stored]
-    ) -> list[tuple[Verdict, str, tuple[str, ...]]]:
-        """What differs, document by document; then the order, if everything else agrees."""
-        ours = {stored.path: stored for stored in authority}
-        theirs = {stored.path: stored for stored in mirror}
-        found: list[tuple[Verdict, str, tuple[str, ...]]] = []
-        for path in ours | theirs:
-            a = ours.get(path, Stored(path, None, None))
-            b = theirs.get(path, Stored(path, None, None))
-            verdict, fields = self._judge(offer, a, b)
-            if verdict is not Verdict.MATCH:
-                found.append((verdict, path, fields))
-        ordered = isinstance(offer.asked, Query) and bool(offer.asked.order_by)
-        if ordered and not found and [*ours] != [*theirs]:
-            found.append((Verdict.WRONG, next(iter(ours)), ("(order)",)))
-        return found
-
-    def _judge(
-        self, offer: Offer, authority: Stored, mirror: Stored
-    ) -> tuple[Verdict, tuple[str, ...]]:
-        """One document of both stores, neither pending nor moving."""
-        if authority.data is None or mirror.data is None:
-            if authority.data is mirror.data:
-                return Verdict.MATCH, ()
-            if mirror.data is None:
-                return Verdict.MISSING, ()
-            return Verdict.EXTRA, ()
-        if _canonical(authority.data) == _canonical(mirror.data):
-            return Verdict.MATCH, ()
-        left = parse_document(authority.data, self._database)
-        right = parse_document(mirror.data, self._database)
-        differences = diff(left.fields, right.fields)
-        if not differences:  # a NaN with other bits
-            return Verdict.MATCH, ()
-        fields = tuple(f"{format_field_path(d.path)} ({d.kind})" for d in differences)
-        expected = (
-            left.update_time if offer.authority is StoreName.FIRESTORE else authority.peer_time
+    async def _report(self, offer: Offer, verdict: Verdict, bad: Sequence[Finding]) -> None:
+        for finding in bad:
+            self._samples.add(offer, finding, given_up=self._repairs.given_up(finding.path))
+        log.warning(
+            "the stores differ",
+            verdict=verdict.value,
+            collection=offer.collection,
+            paths=[each.path for each in bad[:5]],
+            fields=bad[0].fields[:10],
         )
-        if right.update_time == expected:
-            return Verdict.WRONG, fields
-        if offer.authority is StoreName.FIRESTORE and right.update_time > left.update_time:
-            return Verdict.WRONG, fields
-        recent = time.time_ns() // 1_000 - left.update_time < self._bound
-        return (Verdict.BEHIND if recent else Verdict.STALE), fields
+        try:
+            await self._repairs.repair(offer, bad)
+        except CrossfadeError as error:
+            # The verdict stands; whoever reads the document next finds it again.
+            log.warning("a repair could not be queued", error=error.code)
 
     def _count(self, offer: Offer, verdict: Verdict) -> None:
         self._telemetry.count(VERDICTS, offer.collection, verdict.value)
-
-
-def _same_content(left: Sequence[Stored], right: Sequence[Stored]) -> bool:
-    return len(left) == len(right) and all(
-        a.path == b.path and _canonical(a.data) == _canonical(b.data)
-        for a, b in zip(left, right, strict=True)
-    )
-
-
-def _versions(reading: Reading) -> list[tuple[str, object]]:
-    return [(stored.path, stored.version) for stored in reading.documents]
-
-
-def _canonical(data: bytes | None) -> bytes | None:
-    """The content in a form that equal documents share; times are judged apart."""
-    if data is None:
-        return None
-    message = document_pb2.Document.FromString(data)
-    message.ClearField("create_time")
-    message.ClearField("update_time")
-    return message.SerializeToString(deterministic=True)
-
-
-async def read_query(
-    store: DocumentStore, query: Query, database: Database, timeout: float
-) -> Reading:
-    """A query's whole result as one reading; `state` is that of its first page."""
-    pages = [page async for page in store.query(query, timeout=timeout)]
-    return Reading(stored_documents(pages, database), 0, pages[0].state)
-
-
-def stored_documents(pages: Sequence[Page], database: Database) -> tuple[Stored, ...]:
-    """The documents of a query's pages."""
-    found = []
-    for page in pages:
-        for message in crossfade_pb2.QueryReply.FromString(page.frames).documents:
-            time_ = message.update_time.seconds * 1_000_000 + message.update_time.nanos // 1_000
-            found.append(
-                Stored(database.relative(message.name), message.SerializeToString(), (0, time_))
-            )
-    return tuple(found)

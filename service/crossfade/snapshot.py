@@ -57,7 +57,8 @@ class Snapshot:
         made = self._plans.get(collection)
         if made is None:
             traffic = self.traffic_of(collection)
-            salt = traffic.salt or f"read:{collection}"
+            # Of this purpose and collection, so that no two have the same documents first.
+            salt = "\0".join(("read", collection, traffic.salt or ""))
             rate = 1.0 if traffic.shadow_rate is None else traffic.shadow_rate
             made = self._plans[collection] = plan(self.stage, salt, traffic.read_percent, rate)
         return made

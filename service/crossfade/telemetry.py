@@ -4,7 +4,7 @@ Metrics go into a recorder of our own (about 0.25 µs a record; the SDK's takes 
 the status reads too. otlp.py hands what it holds to OpenTelemetry, and only when it is
 exported. Whether a call is traced is decided before anything of OpenTelemetry is
 touched (0.1 µs against 17). Nothing here raises into a request or holds a value of a
-document: labels are collection ids, names of operations and codes.
+document: labels are collection ids, names of operations and codes, fields that a mapping names.
 """
 
 import time
@@ -100,11 +100,26 @@ STORE_ERRORS = Counter(
 )
 READS = Counter("crossfade.reads", "{read}", "Reads answered, by store", (COLLECTION, STORE))
 COMMITS = Counter("crossfade.commits", "{commit}", "Commits, by outcome", ("crossfade.outcome",))
+MISFITS = Counter(
+    "crossfade.misfits",
+    "{value}",
+    "Values written that their column does not take, and that were kept beside it",
+    (COLLECTION, "crossfade.field", "crossfade.cause"),
+)
 VERDICTS = Counter(
     "crossfade.verdicts", "{verdict}", "Shadow reads compared", (COLLECTION, "crossfade.verdict")
 )
 SHADOW_DROPPED = Counter(
-    "crossfade.shadow.dropped", "{read}", "Shadow reads not made: the queue was full", (COLLECTION,)
+    "crossfade.shadow.dropped",
+    "{read}",
+    "Shadow reads not made, by cause: queue, memory, rate, age, load or budget",
+    (COLLECTION, "crossfade.reason"),
+)
+RULED_OUT = Counter(
+    "crossfade.shadow.ruled_out",
+    "{difference}",
+    "Differences that a named rule took away",
+    (COLLECTION, "crossfade.rule"),
 )
 FALLBACK_READS = Counter(
     "crossfade.reads.fallback",
@@ -130,19 +145,54 @@ REPAIRS = Counter(
     "Recopies queued because of a verdict",
     (COLLECTION, "crossfade.verdict"),
 )
+REPAIRS_GIVEN_UP = Counter(
+    "crossfade.repairs.given_up",
+    "{repair}",
+    "Recopies not queued because the document was repaired too often in a row",
+    (COLLECTION,),
+)
+MISMATCHES_DROPPED = Counter(
+    "crossfade.mismatches.dropped",
+    "{sample}",
+    "Samples of mismatches not kept: too many, or PostgreSQL could not take them",
+    (COLLECTION,),
+)
 OUTBOX = Counter(
     "crossfade.outbox",
     "{commit}",
     "Commits past PostgreSQL while it was away, and their becoming pending rows",
     ("crossfade.outcome",),
 )
+PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
+RAMP_MOVES = Counter(
+    "crossfade.ramp.moves",
+    "{move}",
+    "Percents that a ramp (advance, back) or the guard changed",
+    (COLLECTION, "crossfade.move"),
+)
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
 PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")
 OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row")
 DEAD_LETTERS = Gauge("crossfade.dead_letters", "{document}", "Documents that failed too often")
+FOREIGN = Gauge(
+    "crossfade.dead_letters.foreign",
+    "{document}",
+    "Dead letters for which Firestore holds what nobody here wrote",
+)
 STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
 EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
+EFFECTIVE_PERCENT = Gauge(
+    "crossfade.read_percent.effective",
+    "%",
+    "Reads that PostgreSQL answered in the last minute",
+    (COLLECTION,),
+)
+GATE_OPEN = Gauge(
+    "crossfade.gate.open",
+    "1",
+    "0 while commits may be in the outbox, and the mirror answers nothing",
+)
 READ_PERCENT = Gauge(
     "crossfade.read_percent", "%", "Share of reads that PostgreSQL answers", (COLLECTION,)
 )
@@ -151,6 +201,9 @@ ROLLBACK_LOSES = Gauge(
     "{write}",
     "Acknowledged writes that a rollback would lose now",
     ("crossfade.rollback",),
+)
+SETTINGS_REFUSED = Gauge(
+    "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )
 SHADOW_QUEUE = Gauge("crossfade.shadow.queue", "{read}", "Shadow reads that wait")
 UPTIME = Gauge("process.uptime", "s", "Time since the sidecar's start")

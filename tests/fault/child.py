@@ -2,16 +2,20 @@
 waiting times of a test and, for one test, one mechanism of the protocol switched off.
 
 FAULT_LEASE: seconds that a writer's pending rows are left to it (15 in production, which
-every kill would have to wait for). FAULT_MUTATION: a name of `mutations.py`.
+every kill would have to wait for). FAULT_COORDINATOR: seconds after which a silent
+coordinator of a barrier is taken for dead (5). FAULT_MUTATION: a name of `mutations.py`.
 """
 
 import os
 import sys
 
-from crossfade import cli, pending
+from crossfade import barrier, cli, pending
 
 if __name__ == "__main__":
     pending.LEASE_SECONDS = float(os.environ.get("FAULT_LEASE", pending.LEASE_SECONDS))
+    barrier.COORDINATOR_SECONDS = float(
+        os.environ.get("FAULT_COORDINATOR", barrier.COORDINATOR_SECONDS)
+    )
     if mutation := os.environ.get("FAULT_MUTATION"):
         from tests.fault.mutations import MUTATIONS
 

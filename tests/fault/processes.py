@@ -26,6 +26,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 SEEDS = ("DATABASE_", "MIGRATION_", "FIRESTORE_", "GOOGLE_", "CROSSFADE_", "FAULT_")
 SHOWN_LINES = 40
+MUTATION = os.environ.get("FAULT_MUTATION", "")
+"""What every sidecar of this test run has switched off; see `mutations.py`."""
 
 
 def free_port() -> int:
@@ -285,8 +287,8 @@ class SidecarProcess(Child):
         return [sys.executable, "-m", "tests.fault.child", "serve", "--port", str(self.port)]
 
     def environment(self) -> dict[str, str]:
-        armed = {"CROSSFADE_FAIL_POINT": self.fail_point} if self.fail_point else {}
-        return super().environment() | self.variables | armed
+        more = {"CROSSFADE_FAIL_POINT": self.fail_point, "FAULT_MUTATION": MUTATION}
+        return super().environment() | self.variables | {k: v for k, v in more.items() if v}
 
 
 async def all_started(children: Sequence[Child]) -> None:

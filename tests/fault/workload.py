@@ -44,7 +44,7 @@ DEFINITE = (AbortedError, FailedPreconditionError, InvalidArgumentError, NotFoun
 NOT_SENT = "connections to all backends failing"
 """What gRPC says of a call that found nobody to go to."""
 ATTEMPTS = 8
-TIMEOUT = 4.0
+TIMEOUT = 2.5
 MIX = {
     "get": 20,
     "batch": 10,

@@ -263,11 +263,14 @@ def _settings(database: Database, stage: str, percent: float) -> dict[str, str]:
         "CROSSFADE_MIGRATION__STAGE": seed,
         "CROSSFADE_MIGRATION__READ_PERCENT": str(percent),
         "CROSSFADE_MIGRATION__SHADOW_RATE": "0",
+        "CROSSFADE_MIGRATION__LEASE": "0.5",
+        "CROSSFADE_MIGRATION__HORIZON": "3",
         "CROSSFADE_RECOPY__INTERVAL": "0.05",
         "CROSSFADE_RECOPY__LEASE": "1",
         "CROSSFADE_FIRESTORE__TIMEOUT": "3",
         "CROSSFADE_POSTGRESQL__TIMEOUT": "3",
         "FAULT_LEASE": str(LEASE),
+        "FAULT_COORDINATOR": "1",
     }
 
 

@@ -4,16 +4,20 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
+import grpc
 import pytest
 
 from crossfade import app, barrier
 from crossfade.barrier import STEPS, Coordinator
 from crossfade.document import Document
-from crossfade.errors import EpochChanged, FailedPrecondition
+from crossfade.errors import EpochChanged, FailedPrecondition, Unavailable
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.settings import FirestoreSettings, MigrationSettings, ServerSettings, Settings
+from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.mirror import Mirror
 from crossfade.telemetry import Telemetry
 from crossfade.wire import parse_document
+from crossfade_api.v1 import admin_pb2
 from crossfade_client import AsyncCrossfade, Increment, UnavailableError
 from tests.sidecar import DATABASE, Running, eventually, running
 
@@ -221,3 +225,54 @@ async def test_a_copy_waits_for_what_other_sidecars_sent_in_stage_off(two):
     await first.copy()
     # a lease, in which the other may go on sending, and as long as Firestore may hold it
     assert time.monotonic() - began >= first.sidecar.control.lease.seconds + 0.3
+
+
+async def test_a_rollback_by_force_while_postgresql_is_dead(postgres_database, monkeypatch):
+    """What PostgreSQL had sent on is there; what it had not is lost, and listed when it is back."""
+    dead = False
+    take, call = Lanes._take, Lanes._call
+
+    async def refuse(self, timeout):
+        if dead:
+            raise Unavailable("PostgreSQL cannot be reached")
+        return await take(self, timeout)
+
+    async def refuse_call(self, *args):
+        if dead:
+            raise Unavailable("PostgreSQL cannot be reached")
+        return await call(self, *args)
+
+    monkeypatch.setattr(Lanes, "_take", refuse)
+    monkeypatch.setattr(Lanes, "_call", refuse_call)
+    async with running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack:
+        await stack.copy()
+        await stack.stage("live")
+        await stack.client.set("tasks/sent", {"n": 1})
+        await stack.settled()
+        with monkeypatch.context() as patch:
+            patch.setattr(Mirror, "claim", nothing)
+            await stack.client.set("tasks/unsent", {"n": 1})
+            dead = True
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stack.stage("dual_write")
+        with pytest.raises(UnavailableError):
+            await stack.client.set("tasks/1", {"n": 1}, timeout=1)
+        await stack.admin.SetStage(
+            admin_pb2.SetStageRequest(stage="dual_write", without_postgresql=True)
+        )
+        await stack.client.set("tasks/1", {"n": 1}, timeout=5)
+        assert (await stack.client.get("tasks/sent")).fields == {"n": 1}
+        dead = False
+        await eventually(lambda: _is_dual_write(stack))
+        await stack.client.set("tasks/2", {"n": 1}, timeout=5)
+        letters = await stack.sql.fetch("select path, failure from crossfade.pending where dead")
+        assert [tuple(row) for row in letters] == [("tasks/unsent", "lost by a rollback by force")]
+
+
+async def nothing(*_args, **_kwargs) -> list[str]:
+    return []
+
+
+async def _is_dual_write(stack: Running) -> bool:
+    row = await stack.sidecar.control.row()
+    return (row["stage"], row["authority"]) == ("dual_write", "firestore")

@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+import asyncpg
 import pytest
 
 from crossfade.errors import Aborted, Unavailable
@@ -246,6 +247,26 @@ async def test_a_sidecar_that_missed_the_change_writes_nothing_past_it(first, se
     await first.client.set("tasks/1", {"n": 2}, timeout=5)
     await second.settled()
     assert first.memory.read("tasks/1").fields == {"n": 2}
+
+
+async def test_a_sidecar_that_starts_in_the_outage_goes_on_through_the_outbox(first, monkeypatch):
+    """PostgreSQL cannot be reached at all; it comes back later."""
+    real, away = asyncpg.connect, True
+
+    async def connect(dsn, **options):
+        if away and options.get("connection_class") is not None:
+            raise ConnectionRefusedError(111, "refused")
+        return await real(dsn, **options)
+
+    monkeypatch.setattr(asyncpg, "connect", connect)
+    async with first.another(stage=Stage.SHADOW, read_percent=100) as restarted:
+        await restarted.client.set("tasks/1", {"n": 1}, timeout=8)
+        assert (await restarted.client.get("tasks/1")).fields == {"n": 1}
+        away = False
+        await eventually(lambda: _open(restarted))
+        assert restarted.sidecar.control.snapshot.stage is Stage.SHADOW
+        await first.settled()
+        assert await in_postgres(restarted, "tasks/1") == {"n": 1}
 
 
 async def test_required_refuses_rather_than_go_past_the_mirror(postgres_database, cut):

@@ -551,6 +551,7 @@ async def test_marking_queues_a_recopy_under_its_authority(bench: Bench):
 async def test_a_page_obeys_the_guard(bench: Bench):
     await bench.put(live("tasks/1", 9, n=1), live("tasks/2", 5, n=1), gone("notes/1", 9))
     page = [live("tasks/1", 5), live("tasks/2", 5, n=2), live("notes/1", 5), live("notes/2", 5)]
+    await bench.mirror.begin_copy(1, timeout=5)
     put = await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=10)
     assert put == {"tasks/2", "notes/2"}
     values = [await bench.value(image.path) for image in page]
@@ -559,6 +560,7 @@ async def test_a_page_obeys_the_guard(bench: Bench):
 
 async def test_a_page_of_hundreds(bench: Bench):
     page = [live(f"tasks/{n}", 5) for n in range(200)] + [live(f"f/{n}", 5) for n in range(200)]
+    await bench.mirror.begin_copy(1, timeout=5)
     assert len(await bench.mirror.put_page(page, epoch=1, generation=1, token=1, timeout=30)) == 400
     assert await bench.value("tasks/199") == 5
 
@@ -614,6 +616,8 @@ async def test_the_end_of_a_copy_queues_what_it_did_not_meet(bench: Bench):
         values ('w', '', '', '', 1, now(), 'copy')"""
     await bench.lanes.execute(insert, timeout=5)
     await bench.put(live("tasks/old", 5), live("tasks/1/chunks/old", 5), gone("tasks/dead", 5))
+    await bench.mirror.begin_copy(10, timeout=5)
+    await bench.mirror.begin_copy(20, timeout=5)
     # Seen by a former copy, and by this one though its version is refused.
     await bench.mirror.put_page(
         [live("tasks/former", 5)], epoch=1, generation=1, token=10, timeout=5

@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Image, Mirror
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.store import PostgresStore
+from crossfade.telemetry import MISFITS, Telemetry
 from crossfade.wire import decode_document, parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import crossfade_pb2
@@ -66,7 +68,8 @@ class Library:
         if by == "puts":
             await self.mirror.put(images, epoch=1, allow_equal=False, timeout=10)
         else:
-            await self.mirror.put_page(images, epoch=1, generation=1, token=1, timeout=10)
+            await self.mirror.begin_copy(time, timeout=5)
+            await self.mirror.put_page(images, epoch=1, generation=1, token=time, timeout=10)
         return time
 
     async def fields(self, path: str) -> Any:
@@ -134,6 +137,26 @@ async def test_the_check_constraint_is_real(library: Library):
     await library.put(books__1={"state": "lent"})
     with pytest.raises(Exception, match="23514"):
         await library.lanes.execute("update library.books set state = 'burnt'", timeout=5)
+
+
+@pytest.mark.parametrize("by", ["commits", "puts", "pages"])
+async def test_misfits_are_counted_as_they_are_written(library: Library, by: str):
+    telemetry = Telemetry()
+    watched = MAPPINGS.watched(partial(telemetry.count, MISFITS))
+    library.store = PostgresStore(library.lanes, watched, DATABASE)
+    library.mirror = Mirror(library.lanes, watched, DATABASE)
+    await library.control()
+    for state in ("burnt", "lost", "burnt"):
+        # A reference that waits and a field without a column are the census's to count.
+        fields: Any = {"state": state, "pages": 7.5, "title": None, "reader": "r", "x": 1, "$": 1}
+        await library.apply(by, [Write("books/1", fields), Write("cards/1", {"name": "n"})])
+    await library.apply(by, [Write("books/1", {"state": "lent", "rating": float("nan")})])
+    assert telemetry.counts(MISFITS) == {
+        ("books", "state", "word"): 2,
+        ("books", "pages", "type"): 3,
+        ("books", "title", "null"): 3,
+        ("books", "rating", "range"): 1,
+    }
 
 
 # --- references --------------------------------------------------------------------------------

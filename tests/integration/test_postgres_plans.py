@@ -72,6 +72,7 @@ async def lanes(postgres_database: MakeDatabase) -> AsyncIterator[Recorder]:
     documents["tasks/odd"] = {"assigned_miners": [5, "six"], "status": "pending"}
     documents["tasks/none"] = {"assigned_miners": [5], "status": None}
     images = [Image(path, fields, many.TIME, many.TIME) for path, fields in documents.items()]
+    await mirror.begin_copy(1, timeout=5)
     for begin in range(0, len(images), 1_000):
         page = images[begin : begin + 1_000]
         await mirror.put_page(page, epoch=1, generation=1, token=1, timeout=120)
@@ -226,6 +227,8 @@ async def test_no_plan_is_made_for_an_empty_table(postgres_database: MakeDatabas
         PostgresStore(lanes, MAPPINGS, many.DATABASE),
         Mirror(lanes, MAPPINGS, many.DATABASE),
     )
+    await lanes.execute(many.CONTROL, timeout=5)
+    lanes.sent.clear()
     await store.get(["tasks/a"], timeout=5)
     await store.get(["tasks/a", "tasks/b"], timeout=5)
     await store.get(["notes/a"], timeout=5)

@@ -1,6 +1,7 @@
 """The schema through the commands: made, compared, brought on, dropped; and what does not fit."""
 
 import asyncio
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest_asyncio
 
 from crossfade.app import load_mappings
 from crossfade.cli import main
-from crossfade.document import Database
+from crossfade.document import Database, GeoPoint, identical
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import Mappings
 from crossfade.store import Intent
@@ -81,7 +82,7 @@ async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
     assert "missing: migration violet_0002" in output
     assert "missing: table violet.tasks" in output
     code, output = await terminal.run("schema", "create")
-    assert (code, "crossfade_0002, violet_0002" in output) == (0, True)
+    assert (code, "crossfade_0004, violet_0002" in output) == (0, True)
     assert await terminal.run("schema", "check") == (
         0,
         "the database is as the models and the mapping say\n",
@@ -115,7 +116,7 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
         insert into crossfade.alembic_version values ('crossfade_0001')"""
     )
     code, output = await terminal.run("schema", "upgrade")
-    assert (code, "crossfade_0002" in output) == (0, True)
+    assert (code, "crossfade_0004" in output) == (0, True)
     assert (await terminal.run("schema", "check"))[0] == 0
 
 
@@ -300,6 +301,174 @@ async def test_a_collection_gets_a_table_and_then_a_column(
     assert [row[0] for row in sizes] == [1, None]
     assert (await terminal.run("schema", "check"))[0] == 0
     await lanes.close()
+
+
+NOTHING = """
+from crossfade.mapping import Mappings
+MAPPINGS = Mappings()
+"""
+DROPPING = """
+from alembic import op
+revision = "dropping_0001"
+down_revision = None
+branch_labels = ("dropping",)
+depends_on = None
+
+def upgrade():
+    for name in ("cards", "visits", "notes", "loans", "readers"):
+        op.execute(f"drop table if exists library.{name} cascade")
+    for name in ("books_state", "books_reader", "books_sequel_of"):
+        op.execute(f"drop index if exists library.{name}")
+    op.execute("alter table library.books drop column rating")
+    # Its trigger looks at it; upgrade makes the triggers anew.
+    op.execute("alter table library.books drop column sequel_of cascade")
+"""
+A_TIME = datetime(2026, 1, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+LIBRARY: dict[str, Any] = {
+    "readers/a": {"name": "n", "card": "1", "level": 1, "since": A_TIME, "visits": [{"day": 1}]},
+    "readers/b": {"name": "m", "card": "1", "mail": None, "$odd": 1},  # a second holder
+    "readers/__id7__": {"name": "x\0", "visits": [{"day": 1}, {"day": 1}]},
+    "books/1": {"title": "t", "state": "burnt", "reader": "a", "rating": float("nan")},
+    "books/2": {"title": 7, "reader": "nobody", "rating": -0.0, "rare": True, "sequel_of": "2"},
+    "books/3": {"shelves": [1, 2], "pages": 2**63 - 1, "sequel_of": "2", "where": GeoPoint(1, 2)},
+    "books/1/notes/1": {"text": "x", "by": "a"},
+    "books/none/notes/1": {"text": "y", "by": "none"},
+    "loans/1": {"book": "1", "reader": "a", "at": A_TIME},
+    "cards/1": {"name": "n", "level": 1, "since": A_TIME, "more": [None]},  # held by its owner
+    "cards/2": {"name": "n"},
+    "visits/a_1": {"day": 1},
+    "visits/b_1": {"day": 2},
+    "others/1": {"x": 1},
+}
+LESS = """
+from sqlalchemy import ARRAY, BigInteger, Boolean, Column, MetaData
+from crossfade.mapping import CollectionMapping, Mappings, document_table, text_column
+from crossfade.mapping import word_column
+metadata = MetaData(schema="library")
+books = document_table(
+    "books", metadata, text_column("title"), text_column("reader"), Column("rare", Boolean),
+    word_column("state", "shelved", "lent", "lost"), Column("pages", BigInteger),
+    Column("shelves", ARRAY(BigInteger)),
+)
+MAPPINGS = Mappings([CollectionMapping("books", books)])
+"""
+
+
+@pytest.mark.parametrize("left", ["", LESS])
+async def test_a_mapping_is_taken_away(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
+):
+    lanes = await Lanes.open(terminal.url, size=4)
+    await create_schema(lanes, MAPPINGS)
+    store = PostgresStore(lanes, MAPPINGS, PROJECT)
+    for path, fields in LIBRARY.items():
+        await store.commit([Write(path, fields)], timeout=5)
+    before = await _contents(store, list(LIBRARY))
+    assert len(before) == len(LIBRARY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / f"less_{len(left)}"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mapping.py").write_text(left or NOTHING)
+    terminal.mapping(package.name)
+    less = load_mappings(package.name)
+    # A sidecar with the new mapping that is started first makes what is missing, and stops.
+    await create_schema(lanes, less)
+    with pytest.raises(FailedPrecondition, match="from before the mapping changed"):
+        await refuse_strays(lanes, less, timeout=5)
+    code, output = await terminal.run("schema", "check")
+    assert (code, "2 documents of cards are in library.cards, where" in output) == (1, True)
+    if left:
+        assert "2 documents of books have rating, sequel_of in columns of library.books" in output
+
+    code, output = await terminal.run("schema", "upgrade")
+    given_back = 13 if not left else 10 + 2
+    assert (code, f"without a mapping: {given_back}" in output) == (0, True)
+    await refuse_strays(lanes, less, timeout=5)
+    store = PostgresStore(lanes, less, PROJECT)
+    assert await _same(store, before)
+    counts = [
+        await lanes.fetchval(f"select count(*) from {name}", timeout=5)
+        for name in ("library.books", "library.readers", "crossfade.documents")
+    ]
+    assert counts == ([3, 0, 11] if left else [0, 0, 14])
+    # No constraint of a table that is empty now stands in the way of a write.
+    await store.commit([Write("books/9", {"reader": "new"})], timeout=5)
+    await store.commit([Write("books/9", None)], timeout=5)
+    code, output = await terminal.run("schema", "check")
+    assert "documents" not in output
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "without a mapping" in output) == (0, False)
+
+    # And back again, as if nothing had been.
+    terminal.mapping("tests.library")
+    assert (await terminal.run("schema", "upgrade"))[0] == 0
+    store = PostgresStore(lanes, MAPPINGS, PROJECT)
+    assert await _same(store, before)
+    assert await lanes.fetchval("select owner from library.cards where id = '1'", timeout=5) == "a"
+    await lanes.close()
+
+
+async def test_a_migration_may_drop_what_the_mapping_no_longer_has(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lanes = await Lanes.open(terminal.url, size=4)
+    await create_schema(lanes, MAPPINGS)
+    store = PostgresStore(lanes, MAPPINGS, PROJECT)
+    await store.commit([Write(path, fields) for path, fields in LIBRARY.items()], timeout=5)
+    before = await _contents(store, list(LIBRARY))
+    await lanes.close()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "dropping"
+    (package / "migrations").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "mapping.py").write_text(LESS)
+    (package / "migrations" / "dropping_0001.py").write_text(DROPPING)
+    terminal.mapping("dropping")
+    for _ in range(2):
+        code, output = await terminal.run("schema", "upgrade")
+        assert code == 0
+    code, output = await terminal.run("schema", "check")
+    assert (code, output) == (0, "the database is as the models and the mapping say\n")
+    lanes = await Lanes.open(terminal.url, size=2)
+    store = PostgresStore(lanes, load_mappings("dropping"), PROJECT)
+    assert await _same(store, before)
+    await lanes.close()
+
+
+async def test_a_table_of_which_nothing_is_noted(
+    terminal: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    terminal.mapping("tests.library")
+    await terminal.run("schema", "create")
+    await terminal.execute(
+        """delete from crossfade.applied where name like 'mapping of%';
+        insert into library.readers (id, create_time, update_time, epoch) values ('1', 1, 1, 1)"""
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    package = tmp_path / "nothing"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "mapping.py").write_text(NOTHING)
+    terminal.mapping("nothing")
+    await terminal.run("schema", "upgrade")
+    code, output = await terminal.run("schema", "check")
+    assert (code, "documents are in library.readers, which has no mapping" in output) == (1, True)
+    terminal.mapping("tests.library")
+    await terminal.run("schema", "upgrade")
+    terminal.mapping("nothing")
+    code, output = await terminal.run("schema", "upgrade")
+    assert (code, "without a mapping: 1" in output) == (0, True)
+    assert (await terminal.run("schema", "check"))[0] == 0
+
+
+async def _same(store: PostgresStore, before: list[Any]) -> bool:
+    after = await _contents(store, list(LIBRARY))
+    return len(after) == len(before) and all(
+        identical(one.fields, other.fields)
+        and (one.create_time, version) == (other.create_time, other_version)
+        for (one, version), (other, other_version) in zip(before, after, strict=True)
+    )
 
 
 async def _contents(store: PostgresStore, paths: list[str]) -> list[Any]:

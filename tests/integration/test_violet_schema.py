@@ -37,6 +37,7 @@ async def copied(postgres_database: MakeDatabase) -> AsyncIterator[Lanes]:
         timeout=5,
     )
     mirror = Mirror(lanes, MAPPINGS, DATABASE)
+    await mirror.begin_copy(1, timeout=5)
     images = [Image(path, fields, 5, 5) for path, fields in sorted(SAMPLE.items())]
     for start in range(0, len(images), 300):
         page = images[start : start + 300]

@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from crossfade.document import Fields, to_micros
+from crossfade.errors import Unavailable
 from crossfade.mapping import to_json
 from crossfade.pending import Pending, intent_of
 from crossfade.plan import Stage
@@ -375,6 +376,30 @@ async def test_a_request_that_changed_nothing_is_known_too(workers, write):
     await worker.until_idle()
     assert (await proof(workers, "same", [])).state == "applied"
     await workers.agree(PATH, {"n": 1})
+
+
+async def test_after_a_rollback_a_request_is_done_once_though_postgresql_is_away(
+    postgres_database, monkeypatch
+):
+    async def away(*_args, **_options):
+        raise Unavailable("PostgreSQL is away")
+
+    async with running(await postgres_database(), Stage.SHADOW) as stack:
+        await stack.copy()
+        await stack.stage("live")
+        writes = [ClientWrite.merge(PATH, {"total": Increment(1)}), ClientWrite.set("notes/1", {})]
+        first = await stack.client.commit(writes, request_id="same")
+        await stack.stage("shadow")
+        await stack.settled()
+        mirror = stack.sidecar._forward._pending.mirror
+        for name in ("_open", "takes_rows", "put", "claim"):
+            monkeypatch.setattr(mirror, name, away)
+        again = await stack.client.commit(writes, request_id="same", timeout=8)
+        assert again.replayed
+        assert again.commit_time == first.commit_time
+        assert [w.update_time for w in again.writes] == [w.update_time for w in first.writes]
+        assert stack.memory.read(PATH).fields == {"total": 1}
+        monkeypatch.undo()
 
 
 # --- fingerprints ------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from crossfade import cli, display, probes
 from crossfade.display import StatusLine, print_table, status_text
 from crossfade.embedded import EmbeddedError, EmbeddedPostgres, lock
 from crossfade.errors import Internal, Unavailable
-from crossfade.settings import PostgresqlSettings
+from crossfade.settings import PostgresqlSettings, ServerSettings
 from crossfade_api.v1.admin_pb2 import Status
 
 COMMANDS = ["up", "serve", "firestore", "rehearse", "settings"]
@@ -116,6 +116,8 @@ def test_settings_are_shown_as_a_file_without_passwords(monkeypatch, capsys):
     monkeypatch.setenv("DATABASE_TYPE", "dual")
     monkeypatch.setenv("DATABASE_URL", URL)
     monkeypatch.setenv("CROSSFADE_COLLECTIONS__TASKS__READ_PERCENT", "5")
+    rule = {"name": "stamps", "fields": ["meta", "`a.b`.c"], "kind": "tolerance", "skew": 2.0}
+    monkeypatch.setenv("CROSSFADE_COLLECTIONS__TASKS__RULES", json.dumps([rule]))
 
     assert cli.main(["settings"]) == 0
 
@@ -124,7 +126,7 @@ def test_settings_are_shown_as_a_file_without_passwords(monkeypatch, capsys):
     assert "s3cret" not in text
     assert shown["postgresql"]["url"] == "postgresql://u:***@localhost:1/violet"
     assert shown["migration"]["stage"] == "shadow"
-    assert shown["collections"] == {"tasks": {"read_percent": 5.0}}
+    assert shown["collections"] == {"tasks": {"read_percent": 5.0, "clear": [], "rules": [rule]}}
     assert "# emulator =" in text
 
 
@@ -188,7 +190,7 @@ def composition(monkeypatch):
     module.sidecar = FakeSidecar()
     module.signal = signal.SIGTERM
 
-    async def start(settings, telemetry):
+    async def start(settings, telemetry, source):
         module.settings = settings
         asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), module.signal)
         return module.sidecar
@@ -206,7 +208,7 @@ def test_serve_says_where_and_stops_cleanly_on_a_signal(composition, capsys, num
     assert cli.main(["serve", "--port", "0", "--host", "0.0.0.0"]) == 0
 
     assert capsys.readouterr().out == "sidecar 127.0.0.1:7601\n"
-    assert composition.sidecar.stopped == [cli.STOP_SECONDS]
+    assert composition.sidecar.stopped == [ServerSettings().stop_timeout]
     assert (composition.settings.server.port, composition.settings.server.host) == (0, "0.0.0.0")
 
 
@@ -230,7 +232,7 @@ def test_a_second_signal_does_not_wait(composition, capsys):
     ],
 )
 def test_a_sidecar_that_cannot_start_ends_with_2(composition, capsys, error):
-    async def start(settings, telemetry):
+    async def start(settings, telemetry, source):
         raise error
 
     composition.start = start

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossfade.plan import BUCKETS, STAGES, Stage, StoreName, bucket, decide, plan
+from crossfade.snapshot import Snapshot, Traffic
 
 F, P = StoreName.FIRESTORE, StoreName.POSTGRESQL
 
@@ -80,3 +81,42 @@ def test_deciding_makes_no_new_routes():
     routes = {id(decide(made, f"tasks/{i}", 0.0)) for i in range(100)}
     assert len(routes) == 2
     assert replace(decide(made, "tasks/1", 0.0)) == decide(made, "tasks/1", 0.0)
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.floats(0, 100))
+def test_a_key_stays_where_it_is_as_long_as_salt_and_percent_do(salt, key, percent):
+    answers = {decide(plan(Stage.SHADOW, salt, percent, 0.0), key, 0.5).answer for _ in range(3)}
+    assert len(answers) == 1
+
+
+@given(st.data(), st.sampled_from([Stage.SHADOW, Stage.LIVE]))
+def test_lowering_a_percent_only_removes_keys(data, stage):
+    percents = sorted(data.draw(st.lists(st.floats(0, 100), min_size=2, max_size=4)), reverse=True)
+    keys = [f"tasks/{n}" for n in range(200)]
+    before: set[str] | None = None
+    for percent in percents:
+        made = plan(stage, "salt", percent, 0.0)
+        held = {key for key in keys if decide(made, key, 0.5).answer is P}
+        assert before is None or held <= before
+        before = held
+
+
+def test_salts_of_any_length_are_told_apart():
+    long = "x" * 80
+    shares = [
+        [decide(plan(Stage.SHADOW, salt, 50, 0.0), f"t/{n}", 0.5).answer for n in range(100)]
+        for salt in (long + "a", long + "b")
+    ]
+    assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize("salt", [None, "x"])
+def test_collections_with_one_salt_do_not_move_the_same_documents_first(salt):
+    traffic = {"": Traffic(50.0, 0.0, salt)}
+    snapshot = Snapshot(Stage.SHADOW, 1, 1, traffic=traffic)
+    keys = [f"key/{n}" for n in range(1_000)]
+    held = [
+        {key for key in keys if decide(snapshot.plan_of(name), key, 0.5).answer is P}
+        for name in ("tasks", "users")
+    ]
+    assert 150 < len(held[0] & held[1]) < 350

@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from crossfade.diff import Kind
 from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.rules import Rule
 from crossfade.settings import (
     CollectionSettings,
     MigrationSettings,
     PostgresqlSettings,
+    RuleSettings,
     Section,
     Settings,
     SettingsError,
@@ -444,12 +447,58 @@ def keys(model: type[Section]) -> list[str]:
     return list(model.model_fields)
 
 
+RULE = """
+[[collections.tasks.rules]]
+name = "rounding"
+fields = ["score", "items.price"]
+kind = "tolerance"
+relative = 1e-9
+"""
+
+
+def test_rules_of_a_collection():
+    second = (
+        "[[collections.tasks.rules]]\nname='set'\nfields=['tags']\nkind='ignore'\nkinds=['order']"
+    )
+
+    rules = [each.rule() for each in load(write(RULE + second)).collections["tasks"].rules]
+
+    assert rules == [
+        Rule("rounding", (("score",), ("items", "price")), relative=1e-9),
+        Rule("set", (("tags",),), kinds=frozenset({Kind.ORDER})),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("colour = 1", ["[collections.tasks.rules.0] colour", "is not a setting"]),
+        ("relativ = 0.1", ["rules.0] relativ", 'did you mean "relative"?']),
+        ("kinds = ['order']", ["rules] 0", 'kinds belongs to kind = "ignore"']),
+        ("skew = -1", ["rules.0] skew", "greater than or equal to 0"]),
+        ("absolute = inf", ["rules.0] absolute", "finite"]),
+        (RULE, ["tasks] rules", '2 rules bear the name "rounding"']),
+        (RULE.replace("items.price", "items[0]"), ["rules.1.fields] 1", "Invalid property path"]),
+        (RULE.replace('"tolerance"', '"ignore"'), ['relative belongs to kind = "tolerance"']),
+        (RULE.replace("relative", "# "), ["a tolerance needs absolute, relative or skew"]),
+        (RULE.replace("fields", "# "), ["rules.1] fields", "required"]),
+        ("[collections.users]\nclear = ['']", ["collections.users.clear] 0", "empty property"]),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_refused_by_name(line, words):
+    with pytest.raises(SettingsError) as refused:
+        load(write(RULE + line))
+
+    assert all(word in str(refused.value) for word in [*words, "test.toml"]), str(refused.value)
+
+
 def test_the_documentation_names_every_setting_and_its_default():
     text = DOCS.read_text()
     missing = []
     for section, field in Settings.model_fields.items():
         if section == "collections":
-            missing += [key for key in keys(CollectionSettings) if f"`{key}`" not in text]
+            known = keys(CollectionSettings) + keys(RuleSettings)
+            missing += [key for key in known if f"`{key}`" not in text]
             continue
         chapter = text.partition(f"## [{section}]")[2].partition("\n## ")[0]
         for key, value in field.default.model_dump(mode="json").items():

@@ -8,15 +8,18 @@ queues a recopy of what PostgreSQL has and no page had.
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from crossfade.control import Control
 from crossfade.document import Database
-from crossfade.errors import FailedPrecondition
+from crossfade.errors import CrossfadeError, FailedPrecondition
+from crossfade.failpoints import reach
 from crossfade.jobs.scan import scan
 from crossfade.plan import StoreName
+from crossfade.snapshot import Snapshot
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Image, Mirror
 
@@ -47,24 +50,45 @@ async def backfill(
         )
     await control.copy_may_begin(time.monotonic() + timeout)
     token = time.time_ns() // 1_000
+    await mirror.begin_copy(token, timeout=timeout)
+    try:
+        async for progress in _copy(snapshot, firestore, mirror, database, token, timeout):
+            yield progress
+    finally:
+        # Without it no tombstone would be pruned until the copy's lease is over.
+        with suppress(CrossfadeError):
+            await mirror.end_copy(token, timeout=timeout)
+
+
+async def _copy(
+    snapshot: Snapshot,
+    firestore: FirestoreStore,
+    mirror: Mirror,
+    database: Database,
+    token: int,
+    timeout: float,
+) -> AsyncIterator[Progress]:
     copied = 0
     async for page in scan(firestore, database, timeout=timeout):
+        reach("backfill.read")
         images = [
             Image(document.path, document.fields, document.update_time, document.create_time)
             for document in page
         ]
-        if images:
-            await mirror.put_page(
-                images,
-                epoch=snapshot.epoch,
-                generation=snapshot.generation,
-                token=token,
-                timeout=timeout,
-            )
+        # An empty page, too: it says that the copy goes on.
+        await mirror.put_page(
+            images,
+            epoch=snapshot.epoch,
+            generation=snapshot.generation,
+            token=token,
+            timeout=timeout,
+        )
+        reach("backfill.put")
         copied += len(images)
         yield Progress(copied, 0, done=False)
     removed = await mirror.finish_copy(
         token, epoch=snapshot.epoch, generation=snapshot.generation, timeout=timeout
     )
+    reach("backfill.swept")
     log.info("copy ended", documents=copied, swept=removed)
     yield Progress(copied, removed, done=True)

@@ -31,6 +31,7 @@ from crossfade.mapping.collection import (
     ForeignField,
     Mappings,
     Row,
+    Watch,
     columns_of,
     pattern_of,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "Row",
     "TextCodec",
     "TimeCodec",
+    "Watch",
     "columns_of",
     "derived_table",
     "document_columns",

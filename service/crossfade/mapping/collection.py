@@ -5,10 +5,10 @@ A mapping is read off a SQLAlchemy table: one field per column, enums from
 else has to be said, and nothing can disagree with the table.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy import (
     ARRAY,
@@ -166,6 +166,13 @@ class CollectionMapping:
             fields.update(from_json(remainder))  # type: ignore[arg-type]
         return fields
 
+    def misfit_causes(self, row: Row, fields: Fields) -> Iterator[tuple[str, Cause]]:
+        """The fields that `to_row` kept from their columns, and why. What a constraint refuses
+        is not among them: only PostgreSQL knows, and it may fit a moment later."""
+        for name in row.misfits or ():
+            if name in self.by_field:
+                yield name, self.cause(name, fields[name])
+
     def cause(self, field: str, value: Value) -> Cause:
         """Why a value of the field, found in a remainder, is there."""
         entry = self.by_field.get(field)
@@ -189,11 +196,22 @@ class CollectionMapping:
         return Cause.WAITING
 
 
+Watch: TypeAlias = Callable[[str, str, Cause], object]
+"""Is told of a value that is written beside its column: collection id, field, cause."""
+
+
 class Mappings:
     """The mappings of an application, by collection: "tasks", "tasks/*/audio_chunks"."""
 
-    def __init__(self, mappings: Iterable[CollectionMapping] = ()) -> None:
+    def __init__(
+        self, mappings: Iterable[CollectionMapping] = (), *, watch: Watch | None = None
+    ) -> None:
         self._by_pattern = {mapping.pattern: mapping for mapping in mappings}
+        self.watch = watch
+
+    def watched(self, watch: Watch) -> "Mappings":
+        """The same mappings; whoever writes documents by them tells `watch` what did not fit."""
+        return Mappings(self, watch=watch)
 
     def __iter__(self) -> Iterator[CollectionMapping]:
         return iter(self._by_pattern.values())

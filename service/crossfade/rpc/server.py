@@ -21,8 +21,9 @@ from grpc_reflection.v1alpha import reflection
 from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
-from crossfade.errors import InvalidArgument, NotFound
+from crossfade.errors import InvalidArgument, NotFound, PermissionDenied
 from crossfade.migrator import Migrator
+from crossfade.plan import StoreName
 from crossfade.rpc.status import refuse
 from crossfade.telemetry import Telemetry
 from crossfade.write import MAX_COMMIT_BYTES, Write, check
@@ -31,6 +32,12 @@ from crossfade_api.v1 import crossfade_pb2, document_pb2
 M = TypeVar("M", bound=Message)
 SERVICE = "crossfade.v1.Crossfade"
 MAX_BATCH = 1_000
+OWN_METADATA = "x-crossfade-"
+STORE_METADATA = "x-crossfade-store"
+"""The store that is to answer a read, as it is."""
+EXPLAIN_METADATA = "x-crossfade-explain"
+"""With "1" the answer's trailing metadata say which store answered."""
+SERVED_METADATA = "x-crossfade-served-by"
 MAX_REQUEST_ID_BYTES = 128
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
@@ -152,17 +159,22 @@ def parse(kind: type[M], data: bytes) -> M:
 
 class Wrapper:
     """Deadline, trace, errors and metrics around a method. Names are those of the protocol:
-    "crossfade.v1.Crossfade/GetDocument"."""
+    "crossfade.v1.Crossfade/GetDocument". `allow_pin`: callers may choose the store."""
 
-    def __init__(self, telemetry: Telemetry, default_timeout: float) -> None:
+    def __init__(
+        self, telemetry: Telemetry, default_timeout: float, *, allow_pin: bool = False
+    ) -> None:
         self._telemetry = telemetry
         self._default_timeout = default_timeout
+        self._allow_pin = allow_pin
 
     def unary(self, name: str, method: Unary) -> "grpc.RpcMethodHandler[bytes, bytes]":
         async def handle(data: bytes, context: Any) -> bytes:
             call = self._call(name, context)
             started, status = time.perf_counter_ns(), "OK"
             try:
+                if call.asked:
+                    self._ask(call)
                 return await method(data, call)
             except asyncio.CancelledError:
                 status = _gone(call)
@@ -171,7 +183,7 @@ class Wrapper:
                 status = refuse(context, name, error)
                 return b""
             finally:
-                self._ended(name, call, status, started)
+                self._ended(name, call, status, started, context)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -180,6 +192,8 @@ class Wrapper:
             call = self._call(name, context)
             started, status = time.perf_counter_ns(), "OK"
             try:
+                if call.asked:
+                    self._ask(call)
                 async for frame in method(data, call):
                     yield frame
             except (asyncio.CancelledError, GeneratorExit):
@@ -188,21 +202,42 @@ class Wrapper:
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = refuse(context, name, error)
             finally:
-                self._ended(name, call, status, started)
+                self._ended(name, call, status, started, context)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
     def _call(self, name: str, context: Any) -> Call:
         left = context.time_remaining()
         timeout = self._default_timeout if left is None else left
-        traceparent = None
+        traceparent, asked = None, None
         for key, value in context.invocation_metadata() or ():
             if key == "traceparent":
                 traceparent = value
+            elif key.startswith(OWN_METADATA):
+                asked = {**(asked or {}), key: value}
         trace = self._telemetry.start(name, traceparent)
-        return Call(self._telemetry, time.monotonic() + timeout, trace)
+        return Call(self._telemetry, time.monotonic() + timeout, trace, asked)
 
-    def _ended(self, name: str, call: Call, status: str, started: int) -> None:
+    def _ask(self, call: Call) -> None:
+        """What the caller's metadata ask for. Raises InvalidArgument, PermissionDenied."""
+        for key, value in (call.asked or {}).items():
+            if key == STORE_METADATA:
+                try:
+                    call.pin = StoreName(value)
+                except ValueError:
+                    raise InvalidArgument(f"{key}: it is one of {', '.join(StoreName)}") from None
+                if not self._allow_pin:
+                    raise PermissionDenied(
+                        f"{key}: callers may not choose the store; [migration] allow_pin lets them"
+                    )
+            elif key != EXPLAIN_METADATA:
+                raise InvalidArgument(
+                    f"{key}: unknown; there are {STORE_METADATA} and {EXPLAIN_METADATA}"
+                )
+
+    def _ended(self, name: str, call: Call, status: str, started: int, context: Any) -> None:
+        if call.asked and call.asked.get(EXPLAIN_METADATA) == "1" and call.served_by:
+            context.set_trailing_metadata(((SERVED_METADATA, call.served_by),))
         self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
         if call.trace is not None:
             call.trace.end(status)

@@ -22,9 +22,10 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rossfade/v1/admin.proto\x12\x0c\x63rossfade.v1\"\x12\n\x10GetStatusRequest\"9\n\x0fSetStageRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\"}\n\x11SetTrafficRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x19\n\x0cread_percent\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bshadow_rate\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\x0f\n\r_read_percentB\x0e\n\x0c_shadow_rate\"\r\n\x0b\x43opyRequest\"=\n\x0c\x43opyProgress\x12\x0e\n\x06\x63opied\x18\x01 \x01(\x03\x12\x0f\n\x07removed\x18\x02 \x01(\x03\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\"\x82\x04\n\x06Status\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x1e\n\x16oldest_pending_seconds\x18\x05 \x01(\x01\x12\x0e\n\x06\x63opied\x18\x06 \x01(\x08\x12\x16\n\x0erollback_loses\x18\x07 \x01(\x03\x12\x1d\n\x15\x66orced_rollback_loses\x18\x08 \x01(\x03\x12&\n\x07traffic\x18\t \x03(\x0b\x32\x15.crossfade.v1.Traffic\x12,\n\x08verdicts\x18\n \x03(\x0b\x32\x1a.crossfade.v1.VerdictCount\x12-\n\tlatencies\x18\x0b \x03(\x0b\x32\x1a.crossfade.v1.StoreLatency\x12\x16\n\x0eshadow_dropped\x18\x0c \x01(\x03\x12\x16\n\x0e\x66\x61llback_reads\x18\r \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x0e \x01(\x03\x12>\n\x0ereads_by_store\x18\x0f \x03(\x0b\x32&.crossfade.v1.Status.ReadsByStoreEntry\x12\x0f\n\x07\x63ommits\x18\x10 \x01(\x03\x1a\x33\n\x11ReadsByStoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"H\n\x07Traffic\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x14\n\x0cread_percent\x18\x02 \x01(\x01\x12\x13\n\x0bshadow_rate\x18\x03 \x01(\x01\"B\n\x0cVerdictCount\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xa1\x01\n\x0cStoreLatency\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x06 \x01(\x03\x12\x0e\n\x06p50_ms\x18\x07 \x01(\x01\x12\x0e\n\x06p95_ms\x18\x08 \x01(\x01\x12\x0e\n\x06p99_ms\x18\t \x01(\x01\x32\x91\x02\n\x05\x41\x64min\x12\x41\n\tGetStatus\x12\x1e.crossfade.v1.GetStatusRequest\x1a\x14.crossfade.v1.Status\x12?\n\x08SetStage\x12\x1d.crossfade.v1.SetStageRequest\x1a\x14.crossfade.v1.Status\x12\x43\n\nSetTraffic\x12\x1f.crossfade.v1.SetTrafficRequest\x1a\x14.crossfade.v1.Status\x12?\n\x04\x43opy\x12\x19.crossfade.v1.CopyRequest\x1a\x1a.crossfade.v1.CopyProgress0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rossfade/v1/admin.proto\x12\x0c\x63rossfade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa1\x01\n\x0fSetStageRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x17\n\x0ftimeout_seconds\x18\x02 \x01(\x01\x12\r\n\x05\x63heck\x18\x03 \x01(\x08\x12\x0f\n\x07\x64ry_run\x18\x04 \x01(\x08\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\x12\x0b\n\x03who\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\x1a\n\x12without_postgresql\x18\x08 \x01(\x08\"\xa9\x01\n\x11SetTrafficRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x19\n\x0cread_percent\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x18\n\x0bshadow_rate\x18\x03 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05reset\x18\x04 \x01(\x08\x12\x0b\n\x03who\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\tB\x0f\n\r_read_percentB\x0e\n\x0c_shadow_rate\"\r\n\x0b\x43opyRequest\"=\n\x0c\x43opyProgress\x12\x0e\n\x06\x63opied\x18\x01 \x01(\x03\x12\x0f\n\x07removed\x18\x02 \x01(\x03\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\"\xf3\x05\n\x06Status\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x11\n\tauthority\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x03\x12\x0f\n\x07pending\x18\x04 \x01(\x03\x12\x1e\n\x16oldest_pending_seconds\x18\x05 \x01(\x01\x12\x0e\n\x06\x63opied\x18\x06 \x01(\x08\x12\x16\n\x0erollback_loses\x18\x07 \x01(\x03\x12\x1d\n\x15\x66orced_rollback_loses\x18\x08 \x01(\x03\x12&\n\x07traffic\x18\t \x03(\x0b\x32\x15.crossfade.v1.Traffic\x12,\n\x08verdicts\x18\n \x03(\x0b\x32\x1a.crossfade.v1.VerdictCount\x12-\n\tlatencies\x18\x0b \x03(\x0b\x32\x1a.crossfade.v1.StoreLatency\x12\x16\n\x0eshadow_dropped\x18\x0c \x01(\x03\x12\x16\n\x0e\x66\x61llback_reads\x18\r \x01(\x03\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x0e \x01(\x03\x12>\n\x0ereads_by_store\x18\x0f \x03(\x0b\x32&.crossfade.v1.Status.ReadsByStoreEntry\x12\x0f\n\x07\x63ommits\x18\x10 \x01(\x03\x12\x17\n\x0f\x62\x61\x63klog_unknown\x18\x1e \x01(\t\x12\x11\n\tgate_open\x18\x1f \x01(\x08\x12\x45\n\x11\x65\x66\x66\x65\x63tive_percent\x18  \x03(\x0b\x32*.crossfade.v1.Status.EffectivePercentEntry\x12\x18\n\x10settings_problem\x18( \x01(\t\x12)\n\x06\x63hecks\x18) \x03(\x0b\x32\x19.crossfade.v1.CheckAnswer\x1a\x33\n\x11ReadsByStoreEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x37\n\x15\x45\x66\x66\x65\x63tivePercentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"H\n\x07Traffic\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x14\n\x0cread_percent\x18\x02 \x01(\x01\x12\x13\n\x0bshadow_rate\x18\x03 \x01(\x01\"B\n\x0cVerdictCount\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\"\xa1\x01\n\x0cStoreLatency\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\toperation\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x03\x12\x0e\n\x06\x65rrors\x18\x06 \x01(\x03\x12\x0e\n\x06p50_ms\x18\x07 \x01(\x01\x12\x0e\n\x06p95_ms\x18\x08 \x01(\x01\x12\x0e\n\x06p99_ms\x18\t \x01(\x01\"J\n\x16ListDeadLettersRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\x12\r\n\x05\x61\x66ter\x18\x03 \x01(\t\"O\n\x14ListDeadLettersReply\x12)\n\x07letters\x18\x01 \x03(\x0b\x32\x18.crossfade.v1.DeadLetter\x12\x0c\n\x04more\x18\x02 \x01(\x08\"\xbb\x01\n\nDeadLetter\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x63\x61use\x18\x04 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x05 \x01(\x05\x12)\n\x05since\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x65poch\x18\x07 \x01(\x03\x12\x0f\n\x07\x66oreign\x18\x08 \x01(\x08\x12\x0f\n\x07\x63ommits\x18\t \x01(\x03\"c\n\x17RetryDeadLettersRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\ncollection\x18\x02 \x01(\t\x12\x0b\n\x03\x61ll\x18\x03 \x01(\x08\x12\x19\n\x11overwrite_foreign\x18\x04 \x01(\x08\"(\n\x15RetryDeadLettersReply\x12\x0f\n\x07retried\x18\x01 \x01(\x03\"t\n\x15ListMismatchesRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05limit\x18\x04 \x01(\x05\"A\n\x13ListMismatchesReply\x12*\n\nmismatches\x18\x01 \x03(\x0b\x32\x16.crossfade.v1.Mismatch\"\xef\x01\n\x08Mismatch\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\x12\x0f\n\x07verdict\x18\x03 \x01(\t\x12\x11\n\toperation\x18\x04 \x01(\t\x12\x0c\n\x04path\x18\x05 \x01(\t\x12\x0e\n\x06\x66ields\x18\x06 \x03(\t\x12\r\n\x05\x63ount\x18\x07 \x01(\x03\x12+\n\x05\x66irst\x18\x08 \x01(\x0b\x32\x1c.crossfade.v1.MismatchSample\x12,\n\x06latest\x18\t \x01(\x0b\x32\x1c.crossfade.v1.MismatchSample\x12\x10\n\x08given_up\x18\n \x01(\x08\"\xac\x02\n\x0eMismatchSample\x12\x0c\n\x04path\x18\x01 \x01(\t\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\r\n\x05stage\x18\x04 \x01(\t\x12\r\n\x05\x65poch\x18\x05 \x01(\x03\x12\x11\n\tauthority\x18\x06 \x01(\t\x12\x10\n\x08\x61nswered\x18\x07 \x01(\t\x12,\n\tfirestore\x18\x08 \x01(\x0b\x32\x19.crossfade.v1.HeldVersion\x12-\n\npostgresql\x18\t \x01(\x0b\x32\x19.crossfade.v1.HeldVersion\x12\x32\n\x0b\x64ifferences\x18\n \x03(\x0b\x32\x1d.crossfade.v1.FieldDifference\"M\n\x0bHeldVersion\x12\x0e\n\x06\x65xists\x18\x01 \x01(\x08\x12\r\n\x05\x65poch\x18\x02 \x01(\x03\x12\x0c\n\x04time\x18\x03 \x01(\x03\x12\x11\n\tpeer_time\x18\x04 \x01(\x03\"\x85\x01\n\x0f\x46ieldDifference\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12+\n\tauthority\x18\x03 \x01(\x0b\x32\x18.crossfade.v1.ShownValue\x12(\n\x06mirror\x18\x04 \x01(\x0b\x32\x18.crossfade.v1.ShownValue\"W\n\nShownValue\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x13\n\x06length\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x0c\n\x04hash\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\tB\t\n\x07_length\"&\n\x16\x45xplainMismatchRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xe2\x01\n\x0b\x45xplanation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0f\n\x07verdict\x18\x02 \x01(\t\x12\x11\n\tauthority\x18\x03 \x01(\t\x12,\n\tfirestore\x18\x04 \x01(\x0b\x32\x19.crossfade.v1.HeldVersion\x12-\n\npostgresql\x18\x05 \x01(\x0b\x32\x19.crossfade.v1.HeldVersion\x12\x32\n\x0b\x64ifferences\x18\x06 \x03(\x0b\x32\x1d.crossfade.v1.FieldDifference\x12\x10\n\x08given_up\x18\x07 \x01(\x08\"<\n\x0b\x43heckAnswer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07outcome\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\x8e\x02\n\x10StartRampRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05steps\x18\x02 \x03(\x01\x12\x14\n\x0c\x62\x61ke_seconds\x18\x03 \x01(\x01\x12\x19\n\x0cmax_mismatch\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x1c\n\x0fmax_error_delta\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x1a\n\rmax_p99_ratio\x18\x06 \x01(\x01H\x02\x88\x01\x01\x12\x18\n\x0bmin_samples\x18\x07 \x01(\x05H\x03\x88\x01\x01\x12\x0b\n\x03who\x18\x08 \x01(\tB\x0f\n\r_max_mismatchB\x12\n\x10_max_error_deltaB\x10\n\x0e_max_p99_ratioB\x0e\n\x0c_min_samples\"?\n\x0fStopRampRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0b\n\x03who\x18\x03 \x01(\t\"\x12\n\x10ListRampsRequest\"3\n\x0eListRampsReply\x12!\n\x05ramps\x18\x01 \x03(\x0b\x32\x12.crossfade.v1.Ramp\"\xe5\x01\n\x04Ramp\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0f\n\x07percent\x18\x03 \x01(\x01\x12\r\n\x05steps\x18\x04 \x03(\x01\x12\x14\n\x0c\x62\x61ke_seconds\x18\x05 \x01(\x01\x12\x10\n\x08setbacks\x18\x06 \x01(\x05\x12)\n\x05since\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x0b\n\x03who\x18\t \x01(\t\x12)\n\x06\x63hecks\x18\n \x03(\x0b\x32\x19.crossfade.v1.CheckAnswer\"5\n\x10ListAuditRequest\x12\x12\n\ncollection\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\";\n\x0eListAuditReply\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.crossfade.v1.AuditEntry\"\xbf\x01\n\nAuditEntry\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0b\n\x03who\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x12\n\ncollection\x18\x04 \x01(\t\x12\x0e\n\x06\x62\x65\x66ore\x18\x05 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x06 \x01(\t\x12)\n\x06\x63hecks\x18\x07 \x03(\x0b\x32\x19.crossfade.v1.CheckAnswer\x12\x0e\n\x06reason\x18\x08 \x01(\t2\x9c\x07\n\x05\x41\x64min\x12\x41\n\tGetStatus\x12\x1e.crossfade.v1.GetStatusRequest\x1a\x14.crossfade.v1.Status\x12?\n\x08SetStage\x12\x1d.crossfade.v1.SetStageRequest\x1a\x14.crossfade.v1.Status\x12\x43\n\nSetTraffic\x12\x1f.crossfade.v1.SetTrafficRequest\x1a\x14.crossfade.v1.Status\x12?\n\x04\x43opy\x12\x19.crossfade.v1.CopyRequest\x1a\x1a.crossfade.v1.CopyProgress0\x01\x12[\n\x0fListDeadLetters\x12$.crossfade.v1.ListDeadLettersRequest\x1a\".crossfade.v1.ListDeadLettersReply\x12^\n\x10RetryDeadLetters\x12%.crossfade.v1.RetryDeadLettersRequest\x1a#.crossfade.v1.RetryDeadLettersReply\x12X\n\x0eListMismatches\x12#.crossfade.v1.ListMismatchesRequest\x1a!.crossfade.v1.ListMismatchesReply\x12R\n\x0f\x45xplainMismatch\x12$.crossfade.v1.ExplainMismatchRequest\x1a\x19.crossfade.v1.Explanation\x12?\n\tStartRamp\x12\x1e.crossfade.v1.StartRampRequest\x1a\x12.crossfade.v1.Ramp\x12G\n\x08StopRamp\x12\x1d.crossfade.v1.StopRampRequest\x1a\x1c.crossfade.v1.ListRampsReply\x12I\n\tListRamps\x12\x1e.crossfade.v1.ListRampsRequest\x1a\x1c.crossfade.v1.ListRampsReply\x12I\n\tListAudit\x12\x1e.crossfade.v1.ListAuditRequest\x1a\x1c.crossfade.v1.ListAuditReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,26 +34,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUS_READSBYSTOREENTRY']._loaded_options = None
   _globals['_STATUS_READSBYSTOREENTRY']._serialized_options = b'8\001'
-  _globals['_GETSTATUSREQUEST']._serialized_start=42
-  _globals['_GETSTATUSREQUEST']._serialized_end=60
-  _globals['_SETSTAGEREQUEST']._serialized_start=62
-  _globals['_SETSTAGEREQUEST']._serialized_end=119
-  _globals['_SETTRAFFICREQUEST']._serialized_start=121
-  _globals['_SETTRAFFICREQUEST']._serialized_end=246
-  _globals['_COPYREQUEST']._serialized_start=248
-  _globals['_COPYREQUEST']._serialized_end=261
-  _globals['_COPYPROGRESS']._serialized_start=263
-  _globals['_COPYPROGRESS']._serialized_end=324
-  _globals['_STATUS']._serialized_start=327
-  _globals['_STATUS']._serialized_end=841
-  _globals['_STATUS_READSBYSTOREENTRY']._serialized_start=790
-  _globals['_STATUS_READSBYSTOREENTRY']._serialized_end=841
-  _globals['_TRAFFIC']._serialized_start=843
-  _globals['_TRAFFIC']._serialized_end=915
-  _globals['_VERDICTCOUNT']._serialized_start=917
-  _globals['_VERDICTCOUNT']._serialized_end=983
-  _globals['_STORELATENCY']._serialized_start=986
-  _globals['_STORELATENCY']._serialized_end=1147
-  _globals['_ADMIN']._serialized_start=1150
-  _globals['_ADMIN']._serialized_end=1423
+  _globals['_STATUS_EFFECTIVEPERCENTENTRY']._loaded_options = None
+  _globals['_STATUS_EFFECTIVEPERCENTENTRY']._serialized_options = b'8\001'
+  _globals['_GETSTATUSREQUEST']._serialized_start=75
+  _globals['_GETSTATUSREQUEST']._serialized_end=93
+  _globals['_SETSTAGEREQUEST']._serialized_start=96
+  _globals['_SETSTAGEREQUEST']._serialized_end=257
+  _globals['_SETTRAFFICREQUEST']._serialized_start=260
+  _globals['_SETTRAFFICREQUEST']._serialized_end=429
+  _globals['_COPYREQUEST']._serialized_start=431
+  _globals['_COPYREQUEST']._serialized_end=444
+  _globals['_COPYPROGRESS']._serialized_start=446
+  _globals['_COPYPROGRESS']._serialized_end=507
+  _globals['_STATUS']._serialized_start=510
+  _globals['_STATUS']._serialized_end=1265
+  _globals['_STATUS_READSBYSTOREENTRY']._serialized_start=1157
+  _globals['_STATUS_READSBYSTOREENTRY']._serialized_end=1208
+  _globals['_STATUS_EFFECTIVEPERCENTENTRY']._serialized_start=1210
+  _globals['_STATUS_EFFECTIVEPERCENTENTRY']._serialized_end=1265
+  _globals['_TRAFFIC']._serialized_start=1267
+  _globals['_TRAFFIC']._serialized_end=1339
+  _globals['_VERDICTCOUNT']._serialized_start=1341
+  _globals['_VERDICTCOUNT']._serialized_end=1407
+  _globals['_STORELATENCY']._serialized_start=1410
+  _globals['_STORELATENCY']._serialized_end=1571
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_start=1573
+  _globals['_LISTDEADLETTERSREQUEST']._serialized_end=1647
+  _globals['_LISTDEADLETTERSREPLY']._serialized_start=1649
+  _globals['_LISTDEADLETTERSREPLY']._serialized_end=1728
+  _globals['_DEADLETTER']._serialized_start=1731
+  _globals['_DEADLETTER']._serialized_end=1918
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_start=1920
+  _globals['_RETRYDEADLETTERSREQUEST']._serialized_end=2019
+  _globals['_RETRYDEADLETTERSREPLY']._serialized_start=2021
+  _globals['_RETRYDEADLETTERSREPLY']._serialized_end=2061
+  _globals['_LISTMISMATCHESREQUEST']._serialized_start=2063
+  _globals['_LISTMISMATCHESREQUEST']._serialized_end=2179
+  _globals['_LISTMISMATCHESREPLY']._serialized_start=2181
+  _globals['_LISTMISMATCHESREPLY']._serialized_end=2246
+  _globals['_MISMATCH']._serialized_start=2249
+  _globals['_MISMATCH']._serialized_end=2488
+  _globals['_MISMATCHSAMPLE']._serialized_start=2491
+  _globals['_MISMATCHSAMPLE']._serialized_end=2791
+  _globals['_HELDVERSION']._serialized_start=2793
+  _globals['_HELDVERSION']._serialized_end=2870
+  _globals['_FIELDDIFFERENCE']._serialized_start=2873
+  _globals['_FIELDDIFFERENCE']._serialized_end=3006
+  _globals['_SHOWNVALUE']._serialized_start=3008
+  _globals['_SHOWNVALUE']._serialized_end=3095
+  _globals['_EXPLAINMISMATCHREQUEST']._serialized_start=3097
+  _globals['_EXPLAINMISMATCHREQUEST']._serialized_end=3135
+  _globals['_EXPLANATION']._serialized_start=3138
+  _globals['_EXPLANATION']._serialized_end=3364
+  _globals['_CHECKANSWER']._serialized_start=3366
+  _globals['_CHECKANSWER']._serialized_end=3426
+  _globals['_STARTRAMPREQUEST']._serialized_start=3429
+  _globals['_STARTRAMPREQUEST']._serialized_end=3699
+  _globals['_STOPRAMPREQUEST']._serialized_start=3701
+  _globals['_STOPRAMPREQUEST']._serialized_end=3764
+  _globals['_LISTRAMPSREQUEST']._serialized_start=3766
+  _globals['_LISTRAMPSREQUEST']._serialized_end=3784
+  _globals['_LISTRAMPSREPLY']._serialized_start=3786
+  _globals['_LISTRAMPSREPLY']._serialized_end=3837
+  _globals['_RAMP']._serialized_start=3840
+  _globals['_RAMP']._serialized_end=4069
+  _globals['_LISTAUDITREQUEST']._serialized_start=4071
+  _globals['_LISTAUDITREQUEST']._serialized_end=4124
+  _globals['_LISTAUDITREPLY']._serialized_start=4126
+  _globals['_LISTAUDITREPLY']._serialized_end=4185
+  _globals['_AUDITENTRY']._serialized_start=4188
+  _globals['_AUDITENTRY']._serialized_end=4379
+  _globals['_ADMIN']._serialized_start=4382
+  _globals['_ADMIN']._serialized_end=5306
 # @@protoc_insertion_point(module_scope)

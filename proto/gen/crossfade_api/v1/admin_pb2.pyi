@@ -6,6 +6,7 @@ crossfade.v1.Admin: where the migration stands, and the controls that move it.""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -39,19 +40,44 @@ class SetStageRequest(_message.Message):
 
     STAGE_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WITHOUT_POSTGRESQL_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
+    check: _builtins.bool
+    """Asks the checks of this change first; one that does not pass refuses it."""
+    dry_run: _builtins.bool
+    """Only says what the checks say."""
+    force: _builtins.bool
+    """Goes on against the checks. The audit trail keeps what they said."""
+    who: _builtins.str
+    """For the audit trail."""
+    reason: _builtins.str
+    without_postgresql: _builtins.bool
+    """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
+    had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
+    """
     def __init__(
         self,
         *,
         stage: _builtins.str = ...,
         timeout_seconds: _builtins.float = ...,
+        check: _builtins.bool = ...,
+        dry_run: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        who: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        without_postgresql: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["stage", b"stage", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who", "without_postgresql", b"without_postgresql"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -64,22 +90,33 @@ class SetTrafficRequest(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     READ_PERCENT_FIELD_NUMBER: _builtins.int
     SHADOW_RATE_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """A collection id; empty sets the defaults."""
     read_percent: _builtins.float
     """0..100, two decimals: the share of reads that PostgreSQL answers."""
     shadow_rate: _builtins.float
     """0..1: the share of reads that are compared."""
+    reset: _builtins.bool
+    """Forgets what was set before, so that the settings file is in force again."""
+    who: _builtins.str
+    """For the audit trail."""
+    reason: _builtins.str
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         read_percent: _builtins.float | None = ...,
         shadow_rate: _builtins.float | None = ...,
+        reset: _builtins.bool = ...,
+        who: _builtins.str = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reason", b"reason", "reset", b"reset", "shadow_rate", b"shadow_rate", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_percent: _TypeAlias = _typing.Literal["read_percent"]  # noqa: Y015
     _WhichOneofArgType__read_percent: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent"]  # noqa: Y015
@@ -156,6 +193,26 @@ class Status(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class EffectivePercentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STAGE_FIELD_NUMBER: _builtins.int
     AUTHORITY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
@@ -172,6 +229,11 @@ class Status(_message.Message):
     DEAD_LETTERS_FIELD_NUMBER: _builtins.int
     READS_BY_STORE_FIELD_NUMBER: _builtins.int
     COMMITS_FIELD_NUMBER: _builtins.int
+    BACKLOG_UNKNOWN_FIELD_NUMBER: _builtins.int
+    GATE_OPEN_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
+    SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -189,6 +251,14 @@ class Status(_message.Message):
     fallback_reads: _builtins.int
     dead_letters: _builtins.int
     commits: _builtins.int
+    backlog_unknown: _builtins.str
+    """Why the figures of the backlog (pending, dead letters, copied, what a rollback loses) are
+    not known: PostgreSQL cannot be asked. Empty: they are.
+    """
+    gate_open: _builtins.bool
+    """false: commits may have gone past PostgreSQL, and it answers nothing until they are drained."""
+    settings_problem: _builtins.str
+    """Why the settings file is refused, so that older settings are in force; empty: it is not."""
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]: ...
     @_builtins.property
@@ -198,6 +268,14 @@ class Status(_message.Message):
     @_builtins.property
     def reads_by_store(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Since the sidecar's start."""
+
+    @_builtins.property
+    def effective_percent(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """The share of reads that PostgreSQL answered in the last minute, by collection."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
+        """What the checks said; in replies to SetStage with check or dry_run."""
 
     def __init__(
         self,
@@ -218,10 +296,15 @@ class Status(_message.Message):
         dead_letters: _builtins.int = ...,
         reads_by_store: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         commits: _builtins.int = ...,
+        backlog_unknown: _builtins.str = ...,
+        gate_open: _builtins.bool = ...,
+        effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        settings_problem: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -321,3 +404,768 @@ class StoreLatency(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StoreLatency: _TypeAlias = StoreLatency  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    limit: _builtins.int
+    """1..1000; 0 is 100."""
+    after: _builtins.str
+    """Only those whose path is greater: the last path of the page before."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "collection", b"collection", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersRequest: _TypeAlias = ListDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class ListDeadLettersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more after the last of these."""
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetter]: ...
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetter] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeadLettersReply: _TypeAlias = ListDeadLettersReply  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
+    COMMITS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    collection: _builtins.str
+    reason: _builtins.str
+    """What made it pending: commit, repair, sweep, rollback."""
+    cause: _builtins.str
+    """Why it could not be put: the name of an error."""
+    attempts: _builtins.int
+    epoch: _builtins.int
+    foreign: _builtins.bool
+    """Firestore holds something, or nothing, that nobody here wrote."""
+    commits: _builtins.int
+    """How many commits wait for it."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When the oldest of its commits was done."""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        epoch: _builtins.int = ...,
+        foreign: _builtins.bool = ...,
+        commits: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cause", b"cause", "collection", b"collection", "commits", b"commits", "epoch", b"epoch", "foreign", b"foreign", "path", b"path", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersRequest(_message.Message):
+    """Exactly one of path, collection, all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    OVERWRITE_FOREIGN_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    collection: _builtins.str
+    all: _builtins.bool
+    overwrite_foreign: _builtins.bool
+    """PostgreSQL's document replaces the foreign one that was found. One that changed since is
+    looked at again, as without this.
+    """
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        all: _builtins.bool = ...,
+        overwrite_foreign: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "collection", b"collection", "overwrite_foreign", b"overwrite_foreign", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersRequest: _TypeAlias = RetryDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class RetryDeadLettersReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    """Documents that are tried again."""
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retried", b"retried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryDeadLettersReply: _TypeAlias = RetryDeadLettersReply  # noqa: Y015
+
+@_typing.final
+class ListMismatchesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    field: _builtins.str
+    """A field path; mismatches of fields within it are listed, too. Empty: all."""
+    limit: _builtins.int
+    """Default 100, at most 1000."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Only signatures that were met since."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        field: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "field", b"field", "limit", b"limit", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMismatchesRequest: _TypeAlias = ListMismatchesRequest  # noqa: Y015
+
+@_typing.final
+class ListMismatchesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MISMATCHES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mismatches(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mismatch]: ...
+    def __init__(
+        self,
+        *,
+        mismatches: _abc.Iterable[Global___Mismatch] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mismatches", b"mismatches"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListMismatchesReply: _TypeAlias = ListMismatchesReply  # noqa: Y015
+
+@_typing.final
+class Mismatch(_message.Message):
+    """All mismatches of one signature: the same fields of a collection differ in the same way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LATEST_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    signature: _builtins.str
+    verdict: _builtins.str
+    """wrong, stale, missing or extra; the last two are said of the mirror."""
+    operation: _builtins.str
+    """get, query or aggregate."""
+    path: _builtins.str
+    """Of the latest sample."""
+    count: _builtins.int
+    given_up: _builtins.bool
+    """One of its documents was repaired so often in a row that it is only reported now."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def first(self) -> Global___MismatchSample: ...
+    @_builtins.property
+    def latest(self) -> Global___MismatchSample: ...
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        signature: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        path: _builtins.str = ...,
+        fields: _abc.Iterable[_builtins.str] | None = ...,
+        count: _builtins.int = ...,
+        first: Global___MismatchSample | None = ...,
+        latest: Global___MismatchSample | None = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "latest", b"latest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "count", b"count", "fields", b"fields", "first", b"first", "given_up", b"given_up", "latest", b"latest", "operation", b"operation", "path", b"path", "signature", b"signature", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mismatch: _TypeAlias = Mismatch  # noqa: Y015
+
+@_typing.final
+class MismatchSample(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    trace_id: _builtins.str
+    """32 hexadecimal digits; empty: the call was not traced."""
+    stage: _builtins.str
+    epoch: _builtins.int
+    authority: _builtins.str
+    answered: _builtins.str
+    """The store that answered the caller."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def firestore(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def postgresql(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldDifference]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        trace_id: _builtins.str = ...,
+        stage: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        authority: _builtins.str = ...,
+        answered: _builtins.str = ...,
+        firestore: Global___HeldVersion | None = ...,
+        postgresql: Global___HeldVersion | None = ...,
+        differences: _abc.Iterable[Global___FieldDifference] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "at", b"at", "authority", b"authority", "differences", b"differences", "epoch", b"epoch", "firestore", b"firestore", "path", b"path", "postgresql", b"postgresql", "stage", b"stage", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MismatchSample: _TypeAlias = MismatchSample  # noqa: Y015
+
+@_typing.final
+class HeldVersion(_message.Message):
+    """What a store was seen to hold. Times are microseconds since 1970."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXISTS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    PEER_TIME_FIELD_NUMBER: _builtins.int
+    exists: _builtins.bool
+    epoch: _builtins.int
+    time: _builtins.int
+    peer_time: _builtins.int
+    """PostgreSQL only: the update_time that Firestore has for this version."""
+    def __init__(
+        self,
+        *,
+        exists: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+        time: _builtins.int = ...,
+        peer_time: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "exists", b"exists", "peer_time", b"peer_time", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeldVersion: _TypeAlias = HeldVersion  # noqa: Y015
+
+@_typing.final
+class FieldDifference(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    MIRROR_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """A field path, with [n] for items of arrays; empty: the result as a whole."""
+    kind: _builtins.str
+    """value, type, missing, extra, order or length."""
+    @_builtins.property
+    def authority(self) -> Global___ShownValue:
+        """Absent where the store has no value."""
+
+    @_builtins.property
+    def mirror(self) -> Global___ShownValue: ...
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        authority: Global___ShownValue | None = ...,
+        mirror: Global___ShownValue | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "mirror", b"mirror"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "field", b"field", "kind", b"kind", "mirror", b"mirror"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldDifference: _TypeAlias = FieldDifference  # noqa: Y015
+
+@_typing.final
+class ShownValue(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    type: _builtins.str
+    length: _builtins.int
+    hash: _builtins.str
+    """Of redacted values: equal values have equal hashes."""
+    value: _builtins.str
+    """JSON, for fields that the settings allow to be shown."""
+    def __init__(
+        self,
+        *,
+        type: _builtins.str = ...,
+        length: _builtins.int | None = ...,
+        hash: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "length", b"length"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_length", b"_length", "hash", b"hash", "length", b"length", "type", b"type", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__length: _TypeAlias = _typing.Literal["length"]  # noqa: Y015
+    _WhichOneofArgType__length: _TypeAlias = _typing.Literal["_length", b"_length"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__length) -> _WhichOneofReturnType__length | None: ...
+
+Global___ShownValue: _TypeAlias = ShownValue  # noqa: Y015
+
+@_typing.final
+class ExplainMismatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """A document's path or full name."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainMismatchRequest: _TypeAlias = ExplainMismatchRequest  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    GIVEN_UP_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    verdict: _builtins.str
+    """As of a shadow read; behind: something of it is pending, or it moved all the time."""
+    authority: _builtins.str
+    given_up: _builtins.bool
+    @_builtins.property
+    def firestore(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def postgresql(self) -> Global___HeldVersion: ...
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldDifference]: ...
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        authority: _builtins.str = ...,
+        firestore: Global___HeldVersion | None = ...,
+        postgresql: Global___HeldVersion | None = ...,
+        differences: _abc.Iterable[Global___FieldDifference] | None = ...,
+        given_up: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "differences", b"differences", "firestore", b"firestore", "given_up", b"given_up", "path", b"path", "postgresql", b"postgresql", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class CheckAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    outcome: _builtins.str
+    """pass, hold or fail."""
+    reason: _builtins.str
+    """A sentence with the figures."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        outcome: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "outcome", b"outcome", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckAnswer: _TypeAlias = CheckAnswer  # noqa: Y015
+
+@_typing.final
+class StartRampRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_MISMATCH_FIELD_NUMBER: _builtins.int
+    MAX_ERROR_DELTA_FIELD_NUMBER: _builtins.int
+    MAX_P99_RATIO_FIELD_NUMBER: _builtins.int
+    MIN_SAMPLES_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: the default of those without a percent of their own."""
+    bake_seconds: _builtins.float
+    """How long each is looked at. Default 600 s."""
+    max_mismatch: _builtins.float
+    """Default: those of the settings."""
+    max_error_delta: _builtins.float
+    max_p99_ratio: _builtins.float
+    min_samples: _builtins.int
+    who: _builtins.str
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Rising, above 0 and at most 100. Default 1, 5, 25, 50, 100."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+        bake_seconds: _builtins.float = ...,
+        max_mismatch: _builtins.float | None = ...,
+        max_error_delta: _builtins.float | None = ...,
+        max_p99_ratio: _builtins.float | None = ...,
+        min_samples: _builtins.int | None = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta", "_max_mismatch", b"_max_mismatch", "_max_p99_ratio", b"_max_p99_ratio", "_min_samples", b"_min_samples", "max_error_delta", b"max_error_delta", "max_mismatch", b"max_mismatch", "max_p99_ratio", b"max_p99_ratio", "min_samples", b"min_samples"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta", "_max_mismatch", b"_max_mismatch", "_max_p99_ratio", b"_max_p99_ratio", "_min_samples", b"_min_samples", "bake_seconds", b"bake_seconds", "collection", b"collection", "max_error_delta", b"max_error_delta", "max_mismatch", b"max_mismatch", "max_p99_ratio", b"max_p99_ratio", "min_samples", b"min_samples", "steps", b"steps", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_error_delta: _TypeAlias = _typing.Literal["max_error_delta"]  # noqa: Y015
+    _WhichOneofArgType__max_error_delta: _TypeAlias = _typing.Literal["_max_error_delta", b"_max_error_delta"]  # noqa: Y015
+    _WhichOneofReturnType__max_mismatch: _TypeAlias = _typing.Literal["max_mismatch"]  # noqa: Y015
+    _WhichOneofArgType__max_mismatch: _TypeAlias = _typing.Literal["_max_mismatch", b"_max_mismatch"]  # noqa: Y015
+    _WhichOneofReturnType__max_p99_ratio: _TypeAlias = _typing.Literal["max_p99_ratio"]  # noqa: Y015
+    _WhichOneofArgType__max_p99_ratio: _TypeAlias = _typing.Literal["_max_p99_ratio", b"_max_p99_ratio"]  # noqa: Y015
+    _WhichOneofReturnType__min_samples: _TypeAlias = _typing.Literal["min_samples"]  # noqa: Y015
+    _WhichOneofArgType__min_samples: _TypeAlias = _typing.Literal["_min_samples", b"_min_samples"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_error_delta) -> _WhichOneofReturnType__max_error_delta | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_mismatch) -> _WhichOneofReturnType__max_mismatch | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_p99_ratio) -> _WhichOneofReturnType__max_p99_ratio | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_samples) -> _WhichOneofReturnType__min_samples | None: ...
+
+Global___StartRampRequest: _TypeAlias = StartRampRequest  # noqa: Y015
+
+@_typing.final
+class StopRampRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """Of one collection (empty: of the default), or all."""
+    all: _builtins.bool
+    who: _builtins.str
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        all: _builtins.bool = ...,
+        who: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "collection", b"collection", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRampRequest: _TypeAlias = StopRampRequest  # noqa: Y015
+
+@_typing.final
+class ListRampsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRampsRequest: _TypeAlias = ListRampsRequest  # noqa: Y015
+
+@_typing.final
+class ListRampsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RAMPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ramps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ramp]: ...
+    def __init__(
+        self,
+        *,
+        ramps: _abc.Iterable[Global___Ramp] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ramps", b"ramps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRampsReply: _TypeAlias = ListRampsReply  # noqa: Y015
+
+@_typing.final
+class Ramp(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    BAKE_SECONDS_FIELD_NUMBER: _builtins.int
+    SETBACKS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    status: _builtins.str
+    """running, done or stopped."""
+    percent: _builtins.float
+    bake_seconds: _builtins.float
+    setbacks: _builtins.int
+    reason: _builtins.str
+    """What it did last, or waits for."""
+    who: _builtins.str
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """When it came to its present percent."""
+
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
+        """What the figures since then say."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        status: _builtins.str = ...,
+        percent: _builtins.float = ...,
+        steps: _abc.Iterable[_builtins.float] | None = ...,
+        bake_seconds: _builtins.float = ...,
+        setbacks: _builtins.int = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+        who: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bake_seconds", b"bake_seconds", "checks", b"checks", "collection", b"collection", "percent", b"percent", "reason", b"reason", "setbacks", b"setbacks", "since", b"since", "status", b"status", "steps", b"steps", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ramp: _TypeAlias = Ramp  # noqa: Y015
+
+@_typing.final
+class ListAuditRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    """A collection id; empty: all."""
+    limit: _builtins.int
+    """Default 100, at most 1000."""
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditRequest: _TypeAlias = ListAuditRequest  # noqa: Y015
+
+@_typing.final
+class ListAuditReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___AuditEntry]: ...
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___AuditEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAuditReply: _TypeAlias = ListAuditReply  # noqa: Y015
+
+@_typing.final
+class AuditEntry(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    CHECKS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    who: _builtins.str
+    action: _builtins.str
+    """stage, traffic, ramp or guard."""
+    collection: _builtins.str
+    before: _builtins.str
+    after: _builtins.str
+    reason: _builtins.str
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        who: _builtins.str = ...,
+        action: _builtins.str = ...,
+        collection: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+        checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "after", b"after", "at", b"at", "before", b"before", "checks", b"checks", "collection", b"collection", "reason", b"reason", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015

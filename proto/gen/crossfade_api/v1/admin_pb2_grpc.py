@@ -54,6 +54,46 @@ class AdminStub:
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.CopyRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_admin__pb2.CopyProgress.FromString,
                 _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/crossfade.v1.Admin/ListDeadLetters',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.FromString,
+                _registered_method=True)
+        self.RetryDeadLetters = channel.unary_unary(
+                '/crossfade.v1.Admin/RetryDeadLetters',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
+                _registered_method=True)
+        self.ListMismatches = channel.unary_unary(
+                '/crossfade.v1.Admin/ListMismatches',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.FromString,
+                _registered_method=True)
+        self.ExplainMismatch = channel.unary_unary(
+                '/crossfade.v1.Admin/ExplainMismatch',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
+                _registered_method=True)
+        self.StartRamp = channel.unary_unary(
+                '/crossfade.v1.Admin/StartRamp',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.StartRampRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.Ramp.FromString,
+                _registered_method=True)
+        self.StopRamp = channel.unary_unary(
+                '/crossfade.v1.Admin/StopRamp',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.StopRampRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+                _registered_method=True)
+        self.ListRamps = channel.unary_unary(
+                '/crossfade.v1.Admin/ListRamps',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/crossfade.v1.Admin/ListAudit',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -87,6 +127,61 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeadLetters(self, request, context):
+        """Documents that could not be put into the mirror, by path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryDeadLetters(self, request, context):
+        """Has them tried again; returns at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListMismatches(self, request, context):
+        """What shadow reads found to differ, by collection and signature, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainMismatch(self, request, context):
+        """Reads one document from both stores now and says what differs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartRamp(self, request, context):
+        """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopRamp(self, request, context):
+        """Leaves the reads where they are.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRamps(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Who changed what, the latest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +204,46 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Copy,
                     request_deserializer=crossfade_dot_v1_dot_admin__pb2.CopyRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_admin__pb2.CopyProgress.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.SerializeToString,
+            ),
+            'RetryDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryDeadLetters,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.SerializeToString,
+            ),
+            'ListMismatches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMismatches,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.SerializeToString,
+            ),
+            'ExplainMismatch': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainMismatch,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.Explanation.SerializeToString,
+            ),
+            'StartRamp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartRamp,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.StartRampRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.Ramp.SerializeToString,
+            ),
+            'StopRamp': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopRamp,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.StopRampRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.SerializeToString,
+            ),
+            'ListRamps': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRamps,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListRampsReply.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +354,222 @@ class Admin:
             '/crossfade.v1.Admin/Copy',
             crossfade_dot_v1_dot_admin__pb2.CopyRequest.SerializeToString,
             crossfade_dot_v1_dot_admin__pb2.CopyProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListDeadLetters',
+            crossfade_dot_v1_dot_admin__pb2.ListDeadLettersRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/RetryDeadLetters',
+            crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.RetryDeadLettersReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMismatches(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListMismatches',
+            crossfade_dot_v1_dot_admin__pb2.ListMismatchesRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListMismatchesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainMismatch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ExplainMismatch',
+            crossfade_dot_v1_dot_admin__pb2.ExplainMismatchRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartRamp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/StartRamp',
+            crossfade_dot_v1_dot_admin__pb2.StartRampRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.Ramp.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopRamp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/StopRamp',
+            crossfade_dot_v1_dot_admin__pb2.StopRampRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRamps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListRamps',
+            crossfade_dot_v1_dot_admin__pb2.ListRampsRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListRampsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/ListAudit',
+            crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,21 @@ class AdminStub:
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _grpc.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersReply]
+    """Documents that could not be put into the mirror, by path."""
+    RetryDeadLetters: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]
+    """Has them tried again; returns at once."""
+    ListMismatches: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]
+    """Reads one document from both stores now and says what differs."""
+    StartRamp: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StartRampRequest, _admin_pb2.Ramp]
+    """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+    StopRamp: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRampRequest, _admin_pb2.ListRampsReply]
+    """Leaves the reads where they are."""
+    ListRamps: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]
+    ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]
+    """Who changed what, the latest first."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -53,6 +68,21 @@ class AdminAsyncStub(AdminStub):
     """Sets read percent and shadow rate of one collection, or the defaults."""
     Copy: _aio.UnaryStreamMultiCallable[_admin_pb2.CopyRequest, _admin_pb2.CopyProgress]  # type: ignore[assignment]
     """Copies every document of the authority that the mirror does not hold yet."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDeadLettersRequest, _admin_pb2.ListDeadLettersReply]  # type: ignore[assignment]
+    """Documents that could not be put into the mirror, by path."""
+    RetryDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_pb2.RetryDeadLettersRequest, _admin_pb2.RetryDeadLettersReply]  # type: ignore[assignment]
+    """Has them tried again; returns at once."""
+    ListMismatches: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListMismatchesRequest, _admin_pb2.ListMismatchesReply]  # type: ignore[assignment]
+    """What shadow reads found to differ, by collection and signature, the latest first."""
+    ExplainMismatch: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainMismatchRequest, _admin_pb2.Explanation]  # type: ignore[assignment]
+    """Reads one document from both stores now and says what differs."""
+    StartRamp: _aio.UnaryUnaryMultiCallable[_admin_pb2.StartRampRequest, _admin_pb2.Ramp]  # type: ignore[assignment]
+    """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+    StopRamp: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRampRequest, _admin_pb2.ListRampsReply]  # type: ignore[assignment]
+    """Leaves the reads where they are."""
+    ListRamps: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]  # type: ignore[assignment]
+    ListAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]  # type: ignore[assignment]
+    """Who changed what, the latest first."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -87,5 +117,68 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_admin_pb2.CopyProgress], _abc.AsyncIterator[_admin_pb2.CopyProgress]]:
         """Copies every document of the authority that the mirror does not hold yet."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _admin_pb2.ListDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListDeadLettersReply, _abc.Awaitable[_admin_pb2.ListDeadLettersReply]]:
+        """Documents that could not be put into the mirror, by path."""
+
+    @_abc_1.abstractmethod
+    def RetryDeadLetters(
+        self,
+        request: _admin_pb2.RetryDeadLettersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RetryDeadLettersReply, _abc.Awaitable[_admin_pb2.RetryDeadLettersReply]]:
+        """Has them tried again; returns at once."""
+
+    @_abc_1.abstractmethod
+    def ListMismatches(
+        self,
+        request: _admin_pb2.ListMismatchesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListMismatchesReply, _abc.Awaitable[_admin_pb2.ListMismatchesReply]]:
+        """What shadow reads found to differ, by collection and signature, the latest first."""
+
+    @_abc_1.abstractmethod
+    def ExplainMismatch(
+        self,
+        request: _admin_pb2.ExplainMismatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Explanation, _abc.Awaitable[_admin_pb2.Explanation]]:
+        """Reads one document from both stores now and says what differs."""
+
+    @_abc_1.abstractmethod
+    def StartRamp(
+        self,
+        request: _admin_pb2.StartRampRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Ramp, _abc.Awaitable[_admin_pb2.Ramp]]:
+        """Moves the reads of a collection to PostgreSQL step by step, as long as the figures allow."""
+
+    @_abc_1.abstractmethod
+    def StopRamp(
+        self,
+        request: _admin_pb2.StopRampRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRampsReply, _abc.Awaitable[_admin_pb2.ListRampsReply]]:
+        """Leaves the reads where they are."""
+
+    @_abc_1.abstractmethod
+    def ListRamps(
+        self,
+        request: _admin_pb2.ListRampsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRampsReply, _abc.Awaitable[_admin_pb2.ListRampsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _admin_pb2.ListAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAuditReply, _abc.Awaitable[_admin_pb2.ListAuditReply]]:
+        """Who changed what, the latest first."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateIndex
 
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import CollectionMapping, DerivedMapping, Mappings, TextCodec
+from crossfade.stores.postgres.former import former, remains, unknown
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.naming import name_of
 from crossfade.stores.postgres.placement import FUNCTIONS, placements
@@ -27,6 +28,7 @@ from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = 
 where i.indrelid = to_regclass($1::text)"""
 _FUNCTIONS = "select proname, prosrc from pg_proc where pronamespace = to_regnamespace('crossfade')"
 _STRAYS = "select count(*), min(path) from crossfade.documents where {where}"
+_UPGRADE = "crossfade schema upgrade moves them"
 _WORDS = re.compile(r"\w+ in \(.*\)", re.IGNORECASE)
 _WORD = re.compile(r"'((?:[^']|'')*)'")
 
@@ -59,6 +61,13 @@ async def differences(lanes: Lanes, mappings: Mappings, *, timeout: float) -> li
             ]
         for mapping in mappings:
             found += await _strays(connection, mapping)
+        for one, count in await remains(connection, mappings):
+            found.append(f"{count} {one.what}, where they are not looked for; {_UPGRADE}")
+        found += [
+            f"documents are in {name}, which has no mapping: give it back for one "
+            "crossfade schema upgrade, so that they can be read"
+            for name in await unknown(connection, mappings)
+        ]
     return found
 
 
@@ -144,8 +153,8 @@ def _rows(condition: str) -> str:
 
 
 async def refuse_strays(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
-    """Raises FailedPrecondition where documents are in the generic table and the mapping has a
-    table for them: they would be looked for there, and taken for missing."""
+    """Raises FailedPrecondition where documents are in another table than the mapping says, or
+    values in a column that it does not have: they would be taken for missing."""
     for mapping in mappings:
         found = await lanes.fetchval(
             f"select exists (select from crossfade.documents where {stray_condition(mapping)})",
@@ -157,6 +166,14 @@ async def refuse_strays(lanes: Lanes, mappings: Mappings, *, timeout: float) -> 
                 f"documents of {mapping.pattern} are still in the generic table, from before it "
                 f"was mapped; run crossfade schema upgrade"
             )
+    async with lanes.transaction(timeout, "repeatable read, read only") as connection:
+        for one in await former(connection, mappings):
+            if await connection.fetchval(
+                f"select exists (select from {one.name} where {one.held})"
+            ):
+                raise FailedPrecondition(
+                    f"{one.what}, from before the mapping changed; run crossfade schema upgrade"
+                )
 
 
 def stray_condition(mapping: CollectionMapping) -> str:
@@ -181,4 +198,4 @@ async def _strays(connection: Connection, mapping: CollectionMapping) -> list[st
     if row is None or not row[0]:
         return []
     found = f"{row[0]} documents of {mapping.pattern} are in the generic table"
-    return [f"{found}, where they are not looked for; crossfade schema upgrade moves them"]
+    return [f"{found}, where they are not looked for; {_UPGRADE}"]

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres import tables
+from crossfade.stores.postgres.former import GivingBack, forget
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.schema import SCHEMA_LOCK, create_schema
 from crossfade.stores.postgres.settling import Settling
@@ -117,9 +118,11 @@ class Evolution:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What `bring_on` did: revisions reached, documents moved, documents with values moved."""
+    """What `bring_on` did: revisions reached; documents given back by tables and columns that
+    the mapping no longer has, moved to their tables, with values moved to columns."""
 
     reached: list[str]
+    given_back: int
     moved: int
     promoted: int
 
@@ -128,14 +131,18 @@ async def bring_on(
     dsn: str, mappings: Mappings, package: str, database: Database, *, timeout: float
 ) -> Progress:
     """A database of any former version, or an empty one, to the models and the mapping."""
-    reached = await Evolution(dsn, mappings, package).upgrade()
     lanes = await Lanes.open(dsn, size=1)
     try:
+        # First of all: a migration may drop what the mapping no longer has.
+        given_back = await GivingBack(lanes, mappings, database).run(timeout=timeout)
+        reached = await Evolution(dsn, mappings, package).upgrade()
         # A mapping without migrations of its own, and the triggers of every mapping.
         await create_schema(lanes, mappings, timeout=timeout)
+        await forget(lanes, mappings, timeout=timeout)
         settling = Settling(lanes, mappings, database)
         moved = await settling.move(timeout=timeout)
-        return Progress(reached, moved, await settling.promote(timeout=timeout))
+        promoted = await settling.promote(timeout=timeout)
+        return Progress(reached, given_back, moved, promoted)
     finally:
         await lanes.close()
 

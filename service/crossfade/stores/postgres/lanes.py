@@ -8,7 +8,7 @@ The lane used last is used next, so that few of them stay warm.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any, TypeAlias
@@ -19,8 +19,10 @@ from asyncpg.exceptions import InvalidCachedStatementError, OutdatedSchemaCacheE
 
 from crossfade.errors import (
     Aborted,
+    CommitUnanswered,
     CrossfadeError,
     DeadlineExceeded,
+    InfrastructureError,
     Internal,
     InvalidArgument,
     PermissionDenied,
@@ -114,10 +116,11 @@ class Lanes:
         row: asyncpg.Record | None = await self._call(_FETCHROW, query, args, timeout)
         return row
 
-    async def read(self, query: str, *args: Any, timeout: float) -> asyncpg.Record | None:
+    def read(
+        self, query: str, *args: Any, timeout: float
+    ) -> Coroutine[Any, Any, asyncpg.Record | None]:
         """`fetchrow` for a statement that only reads: less to do for each."""
-        row: asyncpg.Record | None = await self._call(_FIRST, query, args, timeout)
-        return row
+        return self._call(_FIRST, query, args, timeout)
 
     async def fetchval(self, query: str, *args: Any, timeout: float) -> Any:
         """The first value of the first row; None without a row."""
@@ -177,16 +180,45 @@ class Lanes:
     async def transaction(
         self, timeout: float, mode: str = "read committed"
     ) -> AsyncIterator[Connection]:
-        """One transaction: committed at the end of the block, rolled back when it raises."""
-        async with self.acquire(timeout) as connection:
-            await connection.execute(f"begin isolation level {mode}")
-            try:
-                yield connection
-            except (CrossfadeError, asyncpg.PostgresError):
-                if not connection.is_closed():
-                    await connection.execute("rollback")
-                raise
-            await connection.execute("commit")
+        """One transaction: committed at the end of the block, rolled back when it raises.
+        CommitUnanswered: only of this is it not known what became of it."""
+        committing = False
+        try:
+            async with self.acquire(timeout) as connection:
+                await connection.execute(f"begin isolation level {mode}")
+                try:
+                    yield connection
+                except (CrossfadeError, asyncpg.PostgresError):
+                    if not connection.is_closed():
+                        await connection.execute("rollback")
+                    raise
+                committing = True
+                await connection.execute("commit")
+        except InfrastructureError as error:
+            if committing:
+                raise CommitUnanswered(str(error)) from error
+            raise
+
+    # --- held connections -----------------------------------------------------------------------
+
+    async def hold(self, timeout: float) -> Connection:
+        """A connection for as long as the caller likes; `release` gives it back."""
+        return await self._take(timeout)
+
+    def release(self, connection: Connection) -> None:
+        """Gives back what was held. One with a transaction open is closed."""
+        if connection.is_closed() or connection.is_in_transaction():
+            self._drop(connection)
+        else:
+            self._give(connection)
+
+    @asynccontextmanager
+    async def translated(self, connection: Connection) -> AsyncIterator[None]:
+        """Translates the driver's errors of a block that uses a held connection."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - it goes on, translated
+            raise _translated(error, connection) from None
 
     async def close(self) -> None:
         """Closes idle connections now and the others as they are given back."""

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossfade.document import Database, Fields, collection_id, collection_path
-from crossfade.errors import EpochChanged
+from crossfade.errors import Aborted, EpochChanged
 from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
+from crossfade.stores.postgres.dead_letters import DeadLetters
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
+from crossfade.stores.postgres.pruning import Pruning
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
 from crossfade.stores.postgres.way_back import Request, WayBack
 
@@ -103,9 +105,17 @@ from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.
     where live and (seen is null or seen < $3::int8)) as unseen"""
 _REQUEST = """insert into crossfade.requests (intent, commit_time, update_times)
 values ($1, $2, $3::int8[]) on conflict (intent) do nothing"""
-_PRUNE = """delete from crossfade.requests
-where inserted_at < now() - $1::float8 * interval '1 second'"""
 _COPIED = "delete from crossfade.pending where path = ''"
+_BEGIN_PAGES = """insert into crossfade.pages (token, lease_until)
+values ($1, clock_timestamp() + $2::float8 * interval '1 second')"""
+_RENEW_PAGES = """update crossfade.pages
+set lease_until = clock_timestamp() + $2::float8 * interval '1 second'
+where token = $1 and lease_until > clock_timestamp()"""
+_END_PAGES = "delete from crossfade.pages where token = $1"
+
+
+COPY_LEASE = 120.0
+"""Seconds that a copy may take over a page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +166,8 @@ class Mirror:
         self._tables = DocumentTables(mappings, database)
         self._group = group
         self.way_back = WayBack(lanes, self._tables, group)
+        self.dead_letters = DeadLetters(lanes)
+        self.pruning = Pruning(lanes)
 
     # --- pending rows ----------------------------------------------------------------------------
 
@@ -264,10 +276,6 @@ class Mirror:
         where = None if path is None else escape_path(path)
         await self._lanes.execute(_RELEASE, claim, failure, attempts, where, timeout=timeout)
 
-    async def prune_requests(self, seconds: float, *, timeout: float) -> None:
-        """Deletes request rows that are older."""
-        await self._lanes.execute(_PRUNE, seconds, timeout=timeout)
-
     async def is_pending(self, intent: str, *, timeout: float) -> bool:
         """Whether a worker has still to settle a row of the commit; dead letters nobody will."""
         return bool(await self._lanes.fetchval(_IS_PENDING, intent, timeout=timeout))
@@ -319,15 +327,24 @@ class Mirror:
                 ordered = [image for image in ordered if escape_path(image.path) in mine]
             return await self._put_all(connection, ordered, epoch, allow_equal=allow_equal)
 
+    async def begin_copy(self, token: int, *, timeout: float) -> None:
+        """Before the first page is read: from here on no tombstone is pruned, until the copy
+        ends or has put no page for COPY_LEASE seconds."""
+        await self._lanes.execute(_BEGIN_PAGES, token, COPY_LEASE, timeout=timeout)
+
+    async def end_copy(self, token: int, *, timeout: float) -> None:
+        """For a copy that is broken off; one that ends well needs no more."""
+        await self._lanes.execute(_END_PAGES, token, timeout=timeout)
+
     async def put_page(
         self, images: Sequence[Image], *, epoch: int, generation: int, token: int, timeout: float
     ) -> set[str]:
         """A page of the first copy: untied, equal versions too. Its paths are marked as
         seen by the copy `token`, whether they were put or not. Raises EpochChanged as
-        `finish_copy` does: stage off leaves no tombstones that would keep an old page out."""
+        `finish_copy` does: stage off leaves no tombstones that would keep an old page out.
+        Raises Aborted when the copy took too long over it, for the same reason."""
         async with self._lanes.transaction(timeout) as connection:
-            if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
-                raise _over(epoch)
+            await self._check_copy(connection, epoch, generation, token)
             ordered = sorted(images, key=lambda image: image.path)
             put = await self._put_all(connection, ordered, epoch, allow_equal=True, seen=token)
             refused = [escape_path(image.path) for image in ordered if image.path not in put]
@@ -342,11 +359,23 @@ class Mirror:
         generation is another than the copy began under.
         """
         async with self._lanes.transaction(timeout) as connection:
-            if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
-                raise _over(epoch)
+            await self._check_copy(connection, epoch, generation, token)
             tag = await connection.execute(_SWEEP, f"sweep-{token}", epoch, token)
             await connection.execute(_COPIED)
+            await connection.execute(_END_PAGES, token)
         return int(tag.rpartition(" ")[2])
+
+    async def _check_copy(
+        self, connection: Connection, epoch: int, generation: int, token: int
+    ) -> None:
+        """The copy stands, and goes on standing for the transaction."""
+        if await connection.fetchrow(_STANDS, self._group, epoch, generation) is None:
+            raise _over(epoch)
+        if await connection.execute(_RENEW_PAGES, token, COPY_LEASE) != "UPDATE 1":
+            raise Aborted(
+                f"the copy put no page for {COPY_LEASE:g} s, so what it has read may have been "
+                f"deleted since; begin it again"
+            )
 
     async def _put_one(
         self,

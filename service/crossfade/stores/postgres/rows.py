@@ -17,6 +17,7 @@ from crossfade.mapping import (
     CollectionMapping,
     DerivedMapping,
     Mappings,
+    Watch,
     escape_path,
     from_json,
     pattern_of,
@@ -64,23 +65,29 @@ class Extras:
 
 _EXTRAS = f"""v.epoch, v.time, v.peer_time, v.peer_epoch, v.peer_version, c.epoch, c.generation,
     exists (select from crossfade.pending p
-        where p.path = any(array[k.path, k.collection_id, ''])), {NOW}"""
+        where p.path = any(array[{{0}}, {{1}}, ''])), {NOW}"""
 
 
 class DocumentTable:
     """One table of documents: of a mapping, or (None) the generic one."""
 
-    def __init__(self, mapping: CollectionMapping | None, database: Database) -> None:
+    def __init__(
+        self, mapping: CollectionMapping | None, database: Database, watch: Watch | None = None
+    ) -> None:
         self.mapping = mapping
+        self._watch = watch
         table: Table = tables.documents if mapping is None else mapping.table
         self.name = _preparer.format_table(table)
         derived = isinstance(mapping, DerivedMapping)
         # What is read: of a derived collection, the content that its owners hold.
         self.source = derived_source(mapping) if isinstance(mapping, DerivedMapping) else self.name
         self.key = "path" if mapping is None else "id"
-        by_key = f"left join {self.source} t on t.{self.key} = k.key"
-        if isinstance(mapping, DerivedMapping):
-            by_key = f"left join lateral {derived_source(mapping, 'k.key')} t on true"
+
+        def by_key(key: str) -> str:
+            if isinstance(mapping, DerivedMapping):
+                return f"left join lateral {derived_source(mapping, key)} t on true"
+            return f"left join {self.source} t on t.{self.key} = {key}"
+
         self.collection = None if mapping is None else mapping.collection_id
         self.nested = mapping is not None and mapping.parent is not None
         # What stands before and between the parts of a key in a path.
@@ -119,15 +126,17 @@ class DocumentTable:
             [f"{name} = excluded.{name}" for name in changed]
             + [f"create_time = coalesce({create}, t.create_time)"]
         )
-        self.get_one = f"""select {self.select}, {_EXTRAS}
-            from (select $1::text as key, $2::text as path, $3::text as collection_id) k
-            {by_key}
-            left join crossfade.versions v on v.path = k.path
-            left join crossfade.control c on c.grp = $4"""
-        self.get_many = f"""select {self.select}, {_EXTRAS}
+        # From the control row, which costs PostgreSQL less than from nothing. Without one there
+        # is no row; `get_many` has one all the same.
+        self.get_one = f"""select {self.select}, {_EXTRAS.format("$2::text", "$3::text")}
+            from crossfade.control c
+            {by_key("$1::text")}
+            left join crossfade.versions v on v.path = $2::text
+            where c.grp = $4"""
+        self.get_many = f"""select {self.select}, {_EXTRAS.format("k.path", "k.collection_id")}
             from unnest($1::text[], $2::text[], $3::text[]) with ordinality
                 k (key, path, collection_id, n)
-            {by_key}
+            {by_key("k.key")}
             left join crossfade.versions v on v.path = k.path
             left join crossfade.control c on c.grp = $4
             order by k.n"""
@@ -232,6 +241,10 @@ class DocumentTable:
             parent = collection_path(key)
             return [key, to_json(fields), parent, parent.rpartition("/")[2]]
         row = self.mapping.to_row(fields)
+        # A derived document has no columns of its own that could have taken anything.
+        if row.misfits is not None and self._watch is not None and self._stored:
+            for name, cause in self.mapping.misfit_causes(row, fields):
+                self._watch(self.mapping.collection_id, name, cause)
         return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
 
     def fields(self, row: Any) -> Fields:
@@ -299,7 +312,10 @@ class DocumentTables:
     def __init__(self, mappings: Mappings, database: Database) -> None:
         self.database = database
         self.generic = DocumentTable(None, database)
-        self._mapped = {mapping.pattern: DocumentTable(mapping, database) for mapping in mappings}
+        self._mapped = {
+            mapping.pattern: DocumentTable(mapping, database, mappings.watch)
+            for mapping in mappings
+        }
         self._nests = any(table.nested for table in self._mapped.values())
         self.all = (*self._mapped.values(), self.generic)
 

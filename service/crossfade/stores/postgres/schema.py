@@ -10,6 +10,7 @@ from sqlalchemy.schema import CreateIndex, CreateSchema, CreateTable, Executable
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import Mappings
 from crossfade.stores.postgres import tables
+from crossfade.stores.postgres.former import remember
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.naming import name_of
 from crossfade.stores.postgres.placement import FUNCTIONS, placements
@@ -66,6 +67,7 @@ async def create_schema(lanes: Lanes, mappings: Mappings, *, timeout: float = 30
                 await connection.execute(str(item.compile(dialect=compiled)))
         await _check_columns(connection, mappings)
         await place(connection, mappings)
+        await remember(connection, mappings)
 
 
 def _name(item: ExecutableDDLElement) -> str:

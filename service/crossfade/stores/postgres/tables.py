@@ -139,6 +139,78 @@ pages = Table(
     schema=SCHEMA,
 )
 
+# What the shadow reads found to differ: a row for each collection and signature (which
+# fields, how), with the first and the latest sample of it. Values are redacted.
+mismatches = Table(
+    "mismatches",
+    metadata,
+    name_column("collection_id", primary_key=True),
+    Column("signature", Text, primary_key=True),
+    Column("verdict", Text, nullable=False),
+    Column("operation", Text, nullable=False),
+    # Of the latest sample.
+    name_column("path", nullable=False),
+    Column("fields", ARRAY(Text), nullable=False),
+    Column("first", JSONB, nullable=False),
+    Column("latest", JSONB, nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("first_at", BigInteger, nullable=False),
+    Column("latest_at", BigInteger, nullable=False),
+    # A document of it was repaired so often in a row that it is not repaired any more.
+    Column("given_up", Boolean, nullable=False),
+    Index("mismatches_latest_at", "latest_at"),
+    schema=SCHEMA,
+)
+
+# Who changed what of the migration, and what the checks said then. Never deleted.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("who", Text, nullable=False),
+    # stage, traffic, ramp or guard
+    Column("action", Text, nullable=False),
+    # Empty: all of them, or the defaults.
+    name_column("collection_id", nullable=False),
+    Column("before", Text, nullable=False),
+    Column("after", Text, nullable=False),
+    # A list with name, outcome and reason of each.
+    Column("checks", JSONB, nullable=False),
+    Column("reason", Text, nullable=False),
+    schema=SCHEMA,
+)
+
+# What every sidecar has counted since its start, by collection: a ramp judges the sum.
+figures = Table(
+    "figures",
+    metadata,
+    Column("sidecar", Text, primary_key=True),
+    name_column("collection_id", primary_key=True),
+    Column("tally", JSONB, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
+# The ramps, one for a collection ("": the default of those without a percent of their own).
+ramps = Table(
+    "ramps",
+    metadata,
+    name_column("collection_id", primary_key=True),
+    Column("plan", JSONB, nullable=False),
+    Column("state", JSONB, nullable=False),
+    # The sum of the figures when the ramp came to its present percent.
+    Column("baseline", JSONB, nullable=False),
+    # What it did last, and why.
+    Column("reason", Text, nullable=False),
+    Column("who", Text, nullable=False),
+    # The sidecar that carries it on, until when. Any other takes over from a dead one.
+    Column("holder", Text),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
 # Which triggers a mapped table has, by a hash of their text: making them again would hold
 # up its writers at every start.
 applied = Table(

@@ -1,0 +1,14 @@
+"""No document failed so often that nobody tries any more."""
+
+from crossfade.checks.facts import Facts
+from crossfade.ramp import Answer, Outcome
+
+NAME = "dead letters"
+
+
+def check(facts: Facts) -> Answer:
+    if not facts.dead:
+        return Answer(NAME, Outcome.PASS, "no document is a dead letter")
+    return Answer(
+        NAME, Outcome.FAIL, f"{facts.dead} documents are dead letters; look at them first"
+    )

@@ -1,0 +1,196 @@
+"""Carries ramps on, and guards the reads that PostgreSQL answers.
+
+Every sidecar reports what it counted and looks every second; a ramp is carried on by
+the one that holds its lease, whichever that is, so it survives any of them. What a move
+does to the traffic is done first and remembered second: a sidecar that dies in between
+does it again.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from uuid import uuid4
+
+import structlog
+
+from crossfade.control import Control
+from crossfade.errors import CrossfadeError
+from crossfade.figures import EVERY, Tally, figures, tallies
+from crossfade.plan import STAGES
+from crossfade.ramp import Answer, Limits, Plan, State, Status, Verb, advance, breach, judge
+from crossfade.snapshot import Traffic
+from crossfade.stores.postgres.audit import Audit, Change
+from crossfade.stores.postgres.ramps import Ramp, Ramps
+from crossfade.telemetry import RAMP_MOVES, Telemetry
+
+log = structlog.get_logger(__name__)
+
+PERIOD_SECONDS = 1.0
+LEASE_SECONDS = 5.0
+"""A sidecar that has not looked for so long has lost its ramps to another one."""
+
+
+class Ramping:
+    """The part of one sidecar in the ramps of all of them.
+
+    `guard`: its limits and the seconds that it looks back; None: there is none.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        ramps: Ramps,
+        audit: Audit,
+        telemetry: Telemetry,
+        *,
+        guard: tuple[Limits, float] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._control = control
+        self._ramps = ramps
+        self._audit = audit
+        self._telemetry = telemetry
+        self._guard = guard
+        self._clock = clock
+        self._id = uuid4().hex
+        self._history: deque[tuple[float, Mapping[str, Tally]]] = deque()
+        """What the sums were, for as long as the guard looks back."""
+
+    async def run(self) -> None:
+        """Runs for ever."""
+        while True:
+            await asyncio.sleep(PERIOD_SECONDS)
+            try:
+                await self.look()
+            except CrossfadeError as error:
+                # The reads are safe without it: a mirror that cannot show that it is fresh
+                # answers nothing.
+                log.info("the ramps cannot be looked at", error=error.code)
+
+    async def begin(self, collection: str, plan: Plan, who: str) -> None:
+        """Starts a ramp at 0 percent: the reads begin to move after a bake of comparisons."""
+        await self._set(collection, 0.0)
+        baseline = await self._report()
+        state = State(since=self._clock())
+        await self._ramps.start(collection, plan, state, _of(baseline, collection), who)
+        await self._tell("ramp", collection, "none", "0 %", f"begun: {plan.steps}", who)
+
+    async def look(self) -> None:
+        """Reports, moves what is due to move, and guards the rest."""
+        sums = await self._report()
+        ramps = await self._ramps.claim(self._id, LEASE_SECONDS)
+        for ramp in ramps:
+            await self._carry_on(ramp, sums)
+        if self._guard is not None:
+            await self._watch(sums, *self._guard)
+
+    async def _report(self) -> Mapping[str, Tally]:
+        await self._ramps.report(self._id, tallies(self._telemetry))
+        return await self._ramps.sums()
+
+    # --- ramps --------------------------------------------------------------------------------
+
+    async def _carry_on(self, ramp: Ramp, sums: Mapping[str, Tally]) -> None:
+        if not self._comparable:
+            return
+        # What a move did to the traffic may not have been done, or be undone meanwhile.
+        percent = ramp.state.percent(ramp.plan)
+        if self._percent(ramp.collection) != percent:
+            if not await self._ramps.move(self._id, ramp, ramp.state, ramp.reason, None):
+                return  # it was stopped, and the percent set by hand
+            await self._set(ramp.collection, percent)
+        seen = figures(_of(sums, ramp.collection), ramp.baseline)
+        move = advance(ramp.plan, ramp.state, seen, self._clock())
+        if move.verb is Verb.HOLD and move.state == ramp.state:
+            if move.reason != ramp.reason:
+                await self._ramps.move(self._id, ramp, ramp.state, move.reason, None)
+            return
+        after = move.state.percent(ramp.plan)
+        if after < percent:
+            await self._set(ramp.collection, after)  # at once, whatever becomes of the rest
+        fresh = None if move.verb is Verb.HOLD else _of(sums, ramp.collection)
+        if not await self._ramps.move(self._id, ramp, move.state, move.reason, fresh):
+            return
+        if after > percent:
+            await self._set(ramp.collection, after)
+        answers = judge(seen, ramp.plan.limits)
+        self._telemetry.count(RAMP_MOVES, ramp.collection or "*", move.verb.value)
+        await self._tell(
+            "ramp",
+            ramp.collection,
+            f"{percent:g} %",
+            f"{after:g} %",
+            move.reason,
+            ramp.who,
+            answers,
+        )
+
+    # --- the guard ----------------------------------------------------------------------------
+
+    async def _watch(self, sums: Mapping[str, Tally], limits: Limits, window: float) -> None:
+        now = self._clock()
+        self._history.append((now, sums))
+        while len(self._history) > 1 and self._history[1][0] <= now - window:
+            self._history.popleft()
+        before = self._history[0][1]
+        if not self._comparable:
+            return
+        for collection in sorted({*sums, *self._control.snapshot.traffic}):
+            percent = self._percent(collection)
+            if not percent:
+                continue
+            seen = figures(_of(sums, collection), _of(before, collection))
+            why = breach(seen, limits)
+            if why is None or await self._ramping(collection):
+                continue
+            await self._set(collection, 0.0)
+            self._telemetry.count(RAMP_MOVES, collection or "*", "guard")
+            answers = judge(seen, limits)
+            await self._tell("guard", collection, f"{percent:g} %", "0 %", why, "guard", answers)
+
+    async def _ramping(self, collection: str) -> bool:
+        """Whether a ramp sees to it, by figures of its own."""
+        running = Status.RUNNING
+        return any(
+            each.collection == collection and each.state.status is running
+            for each in await self._ramps.all()
+        )
+
+    # --- traffic ------------------------------------------------------------------------------
+
+    @property
+    def _comparable(self) -> bool:
+        """Whether there are two stores to move reads between."""
+        rules = STAGES[self._control.snapshot.stage]
+        return rules.percent is not None and self._control.snapshot.writable
+
+    def _percent(self, collection: str) -> float:
+        return self._control.snapshot.plan_of(collection).threshold / 100
+
+    async def _set(self, collection: str, percent: float) -> None:
+        await self._control.set_traffic(collection, Traffic(read_percent=percent))
+
+    async def _tell(
+        self,
+        action: str,
+        collection: str,
+        before: str,
+        after: str,
+        why: str,
+        who: str,
+        answers: tuple[Answer, ...] = (),
+    ) -> None:
+        log.warning(
+            "reads are shifted",
+            action=action,
+            collection=collection or "*",
+            before=before,
+            after=after,
+            reason=why,
+        )
+        await self._audit.add(Change(who, action, before, after, why, collection, answers))
+
+
+def _of(sums: Mapping[str, Tally], collection: str) -> Tally:
+    return sums.get(collection or EVERY, Tally())

@@ -1,0 +1,73 @@
+"""The audit trail: who changed what, when, and what the checks said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from crossfade.ramp import Answer, Outcome
+from crossfade.stores.postgres.lanes import Lanes
+
+_ADD = """insert into crossfade.audit (who, action, collection_id, before, after, checks, reason)
+values ($1, $2, $3, $4, $5, $6::jsonb, $7)"""
+_LIST = """select at, who, action, collection_id, before, after, checks, reason
+from crossfade.audit where $1::text is null or collection_id = $1
+order by id desc limit $2"""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """`action`: stage, traffic, ramp or guard. `collection` "": all, or the defaults."""
+
+    who: str
+    action: str
+    before: str
+    after: str
+    reason: str
+    collection: str = ""
+    checks: tuple[Answer, ...] = ()
+
+
+class Audit:
+    """Rows are only ever added."""
+
+    def __init__(self, lanes: Lanes, timeout: float = 5.0) -> None:
+        self._lanes = lanes
+        self._timeout = timeout
+
+    async def add(self, change: Change) -> None:
+        await self._lanes.execute(
+            _ADD,
+            change.who,
+            change.action,
+            change.collection,
+            change.before,
+            change.after,
+            [
+                {"name": each.name, "outcome": each.outcome.value, "reason": each.reason}
+                for each in change.checks
+            ],
+            change.reason,
+            timeout=self._timeout,
+        )
+
+    async def list(self, collection: str | None, limit: int) -> Sequence[tuple[datetime, Change]]:
+        """The latest first."""
+        rows = await self._lanes.fetch(_LIST, collection, limit, timeout=self._timeout)
+        return [
+            (
+                row["at"],
+                Change(
+                    row["who"],
+                    row["action"],
+                    row["before"],
+                    row["after"],
+                    row["reason"],
+                    row["collection_id"],
+                    tuple(
+                        Answer(each["name"], Outcome(each["outcome"]), each["reason"])
+                        for each in row["checks"]
+                    ),
+                ),
+            )
+            for row in rows
+        ]

@@ -1,0 +1,58 @@
+"""The checks of a change of stage, each by itself and in their list."""
+
+from dataclasses import replace
+
+import pytest
+
+from crossfade.checks import checks_of, run_checks
+from crossfade.checks.facts import Facts
+from crossfade.plan import Stage
+from crossfade.ramp import Calls, Figures, Limits, Outcome, overall
+
+CALLS = Calls(50_000, 0, 0.01)
+READY = Facts(
+    copied=True,
+    pending=3,
+    oldest_seconds=0.2,
+    dead=0,
+    figures=Figures(50_000, 0, CALLS, CALLS),
+    limits=Limits(),
+)
+FORWARD = list(zip(list(Stage), list(Stage)[1:], strict=False))
+
+
+@pytest.mark.parametrize(("before", "target"), FORWARD)
+def test_whoever_is_ready_passes(before, target):
+    assert overall(run_checks(before, target, READY)) is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("facts", "target", "name", "outcome"),
+    [
+        (replace(READY, copied=False), "live", "backfill complete", "hold"),
+        (replace(READY, dead=2), "live", "dead letters", "fail"),
+        (replace(READY, oldest_seconds=9.0), "live", "pending", "hold"),
+        (replace(READY, oldest_seconds=9.0), "complete", "reverse backlog", "hold"),
+        (replace(READY, figures=Figures()), "live", "verdicts", "hold"),
+        (replace(READY, figures=Figures()), "live", "error rates", "hold"),
+        (replace(READY, figures=Figures()), "live", "p99 ratio", "hold"),
+        (replace(READY, figures=Figures(100, 50)), "live", "verdicts", "fail"),
+    ],
+)
+def test_what_is_amiss_is_named(facts, target, name, outcome):
+    answers = {each.name: each for each in run_checks(Stage.SHADOW, Stage(target), facts)}
+    assert answers[name].outcome == outcome
+    assert answers[name].reason
+
+
+def test_several_stages_at_once_take_the_checks_of_all():
+    several = checks_of(Stage.OFF, Stage.COMPLETE)
+    assert set(several) == {check for step in FORWARD for check in checks_of(*step)}
+    assert len(several) == len(set(several))
+
+
+@pytest.mark.parametrize("before", list(Stage))
+def test_nothing_holds_a_way_back(before):
+    stages = list(Stage)
+    for target in stages[: stages.index(before) + 1]:
+        assert checks_of(before, target) == ()
