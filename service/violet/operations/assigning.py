@@ -105,6 +105,10 @@ def _with_miners(
     return after
 
 
+def wanted_by(task: Document) -> int:
+    return count(task.fields, "required_miner_count") or 1
+
+
 def auto_assign(
     task: Document,
     ranked: Sequence[int],
@@ -121,7 +125,7 @@ def auto_assign(
     """
     fields = task.fields
     has = loads.assigned(fields)
-    wanted = how_many or count(fields, "required_miner_count") or 1
+    wanted = how_many or wanted_by(task)
     kind = task_type or text(fields.get("task_type"))
     free = [
         uid

@@ -171,14 +171,14 @@ def archive(
     )
 
 
-def without_chunks(task: Document, chunks: Sequence[str], now: int) -> Decision[int]:
-    """Deletes audio chunks of a task; its file says so, once all of them are gone."""
+def without_chunks(task: Document, chunks: Sequence[str], now: int, *, more: bool) -> Decision[int]:
+    """Deletes audio chunks of a task; its file says so, once there are no `more` of them."""
     file = task.fields.get("input_file")
     writes: list[Write] = [Write(path, None) for path in chunks]
-    if isinstance(file, dict) and file.get("chunks_cleaned") is not True:
+    if not more and isinstance(file, dict) and file.get("chunks_cleaned") is not True:
         cleaned: Fields = {**file, "chunks_cleaned": True, "chunks_cleaned_at": at(now)}
         writes += rewrite(task, {**task.fields, "input_file": cleaned})
-    return Decision(len(chunks), tuple(writes))
+    return Decision(len(writes), tuple(writes))
 
 
 # --- validators --------------------------------------------------------------------------------
