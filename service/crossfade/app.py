@@ -292,6 +292,7 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
+        services=load_services(settings.migration.mappings, migrator, transactions, database, wrap),
     )
     address = await _bind(server, settings)
 
@@ -387,6 +388,27 @@ def load_mappings(module: str) -> Mappings:
     if not isinstance(mappings, Mappings):
         raise SettingsError(f"[migration] mappings: {name} has no MAPPINGS")
     return mappings
+
+
+def load_services(
+    module: str,
+    migrator: Migrator,
+    transactions: Transactions,
+    database: Database,
+    wrap: rpc.Wrapper,
+) -> Mapping[str, grpc.GenericRpcHandler]:
+    """What a mapping package serves besides: by its `service.handlers`, if it has one."""
+    name = f"{module}.service"
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {}
+    handlers: Mapping[str, grpc.GenericRpcHandler] = found.handlers(
+        migrator, transactions, database, wrap
+    )
+    return handlers
 
 
 def _traffic(settings: Settings) -> dict[str, Traffic]:
