@@ -19,6 +19,7 @@ from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
@@ -49,11 +50,13 @@ from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
+    FOLLOWER_LAG,
     FOREIGN,
     GATE_OPEN,
     MISFITS,
@@ -68,6 +71,7 @@ from crossfade.telemetry import (
     Labels,
     Telemetry,
 )
+from crossfade.transactions import Transactions
 from crossfade.verdict import Judge
 from crossfade_api.v1 import admin_pb2
 
@@ -95,6 +99,7 @@ class Sidecar:
     admin: admin_rpc.Admin
     shadow: Shadow
     stores: Stores
+    transactions: Transactions
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -146,6 +151,7 @@ async def _start(
             "answer": settings.postgresql.lanes,
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
+            "snapshot": settings.postgresql.snapshot_lanes,
         }
         for role, size in sizes.items():
             lanes[role] = Lanes(settings.postgresql.dsn, size)
@@ -203,7 +209,7 @@ async def _start(
     )
     shadow = shadowing.shadow
     outbox = (
-        Outbox(control, lease, firestore, pending, telemetry)
+        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
         if pending is not None and firestore is not None and lease is not None
         else None
     )
@@ -230,6 +236,14 @@ async def _start(
         telemetry,
         database,
         settings.migration.mirror,
+    )
+    transactions = Transactions(
+        control,
+        migrator,
+        database,
+        firestore,
+        postgres,
+        Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
@@ -278,6 +292,7 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
+        services=load_services(settings.migration.mappings, migrator, transactions, database, wrap),
     )
     address = await _bind(server, settings)
 
@@ -303,6 +318,7 @@ async def _start(
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(_supervise("settings", watch.run))
     tasks.append(_supervise("control", control.follow))
+    tasks.append(_supervise("transactions", transactions.run_sweeps))
     if lease is not None:
         tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
     if outbox is not None:
@@ -327,6 +343,18 @@ async def _start(
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
+        if settings.follower.enabled:
+            follower = Follower(
+                control,
+                pending,
+                firestore,
+                telemetry,
+                database,
+                settings.follower.collections or mapped,
+                settle=settings.follower.settle,
+            )
+            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
+            tasks.append(_supervise("follower", follower.run))
     carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
     if away is not None:
         tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
@@ -339,6 +367,7 @@ async def _start(
         admin,
         shadow,
         stores,
+        transactions,
         forward,
         recopy,
         server,
@@ -359,6 +388,27 @@ def load_mappings(module: str) -> Mappings:
     if not isinstance(mappings, Mappings):
         raise SettingsError(f"[migration] mappings: {name} has no MAPPINGS")
     return mappings
+
+
+def load_services(
+    module: str,
+    migrator: Migrator,
+    transactions: Transactions,
+    database: Database,
+    wrap: rpc.Wrapper,
+) -> Mapping[str, grpc.GenericRpcHandler]:
+    """What a mapping package serves besides: by its `service.handlers`, if it has one."""
+    name = f"{module}.service"
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {}
+    handlers: Mapping[str, grpc.GenericRpcHandler] = found.handlers(
+        migrator, transactions, database, wrap
+    )
+    return handlers
 
 
 def _traffic(settings: Settings) -> dict[str, Traffic]:
@@ -447,6 +497,7 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")

@@ -30,7 +30,7 @@ from crossfade.failpoints import reach
 from crossfade.outbox import NotSent, Outbox
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.snapshot import Snapshot
-from crossfade.store import CommitOutcome, Intent
+from crossfade.store import CommitOutcome, Intent, Seen
 from crossfade.stores.firestore import FirestoreStore, IntentExists
 from crossfade.stores.postgres.commit import replayed
 from crossfade.stores.postgres.way_back import Request
@@ -43,8 +43,6 @@ T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
 Fence = Literal["document", "horizon"]
 Answer = asyncio.Future[CommitOutcome | None]
-OPEN_SECONDS = 1.0
-"""How long PostgreSQL has to take the pending rows, before it counts as away."""
 PROOF_SECONDS = 5.0
 """How long Firestore is asked what became of a commit that it did not answer."""
 
@@ -74,22 +72,32 @@ class Forward:
         self._detached: set[asyncio.Task[Any]] = set()
 
     async def commit(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, request_id: str | None
+        self,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        call: Call,
+        request_id: str | None,
+        seen: Seen | None = None,
     ) -> CommitOutcome:
-        """All writes or none. Raises EpochChanged when the authority moved; nothing was done."""
+        """All writes or none. Raises EpochChanged when the authority moved; nothing was done.
+        In a transaction (`seen`): Aborted where it has to be begun anew."""
         mirrored = snapshot.rules.mirrored
         if not mirrored and not self._control.admitted(snapshot):
             raise EpochChanged("the stage lease does not cover a commit that nothing mirrors")
         if not mirrored and request_id is None:
-            return await self._kept(self._plain(writes, snapshot, call))
-        for attempt in range(ATTEMPTS):
+            return await self._kept(self._plain(writes, snapshot, call, seen))
+        for attempt in range(0 if seen is None else seen.attempt, ATTEMPTS):
             intent = new_intent() if request_id is None else intent_of(request_id, attempt)
             if mirrored:
-                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id)
+                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id, seen)
             else:
-                outcome = await self._kept(self._with_proof(writes, intent, snapshot, call))
+                outcome = await self._kept(
+                    self._with_proof(writes, intent, snapshot, call, seen=seen)
+                )
             if outcome is not None:
                 return outcome
+            if seen is not None:
+                break  # what is left of a transaction after a refusal is not known
         raise Aborted("the commit was revoked again and again; it was not applied")
 
     async def _with_mirror(
@@ -99,12 +107,13 @@ class Forward:
         snapshot: Snapshot,
         call: Call,
         request_id: str | None,
+        seen: Seen | None,
     ) -> CommitOutcome | None:
         """None: the intent had been revoked; try another."""
         folded = fold(writes)
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_retrieved)
-        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id)
+        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id, seen)
         self._detach(carry)
         return await asyncio.shield(answer)
 
@@ -117,6 +126,7 @@ class Forward:
         call: Call,
         answer: Answer,
         request_id: str | None,
+        seen: Seen | None,
     ) -> None:
         """From the pending rows to the put, cancelled by nobody."""
         paths = [entry.path for entry in folded]
@@ -135,13 +145,18 @@ class Forward:
             reach("write.opened")
             try:
                 outcome = (
-                    await self._plain(writes, snapshot, call)
+                    await self._plain(writes, snapshot, call, seen)
                     if opened and not self._fenced(request_id)
-                    else await self._with_proof(writes, intent, snapshot, call, rows=opened)
+                    else await self._with_proof(
+                        writes, intent, snapshot, call, rows=opened, seen=seen
+                    )
                 )
             except CrossfadeError as error:
                 _fail(answer, error)
-                if opened:
+                # A transaction begins again, with the same intent and its rows, if that is
+                # its request's; a worker has what is left when their lease is over.
+                again = seen is not None and shared and isinstance(error, Aborted)
+                if opened and not again:
                     await self._refused(intent, error, shared=shared)
                 return
             except BaseException as error:
@@ -184,7 +199,7 @@ class Forward:
         outbox = self._outbox if self._mirror != "required" else None
         if outbox is not None and outbox.mirror_is_out:
             return False
-        most = math.inf if outbox is None else OPEN_SECONDS
+        most = math.inf if outbox is None else outbox.patience
         horizon = None if self._fenced(request_id) else self._horizon
         try:
             done = await self._mirroring.open(
@@ -216,6 +231,7 @@ class Forward:
         call: Call,
         *,
         rows: bool = True,
+        seen: Seen | None = None,
     ) -> CommitOutcome | None:
         """The Firestore commit with its intent document, and what became of it.
 
@@ -223,11 +239,14 @@ class Forward:
         own error when nothing was applied, OutcomeUnknown when nobody can say.
         """
         proof = Intent(intent, snapshot.epoch, mirrored=True)
+        transaction = None if seen is None else seen.transaction
         started, failure = time.time_ns(), None
         try:
             if rows or self._outbox is None:
-                return await self._firestore.commit(writes, timeout=call.left(), intent=proof)
-            return await self._outbox.commit(writes, proof, snapshot, call.left)
+                return await self._firestore.commit(
+                    writes, timeout=call.left(), intent=proof, transaction=transaction
+                )
+            return await self._outbox.commit(writes, proof, snapshot, call.left, transaction)
         except NotSent as error:
             failure = error.code
             raise
@@ -260,14 +279,15 @@ class Forward:
         raise Unavailable(f"the commit was not applied: {error}") from error
 
     async def _plain(
-        self, writes: Sequence[Write], snapshot: Snapshot, call: Call
+        self, writes: Sequence[Write], snapshot: Snapshot, call: Call, seen: Seen | None
     ) -> CommitOutcome:
         """Nothing but the commit: in stage off, or with a horizon that is trusted as a fence."""
         started, failure = time.time_ns(), None
         try:
             # A copy that begins, or a worker that takes over, waits as long as this may take.
             timeout = min(call.left(), self._horizon)
-            return await self._firestore.commit(writes, timeout=timeout)
+            transaction = None if seen is None else seen.transaction
+            return await self._firestore.commit(writes, timeout=timeout, transaction=transaction)
         except InfrastructureError as error:
             failure = error.code
             raise OutcomeUnknown(

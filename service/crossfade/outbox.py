@@ -21,6 +21,7 @@ from crossfade.errors import (
     CrossfadeError,
     EpochChanged,
     InfrastructureError,
+    InvalidArgument,
     NotFound,
     Unavailable,
 )
@@ -57,6 +58,7 @@ class Outbox:
         firestore: FirestoreStore,
         pending: Pending,
         telemetry: Telemetry,
+        patience: float,
     ) -> None:
         self._control = control
         self._lease = lease
@@ -64,6 +66,9 @@ class Outbox:
         self._firestore = firestore
         self._pending = pending
         self._telemetry = telemetry
+        self.patience = patience
+        """Seconds that PostgreSQL has to take the pending rows of a commit, before it counts as
+        away: its slowness is not the application's either."""
         self._closing = asyncio.Lock()
         self._waited = -1
         """The closing of the gate whose leases this sidecar has seen run out."""
@@ -73,9 +78,15 @@ class Outbox:
     # --- sending ------------------------------------------------------------------------------
 
     async def commit(
-        self, writes: Sequence[Write], intent: Intent, snapshot: Snapshot, left: Callable[[], float]
+        self,
+        writes: Sequence[Write],
+        intent: Intent,
+        snapshot: Snapshot,
+        left: Callable[[], float],
+        own: bytes | None = None,
     ) -> CommitOutcome:
-        """The commit with its entry, in a transaction that has seen the gate closed.
+        """The commit with its entry, in a transaction that has seen the gate closed: the
+        caller's `own`, if it has one, whose commit is not tried twice.
 
         Raises NotSent or EpochChanged when nothing was sent, else as the Firestore store's
         commit does.
@@ -83,10 +94,17 @@ class Outbox:
         for _ in range(TRIES):
             gate = await self._closed_gate(snapshot, left)
             try:
-                transaction, found = await self._fences.begin(timeout=left())
+                if own is None:
+                    transaction, found = await self._fences.begin(timeout=left())
+                else:
+                    transaction, found = own, await self._fences.read_in(own, timeout=left())
+            except (Aborted, InvalidArgument):
+                raise
             except CrossfadeError as error:
                 raise NotSent(f"Firestore began no transaction: {error}") from error
             if found.gate != gate or not found.open or found.epoch != snapshot.epoch:
+                if own is not None:
+                    raise Aborted("the transaction began before PostgreSQL's outage was seen")
                 await self._fences.give_up(transaction, timeout=TIMEOUT)
                 self._lease.learn(found, time.monotonic() - self._lease.seconds)
                 continue
@@ -98,6 +116,8 @@ class Outbox:
                     transaction=transaction,
                 )
             except Aborted:
+                if own is not None:
+                    raise
                 continue  # the control document, or a document of the commit, was in use
             reach("outbox.committed")
             self._telemetry.count(OUTBOX, "written")
@@ -165,8 +185,10 @@ class Outbox:
         """Entries become pending rows, then they are cleared; with none left the gate opens.
         False: there is nothing more to do now. Any number of sidecars may do it at once:
         a row that is made again is only recopied again."""
-        if not await self._pending.mirror.takes_rows(snapshot.epoch, timeout=TIMEOUT):
-            return False
+        began = time.monotonic()
+        takes = await self._pending.mirror.takes_rows(snapshot.epoch, timeout=TIMEOUT)
+        if not takes or time.monotonic() - began > self.patience / 2:
+            return False  # not back, or so slow that it would count as away again at once
         self.mirror_is_out = False
         entries = await self._fences.entries(timeout=TIMEOUT)
         for entry in entries:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from crossfade.aggregate import Aggregation
 from crossfade.document import Value
 from crossfade.errors import Unavailable
 from crossfade.plan import StoreName
@@ -123,6 +124,45 @@ class Intent:
     outbox: bool = False
 
 
+Result: TypeAlias = tuple[tuple[str, int], ...]
+"""What a query answered: the full name and the update_time of each document, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query of a transaction, or its aggregations, and what was found."""
+
+    query: Query
+    result: Result
+    aggregations: tuple[Aggregation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregated:
+    """Aggregations by alias. PostgreSQL's have the state, and the query's documents, too."""
+
+    values: dict[str, Value]
+    read_time: int
+    state: MirrorState | None = None
+    result: Result = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What an open transaction has read under `epoch`, for its commit to hold on to.
+
+    `transaction` is Firestore's own, which remembers all else. For PostgreSQL: paths with the
+    version that was read (None: neither document nor tombstone), and queries with their results.
+    `attempt`: the first intent of the commit's request_id that nobody has revoked.
+    """
+
+    epoch: int
+    transaction: bytes | None = None
+    reads: tuple[tuple[str, Version | None], ...] = ()
+    queries: tuple[Asked, ...] = ()
+    attempt: int = 0
+
+
 class DocumentStore(Protocol):
     """A store of documents. Paths are relative and legal; timeouts are seconds, always given.
 
@@ -156,6 +196,16 @@ class DocumentStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class Aggregating(Protocol):
+    """A store that computes aggregations itself."""
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
+    ) -> Aggregated:
+        """Over the documents that the query finds. Raises InvalidArgument."""
+        ...
 
 
 class Stores(dict[StoreName, DocumentStore]):

@@ -244,6 +244,17 @@ def document_bytes(document: Document, database: Database) -> bytes:
     return message.SerializeToString()
 
 
+def identity_of(data: bytes) -> tuple[str, int]:
+    """The full name and the update_time of a serialised Document, whose fields are not read."""
+    name, time = "", 0
+    for number, value in scan(data):
+        if number == 1 and isinstance(value, bytes):
+            name = value.decode()
+        elif number == 4 and isinstance(value, bytes):
+            time = parse_time(value)
+    return name, time
+
+
 def varint(number: int) -> bytes:
     """A length as protobuf writes it."""
     out = bytearray()
@@ -567,6 +578,20 @@ def _decode_nearest(message: Any) -> Nearest | None:
 def decode_aggregations(message: Any) -> tuple[Aggregation, ...]:
     """The aggregations of a StructuredAggregationQuery, each with an alias."""
     return named(_decode_aggregation(item) for item in message.aggregations)
+
+
+def encode_aggregations(aggregations: Sequence[Aggregation]) -> bytes:
+    """The fields of a StructuredAggregationQuery but for its query."""
+    message = query_pb.StructuredAggregationQuery()
+    for aggregation in aggregations:
+        item = message.aggregations.add(alias=aggregation.alias)
+        operator = getattr(item, aggregation.kind.value)
+        operator.SetInParent()
+        if aggregation.path is not None:
+            operator.field.field_path = format_field_path(aggregation.path)
+        elif aggregation.up_to is not None:
+            operator.up_to.value = aggregation.up_to
+    return message.SerializeToString()
 
 
 def _decode_aggregation(message: Any) -> Aggregation:

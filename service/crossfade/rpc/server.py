@@ -8,7 +8,7 @@ INVALID_ARGUMENT and not INTERNAL.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -39,6 +39,7 @@ EXPLAIN_METADATA = "x-crossfade-explain"
 """With "1" the answer's trailing metadata say which store answered."""
 SERVED_METADATA = "x-crossfade-served-by"
 MAX_REQUEST_ID_BYTES = 128
+NONE: Mapping[str, grpc.GenericRpcHandler] = {}
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
 Streaming = Callable[[bytes, Call], AsyncIterator[bytes]]
@@ -91,6 +92,21 @@ class Front:
         check_visible(query.collection_path or query.collection or "", "query.from.collection_id")
         async for page in self._migrator.query(query, call):
             yield page.frames
+
+    async def aggregate(self, data: bytes, call: Call) -> bytes:
+        request = parse(crossfade_pb2.AggregateRequest, data)
+        parent = self._database.relative(request.parent, "parent")
+        query = wire.decode_query(request.query.structured_query, parent, self._database)
+        check_visible(parent, "parent")
+        check_visible(query.collection_path or query.collection or "", "query.from.collection_id")
+        aggregations = wire.decode_aggregations(request.query)
+        found = await self._migrator.aggregate(query, aggregations, call)
+        reply = crossfade_pb2.AggregateReply()
+        reply.result.SetInParent()
+        for alias, value in found.values.items():
+            wire.encode_value(value, reply.result.aggregate_fields[alias])
+        wire.encode_time(found.read_time, reply.read_time)
+        return reply.SerializeToString()
 
     async def commit(self, data: bytes, call: Call) -> bytes:
         request = parse(crossfade_pb2.CommitRequest, data)
@@ -285,8 +301,12 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
+    services: Mapping[str, grpc.GenericRpcHandler] = NONE,
 ) -> tuple[grpc.aio.Server, Health]:
-    """A server with the API, the admin service, health and reflection; not yet bound."""
+    """A server with the API, the admin service, health and reflection; not yet bound.
+
+    `services`: what an application's own package adds, by the services' full names.
+    """
     server = grpc.aio.server(
         options=(
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
@@ -300,16 +320,18 @@ def build(
             f"{SERVICE}/BatchGetDocuments", front.batch_get_documents
         ),
         "Query": wrap.streaming(f"{SERVICE}/Query", front.query),
+        "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
-    checker = Health((SERVICE, "crossfade.v1.Admin"))
+    checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
+        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())
     )
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)  # type: ignore[no-untyped-call]
     names = (
         SERVICE,
         "crossfade.v1.Admin",
+        *services,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )

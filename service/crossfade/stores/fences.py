@@ -113,11 +113,15 @@ class Fences:
         is Aborted if anybody changes the document before."""
         transaction = await self._firestore.begin(timeout=timeout)
         try:
-            [stored] = await self._firestore.get_in(transaction, [self._path], timeout=timeout)
-            return transaction, self._parsed(stored)
+            return transaction, await self.read_in(transaction, timeout=timeout)
         except CrossfadeError:
             await self.give_up(transaction, timeout=timeout)
             raise
+
+    async def read_in(self, transaction: bytes, *, timeout: float) -> ControlDocument:
+        """The same in a transaction that is open already."""
+        [stored] = await self._firestore.get_in(transaction, [self._path], timeout=timeout)
+        return self._parsed(stored)
 
     async def give_up(self, transaction: bytes, *, timeout: float) -> None:
         """Lets its locks go; one that cannot be told runs out by itself."""

@@ -9,6 +9,7 @@ at most, a commit once.
 import asyncio
 import time
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -28,7 +29,8 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from crossfade import wire
-from crossfade.document import Database, Document, Fields
+from crossfade.aggregate import Aggregation
+from crossfade.document import Database, Document, Fields, Value
 from crossfade.errors import (
     Aborted,
     AlreadyExists,
@@ -46,8 +48,11 @@ from crossfade.errors import (
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.store import (
+    NOW,
     PAGE_BYTES,
     PAGE_DOCUMENTS,
+    Aggregated,
+    At,
     CommitOutcome,
     Intent,
     Page,
@@ -91,6 +96,7 @@ _MESSAGE_CHARACTERS = 300
 T = TypeVar("T")
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 Stream: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
+Duplex: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -166,8 +172,10 @@ class FirestoreStore:
         self._commit: Unary = channel.unary_unary(_SERVICE + "Commit")
         self._batch_get: Stream = channel.unary_stream(_SERVICE + "BatchGetDocuments")
         self._run_query: Stream = channel.unary_stream(_SERVICE + "RunQuery")
+        self._run_aggregation: Stream = channel.unary_stream(_SERVICE + "RunAggregationQuery")
         self._begin: Unary = channel.unary_unary(_SERVICE + "BeginTransaction")
         self._rollback: Unary = channel.unary_unary(_SERVICE + "Rollback")
+        self._listen: Duplex = channel.stream_stream(_SERVICE + "Listen")
         self._metadata = (("google-cloud-resource-prefix", database.name), *metadata)
         self._root = quote_plus(database.root, safe="/")
         self._by_database = self._routed(f"database={quote_plus(database.name, safe='/')}")
@@ -182,20 +190,20 @@ class FirestoreStore:
     # --- reads ---------------------------------------------------------------------------------
 
     async def get(
-        self, paths: Sequence[str], *, timeout: float, exact_times: bool = False
+        self, paths: Sequence[str], *, timeout: float, exact_times: bool = False, at: At = NOW
     ) -> Reading:
-        """The documents at the paths.
+        """The documents at the paths, now or at another moment.
 
         One path alone is asked for by GetDocument, which is cheapest but says no
         read_time: that of the reading is then the local clock's, and a missing
         document has no version. `exact_times` always gives Firestore's own.
         """
         deadline = time.monotonic() + timeout
-        if len(paths) == 1 and not exact_times:
+        if len(paths) == 1 and not exact_times and at is NOW:
             reading = await _twice(lambda: self._get_one(paths[0], deadline))
             if reading is not None:
                 return reading
-        return await _twice(lambda: self._get_all(paths, deadline))
+        return await _twice(lambda: self._get_all(paths, deadline, at))
 
     async def _get_one(self, path: str, deadline: float) -> Reading | None:
         """None: NOT_FOUND, but of something else (of the database) or not clearly of this."""
@@ -215,15 +223,12 @@ class FirestoreStore:
             data = None
         return Reading((Stored(path, data, version),), read_time)
 
-    async def _get_all(
-        self, paths: Sequence[str], deadline: float, transaction: bytes | None = None
-    ) -> Reading:
+    async def _get_all(self, paths: Sequence[str], deadline: float, at: At = NOW) -> Reading:
         wanted = {self.database.full(path): path for path in paths}
         request = wire.field_bytes(1, self.database.name.encode()) + b"".join(
             wire.field_bytes(2, name.encode()) for name in wanted
         )
-        if transaction is not None:
-            request += wire.field_bytes(4, transaction)
+        request += at_bytes(at, 4, 7)
         found: dict[str, Stored] = {}
         last = 0
         call = self._batch_get(request, timeout=_left(deadline), metadata=self._by_database)
@@ -242,11 +247,11 @@ class FirestoreStore:
             )
         return Reading(tuple(found[path] for path in paths), last or time.time_ns() // 1_000)
 
-    async def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
+    async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Page]:
         """The frames as they come, joined. Asked again only while nothing was handed out."""
         deadline = time.monotonic() + timeout
         request = wire.field_bytes(1, self.database.full(query.parent).encode()) + (
-            wire.field_bytes(2, wire.encode_query(query, self.database))
+            wire.field_bytes(2, wire.encode_query(query, self.database)) + at_bytes(at, 5, 7)
         )
         metadata = self._routed(f"parent={self._quoted(query.parent)}")
         for last_attempt in (False, True):
@@ -283,11 +288,59 @@ class FirestoreStore:
         if frames or not pages:
             yield Page(b"".join(frames))
 
+    async def aggregate(
+        self,
+        query: Query,
+        aggregations: Sequence[Aggregation],
+        *,
+        timeout: float,
+        at: At = NOW,
+    ) -> Aggregated:
+        """The aggregations over what the query finds, computed by Firestore."""
+        deadline = time.monotonic() + timeout
+        asked = wire.field_bytes(1, wire.encode_query(query, self.database))
+        request = (
+            wire.field_bytes(1, self.database.full(query.parent).encode())
+            + wire.field_bytes(2, asked + wire.encode_aggregations(aggregations))
+            + at_bytes(at, 4, 6)
+        )
+        return await _twice(lambda: self._aggregated(request, query.parent, deadline))
+
+    async def _aggregated(self, request: bytes, parent: str, deadline: float) -> Aggregated:
+        metadata = self._routed(f"parent={self._quoted(parent)}")
+        call = self._run_aggregation(request, timeout=_left(deadline), metadata=metadata)
+        values: dict[str, Value] = {}
+        read_time = 0
+        try:
+            with _translated(not_found=FailedPrecondition):
+                async for frame in call:
+                    reply = api.AggregateReply.FromString(frame)
+                    for alias, value in reply.result.aggregate_fields.items():
+                        values[alias] = wire.decode_value(value)
+                    if reply.HasField("read_time"):
+                        read_time = wire.decode_time(reply.read_time)
+        finally:
+            call.cancel()
+        return Aggregated(values, read_time or time.time_ns() // 1_000)
+
     # --- transactions --------------------------------------------------------------------------
 
-    async def begin(self, *, timeout: float) -> bytes:
-        """A transaction: what it reads stays as it is, or its commit is Aborted."""
+    async def begin(
+        self,
+        *,
+        timeout: float,
+        read_only: bool = False,
+        read_time: int | None = None,
+        retry: bytes | None = None,
+    ) -> bytes:
+        """A transaction: what it reads stays as it is, or its commit is Aborted. `retry`: the
+        one whose place it takes."""
         request = wire.field_bytes(1, self.database.name.encode())
+        if read_only:
+            moment = at_bytes(At(read_time=read_time), 0, 2)
+            request += wire.field_bytes(2, wire.field_bytes(2, moment))
+        elif retry is not None:
+            request += wire.field_bytes(2, wire.field_bytes(3, wire.field_bytes(1, retry)))
         with _translated(not_found=FailedPrecondition):
             reply = await self._begin(request, timeout=timeout, metadata=self._by_database)
             for number, value in wire.scan(reply):
@@ -307,7 +360,7 @@ class FirestoreStore:
     ) -> Sequence[Stored]:
         """The documents as the transaction sees them."""
         deadline = time.monotonic() + timeout
-        return (await self._get_all(paths, deadline, transaction)).documents
+        return (await self._get_all(paths, deadline, At(transaction))).documents
 
     async def find(
         self, query: Query, *, timeout: float, transaction: bytes | None = None
@@ -317,14 +370,23 @@ class FirestoreStore:
         request = wire.field_bytes(1, self.database.full(query.parent).encode()) + (
             wire.field_bytes(2, wire.encode_query(query, self.database))
         )
-        if transaction is not None:
-            request += wire.field_bytes(5, transaction)
+        request += at_bytes(At(transaction), 5, 7)
         metadata = self._routed(f"parent={self._quoted(query.parent)}")
         found: list[Document] = []
         async for page in self._pages(request, metadata, deadline):
             reply = api.QueryReply.FromString(page.frames)
             found += [wire.decode_document(data, self.database) for data in reply.documents]
         return found
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The frames of a Listen stream, which has no deadline: close it to end it."""
+        call = self._listen(requests, metadata=self._by_database)
+        try:
+            with _translated(not_found=FailedPrecondition):
+                async for frame in call:
+                    yield frame
+        finally:
+            call.cancel()
 
     # --- commits -------------------------------------------------------------------------------
 
@@ -416,6 +478,17 @@ class FirestoreStore:
         times = before.update_times if known else (before.commit_time,) * size
         return CommitOutcome(tuple(map(WriteOutcome, times)), before.commit_time, replayed=True)
 
+    async def intent_states(self, intent_ids: Sequence[str], *, timeout: float) -> list[str | None]:
+        """What each intent's document says, "applied" or "revoked"; None without one."""
+        paths = [f"{INTENTS}/{identity}" for identity in intent_ids]
+        reading = await self.get(paths, timeout=timeout, exact_times=True)
+        return [
+            None
+            if stored.data is None
+            else str(wire.parse_document(stored.data, self.database).fields.get("state"))
+            for stored in reading.documents
+        ]
+
     async def _intent(self, intent_id: str, deadline: float) -> IntentExists | None:
         """What the intent's document says, if there is one."""
         path = f"{INTENTS}/{intent_id}"
@@ -463,6 +536,15 @@ class FirestoreStore:
 
     async def close(self) -> None:
         await self._channel.close()
+
+
+def at_bytes(at: At, transaction: int, read_time: int) -> bytes:
+    """The moment of a read, as fields of these numbers."""
+    if at.transaction is not None:
+        return wire.field_bytes(transaction, at.transaction)
+    if at.read_time is not None:
+        return wire.field_bytes(read_time, wire.time_bytes(at.read_time))
+    return b""
 
 
 # --- answers -----------------------------------------------------------------------------------

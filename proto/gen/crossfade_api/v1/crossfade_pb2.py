@@ -27,13 +27,15 @@ from crossfade_api.v1 import query_pb2 as crossfade_dot_v1_dot_query__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rossfade/v1/crossfade.proto\x12\x0c\x63rossfade.v1\x1a\x1b\x63rossfade/v1/document.proto\x1a\x18\x63rossfade/v1/query.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n\x12GetDocumentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetDocumentReply\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.crossfade.v1.Document\")\n\x18\x42\x61tchGetDocumentsRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\x7f\n\x16\x42\x61tchGetDocumentsReply\x12%\n\x05\x66ound\x18\x01 \x03(\x0b\x32\x16.crossfade.v1.Document\x12\x0f\n\x07missing\x18\x02 \x03(\t\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x0cQueryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x05query\x18\x02 \x01(\x0b\x32\x1d.crossfade.v1.StructuredQuery\"\x8d\x01\n\nQueryReply\x12)\n\tdocuments\x18\x01 \x03(\x0b\x32\x16.crossfade.v1.Document\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fskipped_results\x18\x04 \x01(\x05\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\"H\n\rCommitRequest\x12#\n\x06writes\x18\x01 \x03(\x0b\x32\x13.crossfade.v1.Write\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0b\x43ommitReply\x12\x30\n\rwrite_results\x18\x01 \x03(\x0b\x32\x19.crossfade.v1.WriteResult\x12/\n\x0b\x63ommit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x32\xc4\x02\n\tCrossfade\x12O\n\x0bGetDocument\x12 .crossfade.v1.GetDocumentRequest\x1a\x1e.crossfade.v1.GetDocumentReply\x12\x63\n\x11\x42\x61tchGetDocuments\x12&.crossfade.v1.BatchGetDocumentsRequest\x1a$.crossfade.v1.BatchGetDocumentsReply0\x01\x12?\n\x05Query\x12\x1a.crossfade.v1.QueryRequest\x1a\x18.crossfade.v1.QueryReply0\x01\x12@\n\x06\x43ommit\x12\x1b.crossfade.v1.CommitRequest\x1a\x19.crossfade.v1.CommitReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rossfade/v1/crossfade.proto\x12\x0c\x63rossfade.v1\x1a\x1b\x63rossfade/v1/document.proto\x1a\x18\x63rossfade/v1/query.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\"\n\x12GetDocumentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"<\n\x10GetDocumentReply\x12(\n\x08\x64ocument\x18\x01 \x01(\x0b\x32\x16.crossfade.v1.Document\")\n\x18\x42\x61tchGetDocumentsRequest\x12\r\n\x05names\x18\x01 \x03(\t\"\x7f\n\x16\x42\x61tchGetDocumentsReply\x12%\n\x05\x66ound\x18\x01 \x03(\x0b\x32\x16.crossfade.v1.Document\x12\x0f\n\x07missing\x18\x02 \x03(\t\x12-\n\tread_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"L\n\x0cQueryRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12,\n\x05query\x18\x02 \x01(\x0b\x32\x1d.crossfade.v1.StructuredQuery\"\x8d\x01\n\nQueryReply\x12)\n\tdocuments\x18\x01 \x03(\x0b\x32\x16.crossfade.v1.Document\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fskipped_results\x18\x04 \x01(\x05\x12\x0c\n\x04\x64one\x18\x06 \x01(\x08\"[\n\x10\x41ggregateRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x37\n\x05query\x18\x02 \x01(\x0b\x32(.crossfade.v1.StructuredAggregationQuery\"p\n\x0e\x41ggregateReply\x12/\n\x06result\x18\x01 \x01(\x0b\x32\x1f.crossfade.v1.AggregationResult\x12-\n\tread_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xb0\x01\n\x11\x41ggregationResult\x12N\n\x10\x61ggregate_fields\x18\x02 \x03(\x0b\x32\x34.crossfade.v1.AggregationResult.AggregateFieldsEntry\x1aK\n\x14\x41ggregateFieldsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\"\n\x05value\x18\x02 \x01(\x0b\x32\x13.crossfade.v1.Value:\x02\x38\x01\"H\n\rCommitRequest\x12#\n\x06writes\x18\x01 \x03(\x0b\x32\x13.crossfade.v1.Write\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x82\x01\n\x0b\x43ommitReply\x12\x30\n\rwrite_results\x18\x01 \x03(\x0b\x32\x19.crossfade.v1.WriteResult\x12/\n\x0b\x63ommit_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08replayed\x18\x03 \x01(\x08\x32\x8f\x03\n\tCrossfade\x12O\n\x0bGetDocument\x12 .crossfade.v1.GetDocumentRequest\x1a\x1e.crossfade.v1.GetDocumentReply\x12\x63\n\x11\x42\x61tchGetDocuments\x12&.crossfade.v1.BatchGetDocumentsRequest\x1a$.crossfade.v1.BatchGetDocumentsReply0\x01\x12?\n\x05Query\x12\x1a.crossfade.v1.QueryRequest\x1a\x18.crossfade.v1.QueryReply0\x01\x12I\n\tAggregate\x12\x1e.crossfade.v1.AggregateRequest\x1a\x1c.crossfade.v1.AggregateReply\x12@\n\x06\x43ommit\x12\x1b.crossfade.v1.CommitRequest\x1a\x19.crossfade.v1.CommitReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crossfade.v1.crossfade_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_AGGREGATIONRESULT_AGGREGATEFIELDSENTRY']._loaded_options = None
+  _globals['_AGGREGATIONRESULT_AGGREGATEFIELDSENTRY']._serialized_options = b'8\001'
   _globals['_GETDOCUMENTREQUEST']._serialized_start=134
   _globals['_GETDOCUMENTREQUEST']._serialized_end=168
   _globals['_GETDOCUMENTREPLY']._serialized_start=170
@@ -46,10 +48,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUERYREQUEST']._serialized_end=480
   _globals['_QUERYREPLY']._serialized_start=483
   _globals['_QUERYREPLY']._serialized_end=624
-  _globals['_COMMITREQUEST']._serialized_start=626
-  _globals['_COMMITREQUEST']._serialized_end=698
-  _globals['_COMMITREPLY']._serialized_start=701
-  _globals['_COMMITREPLY']._serialized_end=831
-  _globals['_CROSSFADE']._serialized_start=834
-  _globals['_CROSSFADE']._serialized_end=1158
+  _globals['_AGGREGATEREQUEST']._serialized_start=626
+  _globals['_AGGREGATEREQUEST']._serialized_end=717
+  _globals['_AGGREGATEREPLY']._serialized_start=719
+  _globals['_AGGREGATEREPLY']._serialized_end=831
+  _globals['_AGGREGATIONRESULT']._serialized_start=834
+  _globals['_AGGREGATIONRESULT']._serialized_end=1010
+  _globals['_AGGREGATIONRESULT_AGGREGATEFIELDSENTRY']._serialized_start=935
+  _globals['_AGGREGATIONRESULT_AGGREGATEFIELDSENTRY']._serialized_end=1010
+  _globals['_COMMITREQUEST']._serialized_start=1012
+  _globals['_COMMITREQUEST']._serialized_end=1084
+  _globals['_COMMITREPLY']._serialized_start=1087
+  _globals['_COMMITREPLY']._serialized_end=1217
+  _globals['_CROSSFADE']._serialized_start=1220
+  _globals['_CROSSFADE']._serialized_end=1619
 # @@protoc_insertion_point(module_scope)

@@ -49,6 +49,11 @@ class CrossfadeStub:
                 request_serializer=crossfade_dot_v1_dot_crossfade__pb2.QueryRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_crossfade__pb2.QueryReply.FromString,
                 _registered_method=True)
+        self.Aggregate = channel.unary_unary(
+                '/crossfade.v1.Crossfade/Aggregate',
+                request_serializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/crossfade.v1.Crossfade/Commit',
                 request_serializer=crossfade_dot_v1_dot_crossfade__pb2.CommitRequest.SerializeToString,
@@ -81,6 +86,13 @@ class CrossfadeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Aggregate(self, request, context):
+        """Counts, sums and averages over what a query finds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Commit(self, request, context):
         """Writes that all happen or none does.
         """
@@ -105,6 +117,11 @@ def add_CrossfadeServicer_to_server(servicer, server):
                     servicer.Query,
                     request_deserializer=crossfade_dot_v1_dot_crossfade__pb2.QueryRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_crossfade__pb2.QueryReply.SerializeToString,
+            ),
+            'Aggregate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Aggregate,
+                    request_deserializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
@@ -193,6 +210,33 @@ class Crossfade:
             '/crossfade.v1.Crossfade/Query',
             crossfade_dot_v1_dot_crossfade__pb2.QueryRequest.SerializeToString,
             crossfade_dot_v1_dot_crossfade__pb2.QueryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Aggregate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Crossfade/Aggregate',
+            crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.SerializeToString,
+            crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class CrossfadeStub:
     """Several documents of one moment. Found and missing are listed apart."""
     Query: _grpc.UnaryStreamMultiCallable[_crossfade_pb2.QueryRequest, _crossfade_pb2.QueryReply]
     """A query's documents in order, many to a message."""
+    Aggregate: _grpc.UnaryUnaryMultiCallable[_crossfade_pb2.AggregateRequest, _crossfade_pb2.AggregateReply]
+    """Counts, sums and averages over what a query finds."""
     Commit: _grpc.UnaryUnaryMultiCallable[_crossfade_pb2.CommitRequest, _crossfade_pb2.CommitReply]
     """Writes that all happen or none does."""
 
@@ -55,6 +57,8 @@ class CrossfadeAsyncStub(CrossfadeStub):
     """Several documents of one moment. Found and missing are listed apart."""
     Query: _aio.UnaryStreamMultiCallable[_crossfade_pb2.QueryRequest, _crossfade_pb2.QueryReply]  # type: ignore[assignment]
     """A query's documents in order, many to a message."""
+    Aggregate: _aio.UnaryUnaryMultiCallable[_crossfade_pb2.AggregateRequest, _crossfade_pb2.AggregateReply]  # type: ignore[assignment]
+    """Counts, sums and averages over what a query finds."""
     Commit: _aio.UnaryUnaryMultiCallable[_crossfade_pb2.CommitRequest, _crossfade_pb2.CommitReply]  # type: ignore[assignment]
     """Writes that all happen or none does."""
 
@@ -84,6 +88,14 @@ class CrossfadeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_crossfade_pb2.QueryReply], _abc.AsyncIterator[_crossfade_pb2.QueryReply]]:
         """A query's documents in order, many to a message."""
+
+    @_abc_1.abstractmethod
+    def Aggregate(
+        self,
+        request: _crossfade_pb2.AggregateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_crossfade_pb2.AggregateReply, _abc.Awaitable[_crossfade_pb2.AggregateReply]]:
+        """Counts, sums and averages over what a query finds."""
 
     @_abc_1.abstractmethod
     def Commit(

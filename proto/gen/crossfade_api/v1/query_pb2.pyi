@@ -345,3 +345,123 @@ class Cursor(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cursor: _TypeAlias = Cursor  # noqa: Y015
+
+@_typing.final
+class StructuredAggregationQuery(_message.Message):
+    """A query, and what is to be found out about the documents that it finds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Aggregation(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class Count(_message.Message):
+            """How many documents there are; `up_to` ends the counting."""
+
+            DESCRIPTOR: _descriptor.Descriptor
+
+            UP_TO_FIELD_NUMBER: _builtins.int
+            @_builtins.property
+            def up_to(self) -> _wrappers_pb2.Int64Value: ...
+            def __init__(
+                self,
+                *,
+                up_to: _wrappers_pb2.Int64Value | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _typing.Literal["up_to", b"up_to"]  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["up_to", b"up_to"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        @_typing.final
+        class Sum(_message.Message):
+            """The sum of the numbers in a field; of documents without it nothing is counted."""
+
+            DESCRIPTOR: _descriptor.Descriptor
+
+            FIELD_FIELD_NUMBER: _builtins.int
+            @_builtins.property
+            def field(self) -> Global___StructuredQuery.FieldReference: ...
+            def __init__(
+                self,
+                *,
+                field: Global___StructuredQuery.FieldReference | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _typing.Literal["field", b"field"]  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        @_typing.final
+        class Avg(_message.Message):
+            """Their average; null where there is none."""
+
+            DESCRIPTOR: _descriptor.Descriptor
+
+            FIELD_FIELD_NUMBER: _builtins.int
+            @_builtins.property
+            def field(self) -> Global___StructuredQuery.FieldReference: ...
+            def __init__(
+                self,
+                *,
+                field: Global___StructuredQuery.FieldReference | None = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _typing.Literal["field", b"field"]  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        COUNT_FIELD_NUMBER: _builtins.int
+        SUM_FIELD_NUMBER: _builtins.int
+        AVG_FIELD_NUMBER: _builtins.int
+        ALIAS_FIELD_NUMBER: _builtins.int
+        alias: _builtins.str
+        """The result's name; field_1, field_2, ... for those that come without one."""
+        @_builtins.property
+        def count(self) -> Global___StructuredAggregationQuery.Aggregation.Count: ...
+        @_builtins.property
+        def sum(self) -> Global___StructuredAggregationQuery.Aggregation.Sum: ...
+        @_builtins.property
+        def avg(self) -> Global___StructuredAggregationQuery.Aggregation.Avg: ...
+        def __init__(
+            self,
+            *,
+            count: Global___StructuredAggregationQuery.Aggregation.Count | None = ...,
+            sum: Global___StructuredAggregationQuery.Aggregation.Sum | None = ...,
+            avg: Global___StructuredAggregationQuery.Aggregation.Avg | None = ...,
+            alias: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["avg", b"avg", "count", b"count", "operator", b"operator", "sum", b"sum"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "avg", b"avg", "count", b"count", "operator", b"operator", "sum", b"sum"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_operator: _TypeAlias = _typing.Literal["count", "sum", "avg"]  # noqa: Y015
+        _WhichOneofArgType_operator: _TypeAlias = _typing.Literal["operator", b"operator"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_operator) -> _WhichOneofReturnType_operator | None: ...
+
+    STRUCTURED_QUERY_FIELD_NUMBER: _builtins.int
+    AGGREGATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def structured_query(self) -> Global___StructuredQuery: ...
+    @_builtins.property
+    def aggregations(self) -> _containers.RepeatedCompositeFieldContainer[Global___StructuredAggregationQuery.Aggregation]:
+        """One to five."""
+
+    def __init__(
+        self,
+        *,
+        structured_query: Global___StructuredQuery | None = ...,
+        aggregations: _abc.Iterable[Global___StructuredAggregationQuery.Aggregation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["structured_query", b"structured_query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregations", b"aggregations", "structured_query", b"structured_query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StructuredAggregationQuery: _TypeAlias = StructuredAggregationQuery  # noqa: Y015

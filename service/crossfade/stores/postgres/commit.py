@@ -2,11 +2,13 @@
 
 1. The control row, FOR SHARE, in a statement of its own: a change of authority waits
    for this commit, or this commit sees it.
-2. The locks of the paths, sorted, in a statement of their own; those that a transaction
-   only read are shared. A commit of very many paths has the one lock that all others share
-   for itself instead: it waits for all commits, and all wait for it.
+2. The locks of the collections and of the paths, sorted, in a statement of their own. Those of
+   the collections are shared by all that write there; a transaction that queried one has it
+   for itself. Those of the paths that a transaction only read are shared. A commit of very
+   many paths has the one lock that all others share for itself instead: it waits for all
+   commits, and all wait for it.
 3. Only now what the documents are, in a statement that began behind the locks; and whether
-   they are what the transaction read.
+   they, and the results of its queries, are what the transaction read.
 4. The pure core decides what becomes of them.
 5. Rows, versions, tombstones, pending rows and the request row.
 """
@@ -20,7 +22,7 @@ from crossfade import write as writing
 from crossfade.document import Database, Document, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
-from crossfade.store import CommitOutcome, Intent, Version, WriteOutcome
+from crossfade.store import Asked, CommitOutcome, Intent, Version, WriteOutcome
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.reader import Reader
@@ -103,6 +105,7 @@ class Committer:
         timeout: float,
         intent: Intent | None,
         reads: Sequence[Read] = (),
+        results: Sequence[Asked] = (),
     ) -> CommitOutcome:
         """Tried again where PostgreSQL ended it to resolve a deadlock: nothing was done then.
         Paths are locked in one order, but commits may meet crosswise in the rows of others
@@ -115,7 +118,7 @@ class Committer:
         while True:
             try:
                 return await self._commit(
-                    writes, ends - monotonic(), intent, reads, alone=attempt > 1
+                    writes, ends - monotonic(), intent, reads, results, alone=attempt > 1
                 )
             except _Changed:
                 raise
@@ -130,6 +133,7 @@ class Committer:
         timeout: float,
         intent: Intent | None,
         reads: Sequence[Read],
+        results: Sequence[Asked],
         *,
         alone: bool,
     ) -> CommitOutcome:
@@ -139,7 +143,8 @@ class Committer:
         async with self._lanes.transaction(timeout) as connection:
             epoch = await self._epoch(connection, intent)
             request = [f"i:{intent.id}"] if intent is not None and replayable else []
-            await connection.execute(_LOCKS, *_locks(request, paths, written))
+            queried = {asked.query.collection for asked in results}
+            await connection.execute(_LOCKS, *_locks(request, paths, written, queried))
             if intent is not None and replayable:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
@@ -148,6 +153,9 @@ class Committer:
             for path, version in reads:
                 if staged[path].version != version:
                     raise _Changed(f"document {path} has changed since the transaction read it")
+            for asked in results:
+                if await self._reader.rerun(connection, asked) != asked.result:
+                    raise _Changed("a query of the transaction has another result by now")
             outcomes = _apply(writes, staged, now, self._tables.database)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
@@ -240,13 +248,26 @@ def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
 
 
 def _locks(
-    request: Sequence[str], paths: Sequence[str], written: set[str]
+    request: Sequence[str],
+    paths: Sequence[str],
+    written: set[str],
+    queried: set[str | None],
 ) -> tuple[list[str], list[bool]]:
-    """Names, and which of them are shared."""
-    if len(paths) > MOST_LOCKS:
+    """Names, and which of them are shared. A collection's is that of its id, wherever it lies:
+    a query may be of a collection group. A query of all collections has the lock of all."""
+    if len(paths) > MOST_LOCKS or None in queried:
         return [EVERYTHING], [False]
-    names = [EVERYTHING, *request, *(f"p:{escape_path(path)}" for path in paths)]
-    return names, [True, *(False for _ in request), *(path not in written for path in paths)]
+    changing = {collection_id(path) for path in written}
+    collections = sorted(changing | {name for name in queried if name is not None})
+    names = [
+        EVERYTHING,
+        *request,
+        *(f"c:{escape_path(name)}" for name in collections),
+        *(f"p:{escape_path(path)}" for path in paths),
+    ]
+    shared = [True, *(False for _ in request)]
+    shared += [name not in queried for name in collections]
+    return names, shared + [path not in written for path in paths]
 
 
 def _apply(

@@ -199,6 +199,27 @@ class Lanes:
                 raise CommitUnanswered(str(error)) from error
             raise
 
+    # --- held connections -----------------------------------------------------------------------
+
+    async def hold(self, timeout: float) -> Connection:
+        """A connection for as long as the caller likes; `release` gives it back."""
+        return await self._take(timeout)
+
+    def release(self, connection: Connection) -> None:
+        """Gives back what was held. One with a transaction open is closed."""
+        if connection.is_closed() or connection.is_in_transaction():
+            self._drop(connection)
+        else:
+            self._give(connection)
+
+    @asynccontextmanager
+    async def translated(self, connection: Connection) -> AsyncIterator[None]:
+        """Translates the driver's errors of a block that uses a held connection."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001 - it goes on, translated
+            raise _translated(error, connection) from None
+
     async def close(self) -> None:
         """Closes idle connections now and the others as they are given back."""
         self._closed = True

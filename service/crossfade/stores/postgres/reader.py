@@ -10,18 +10,29 @@ import asyncpg
 from crossfade import aggregate as aggregates
 from crossfade import query as queries
 from crossfade.aggregate import Aggregation
-from crossfade.document import Document, Value, collection_id, id_key
+from crossfade.document import Document, collection_id, id_key
 from crossfade.errors import InvalidArgument
 from crossfade.mapping import escape_path
 from crossfade.query import Order, Query
-from crossfade.store import PAGE_BYTES, PAGE_DOCUMENTS, MirrorState, Page, Reading, Stored
+from crossfade.store import (
+    PAGE_BYTES,
+    PAGE_DOCUMENTS,
+    Aggregated,
+    Asked,
+    MirrorState,
+    Page,
+    Reading,
+    Result,
+    Stored,
+)
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.rows import DocumentTable, DocumentTables
 from crossfade.stores.postgres.statement import Statement, compile_query
-from crossfade.wire import document_bytes, encode_time, field_bytes
+from crossfade.wire import document_bytes, encode_time, field_bytes, identity_of
 from crossfade_api.v1 import crossfade_pb2
 
 SNAPSHOT = "repeatable read, read only"
+_DONE = "select exists (select from crossfade.requests where intent = any($1::text[]))"
 
 
 class Reader:
@@ -78,6 +89,10 @@ class Reader:
                 found[position] = (table, row)
         return found
 
+    async def was_done(self, intents: Sequence[str], timeout: float) -> bool:
+        """Whether one of these intents is recorded as a request that was done."""
+        return bool(await self._lanes.fetchval(_DONE, intents, timeout=timeout))
+
     # --- by query -----------------------------------------------------------------------------
 
     async def query(self, query: Query, timeout: float) -> AsyncIterator[Page]:
@@ -89,14 +104,23 @@ class Reader:
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], timeout: float
-    ) -> tuple[dict[str, Value], int]:
-        """The aggregations by alias and the time of the read. Every document that they are of
-        is read: sums are exact in the pure core, and in no column alone."""
+    ) -> Aggregated:
+        """Every document that they are of is read: sums are exact in the pure core, and in no
+        column alone."""
         orders = aggregates.check(query, aggregations)
-        found = await self._find(query, orders, timeout)
+        return self._aggregated(await self._find(query, orders, timeout), aggregations)
+
+    def _aggregated(self, found: "_Found", aggregations: Sequence[Aggregation]) -> Aggregated:
         documents, _ = _matching(found)
-        results = aggregates.evaluate(aggregations, queries.finish(query, orders, documents))
-        return results, found.state[1]
+        documents = queries.finish(found.query, found.orders, documents)
+        database = self._tables.database
+        state, now = found.state
+        return Aggregated(
+            aggregates.evaluate(aggregations, documents),
+            now,
+            state,
+            tuple((database.full(document.path), document.update_time) for document in documents),
+        )
 
     async def _find(self, query: Query, orders: tuple[Order, ...], timeout: float) -> "_Found":
         """A legal query's rows of all its tables, of one snapshot."""
@@ -113,6 +137,46 @@ class Reader:
             async with self._lanes.transaction(ends - monotonic(), SNAPSHOT) as connection:
                 for statement in statements:
                     results.append(await connection.fetch(statement.sql, *statement.values))
+        return _Found(query, orders, tables, statements, results)
+
+    # --- on a connection of the caller's ------------------------------------------------------
+
+    async def get_on(self, connection: Connection, paths: Sequence[str]) -> Reading:
+        rows = await self.load(connection, paths)
+        return _reading(
+            [
+                (table.stored(row, path), row, table)
+                for path, (table, row) in zip(paths, rows, strict=True)
+            ]
+        )
+
+    async def query_on(self, connection: Connection, query: Query) -> list[Page]:
+        found = await self._find_on(connection, query, queries.check(query))
+        state, now = found.state
+        return list(_pages(self._evaluate(found), now, state))
+
+    async def aggregate_on(
+        self, connection: Connection, query: Query, aggregations: Sequence[Aggregation]
+    ) -> Aggregated:
+        orders = aggregates.check(query, aggregations)
+        return self._aggregated(await self._find_on(connection, query, orders), aggregations)
+
+    async def rerun(self, connection: Connection, asked: Asked) -> Result:
+        """What a query that was answered before finds now."""
+        query = asked.query
+        if asked.aggregations:
+            return (await self.aggregate_on(connection, query, asked.aggregations)).result
+        found = await self._find_on(connection, query, queries.check(query))
+        return tuple(identity_of(data) for data in self._evaluate(found))
+
+    async def _find_on(
+        self, connection: Connection, query: Query, orders: tuple[Order, ...]
+    ) -> "_Found":
+        tables = self._tables.reached(query)
+        statements = [compile_query(query, orders, table, self._group) for table in tables]
+        results = [
+            await connection.fetch(statement.sql, *statement.values) for statement in statements
+        ]
         return _Found(query, orders, tables, statements, results)
 
     def _evaluate(self, found: "_Found") -> Iterable[bytes]:

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from crossfade.aggregate import Aggregation
-from crossfade.document import Database, Value
+from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.plan import StoreName
 from crossfade.query import Query
-from crossfade.store import CommitOutcome, Intent, Page, Reading
+from crossfade.store import Aggregated, CommitOutcome, Intent, Page, Reading, Seen
 from crossfade.stores.postgres.commit import Committer, Read
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.reader import Reader
@@ -47,9 +47,8 @@ class PostgresStore:
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
-    ) -> tuple[dict[str, Value], int]:
-        """The aggregations by alias, over the documents that the query finds, and the time of
-        the read."""
+    ) -> Aggregated:
+        """The aggregations by alias, over the documents that the query finds."""
         return await self._reader.aggregate(query, aggregations, timeout)
 
     async def commit(
@@ -59,6 +58,7 @@ class PostgresStore:
         timeout: float,
         intent: Intent | None = None,
         reads: Sequence[Read] = (),
+        seen: Seen | None = None,
     ) -> CommitOutcome:
         """As the contract says; and an optimistic transaction where there are `reads`: paths
         with the `Stored.version` that `get` answered for them.
@@ -66,12 +66,20 @@ class PostgresStore:
         Raises Aborted, nothing done, when a version is another one now: the document was
         written, made, deleted or moved to another epoch. What is compared and what is
         written is of one moment under the locks of all paths, so transactions that read by
-        `get` alone are serializable, whenever and in however many calls they read. Two
-        limits: a document that changed and came back to its content has changed. And only
-        documents are compared, no queries: one that would belong to a query's result by
-        now (a phantom) is not noticed unless its path is among the reads.
+        `get` alone are serializable, whenever and in however many calls they read. A document
+        that changed and came back to its content has changed.
+
+        `seen` is all that a transaction has read, `reads` included: its queries, too, are run
+        again behind a lock that keeps all writers of their collections out, so that a document
+        that belongs to a result by now (a phantom) is noticed.
         """
-        return await self._committer.commit(writes, timeout, intent, reads)
+        if seen is None:
+            return await self._committer.commit(writes, timeout, intent, reads)
+        return await self._committer.commit(writes, timeout, intent, seen.reads, seen.queries)
+
+    async def was_done(self, intents: Sequence[str], *, timeout: float) -> bool:
+        """Whether one of a request's intents is known to have been committed."""
+        return await self._reader.was_done(intents, timeout)
 
     async def close(self) -> None:
         """Nothing is held open here."""
