@@ -19,6 +19,7 @@ from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
@@ -55,6 +56,7 @@ from crossfade.telemetry import (
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
+    FOLLOWER_LAG,
     FOREIGN,
     GATE_OPEN,
     MISFITS,
@@ -207,7 +209,7 @@ async def _start(
     )
     shadow = shadowing.shadow
     outbox = (
-        Outbox(control, lease, firestore, pending, telemetry)
+        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
         if pending is not None and firestore is not None and lease is not None
         else None
     )
@@ -341,6 +343,18 @@ async def _start(
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
+        if settings.follower.enabled:
+            follower = Follower(
+                control,
+                pending,
+                firestore,
+                telemetry,
+                database,
+                settings.follower.collections or mapped,
+                settle=settings.follower.settle,
+            )
+            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
+            tasks.append(_supervise("follower", follower.run))
     carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
     if away is not None:
         tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
@@ -483,6 +497,7 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")

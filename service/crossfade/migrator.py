@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import cast
 
+from crossfade.aggregate import Aggregation
 from crossfade.call import Call
 from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
@@ -29,12 +30,24 @@ from crossfade.plan import Route, StoreName
 from crossfade.query import CompositeFilter, Filter, Query
 from crossfade.shadow import Shadow
 from crossfade.snapshot import Snapshot
-from crossfade.store import CommitOutcome, Intent, Page, Reading, Seen, Stored, Stores
+from crossfade.store import (
+    Aggregated,
+    Aggregating,
+    CommitOutcome,
+    Intent,
+    MirrorState,
+    Page,
+    Reading,
+    Seen,
+    Stored,
+    Stores,
+)
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
 from crossfade.verdict import Offer
 from crossfade.write import Write
 
+_NO_STATE = MirrorState(-1, -1, pending=True)
 ATTEMPTS = 5
 """How often an operation is decided again because the authority changed under it."""
 
@@ -284,6 +297,90 @@ class Migrator:
         pages = self._stores[store].query(query, timeout=call.left())
         return await anext(pages), pages
 
+    # --- aggregations -----------------------------------------------------------------------
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], call: Call
+    ) -> Aggregated:
+        """Counts, sums and averages over what a query finds, by the rules of query(). Nothing is
+        compared: the documents of the result are not known."""
+        if query.collection is None:
+            raise InvalidArgument("query.from.collection_id: must be set")
+        for _ in range(ATTEMPTS):
+            snapshot = self._control.snapshot
+            if call.pin is not None:
+                call.served_by = f"{call.pin}; pinned"
+                return await self._aggregate(call.pin, query, aggregations, snapshot, call)
+            snapshot = await self._control.admit(call.left)
+            route = snapshot.route_query(query.collection, _shape(query))
+            answered, found = route.answer, None
+            if route.by_mirror:
+                found = await self._aggregate_mirror(route, query, aggregations, snapshot, call)
+            if found is None:
+                if not self._control.admitted(snapshot):
+                    continue  # the mirror took longer than the lease
+                answered = route.authority
+                try:
+                    found = await self._aggregate(answered, query, aggregations, snapshot, call)
+                except InfrastructureError:
+                    if route.authority is StoreName.POSTGRESQL or not route.mirrored:
+                        raise
+                    answered = StoreName.POSTGRESQL
+                    found = await self._aggregate_mirror(route, query, aggregations, snapshot, call)
+                    if found is None or not snapshot.current(found.state or _NO_STATE):
+                        raise
+                    self._telemetry.count(FALLBACK_READS, query.collection, "postgresql")
+            if found.state is not None and not snapshot.current(found.state):
+                await self._control.refresh()
+                continue
+            self._telemetry.count(READS, query.collection, answered.value)
+            call.served_by = _served_by(answered, route)
+            return found
+        raise Unavailable("the authority changed again and again while the query was under way")
+
+    async def _aggregate_mirror(
+        self,
+        route: Route,
+        query: Query,
+        aggregations: Sequence[Aggregation],
+        snapshot: Snapshot,
+        call: Call,
+    ) -> Aggregated | None:
+        """PostgreSQL's answer as the mirror, or None where it cannot show that it is fresh."""
+        reason = "gate"
+        if self._control.mirror_vouches(snapshot):
+            reason = "pending"
+            try:
+                found = await self._aggregate(
+                    StoreName.POSTGRESQL, query, aggregations, snapshot, call
+                )
+                if found.state is not None and snapshot.settles(found.state):
+                    return found
+            except InfrastructureError as error:
+                reason = error.code
+        if route.by_mirror:
+            self._telemetry.count(RETURNED_READS, query.collection or "", reason)
+        return None
+
+    async def _aggregate(
+        self,
+        store: StoreName,
+        query: Query,
+        aggregations: Sequence[Aggregation],
+        snapshot: Snapshot,
+        call: Call,
+    ) -> Aggregated:
+        asked = cast(Aggregating, self._stores[store])
+        started, error = time.time_ns(), None
+        try:
+            return await asked.aggregate(query, aggregations, timeout=call.left())
+        except CrossfadeError as failure:
+            error = failure.code
+            raise
+        finally:
+            collection, stage = query.collection or "", snapshot.stage.value
+            call.record("aggregate", store.value, "answered", collection, stage, started, error)
+
     # --- commit -----------------------------------------------------------------------------
 
     async def commit(
@@ -303,10 +400,10 @@ class Migrator:
             raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self._control.writable(call.left)
-            if seen is not None and snapshot.epoch != seen.epoch:
-                raise Aborted("the authority has changed since the transaction began")
             if not snapshot.rules.mirrored:
                 snapshot = await self._control.admit(call.left)
+            if seen is not None and snapshot.epoch != seen.epoch:
+                raise Aborted("the authority has changed since the transaction began")
             with self._control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:

@@ -58,6 +58,7 @@ class Outbox:
         firestore: FirestoreStore,
         pending: Pending,
         telemetry: Telemetry,
+        patience: float,
     ) -> None:
         self._control = control
         self._lease = lease
@@ -65,6 +66,9 @@ class Outbox:
         self._firestore = firestore
         self._pending = pending
         self._telemetry = telemetry
+        self.patience = patience
+        """Seconds that PostgreSQL has to take the pending rows of a commit, before it counts as
+        away: its slowness is not the application's either."""
         self._closing = asyncio.Lock()
         self._waited = -1
         """The closing of the gate whose leases this sidecar has seen run out."""
@@ -181,8 +185,10 @@ class Outbox:
         """Entries become pending rows, then they are cleared; with none left the gate opens.
         False: there is nothing more to do now. Any number of sidecars may do it at once:
         a row that is made again is only recopied again."""
-        if not await self._pending.mirror.takes_rows(snapshot.epoch, timeout=TIMEOUT):
-            return False
+        began = time.monotonic()
+        takes = await self._pending.mirror.takes_rows(snapshot.epoch, timeout=TIMEOUT)
+        if not takes or time.monotonic() - began > self.patience / 2:
+            return False  # not back, or so slow that it would count as away again at once
         self.mirror_is_out = False
         entries = await self._fences.entries(timeout=TIMEOUT)
         for entry in entries:

@@ -198,6 +198,16 @@ class DocumentStore(Protocol):
     async def close(self) -> None: ...
 
 
+class Aggregating(Protocol):
+    """A store that computes aggregations itself."""
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
+    ) -> Aggregated:
+        """Over the documents that the query finds. Raises InvalidArgument."""
+        ...
+
+
 class Stores(dict[StoreName, DocumentStore]):
     """The stores of a sidecar by name; asking for one it runs without is UNAVAILABLE."""
 

@@ -380,7 +380,7 @@ class Transactions:
         if opened.snapshot is not None:
             found = await opened.snapshot.aggregate(query, aggregations, call.left())
             return found.values, found.read_time
-        found = await self._needs_postgres().aggregated(query, aggregations, timeout=call.left())
+        found = await self._needs_postgres().aggregate(query, aggregations, timeout=call.left())
         _check_epoch(opened, found.state)
         _remember(opened, Asked(query, found.result, tuple(aggregations)))
         return found.values, found.read_time

@@ -57,7 +57,8 @@ class Present:
         self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float, at: At = NOW
     ) -> tuple[dict[str, Value], int]:
         assert at == NOW
-        return await self._store.aggregate(query, aggregations, timeout=timeout)
+        found = await self._store.aggregate(query, aggregations, timeout=timeout)
+        return found.values, found.read_time
 
     async def commit(
         self, writes: Sequence[Write], *, timeout: float, transaction: bytes | None = None

@@ -164,6 +164,15 @@ class Child:
         """SIGCONT."""
         self.signal(signal.SIGCONT)
 
+    def stop_if_running(self) -> None:
+        if self.running:
+            with suppress(ProcessLookupError):
+                self.stop()
+
+    def go_on_if_stopped(self) -> None:
+        if self.running and self.stopped:
+            self.go_on()
+
     @property
     def stopped(self) -> bool:
         """Whether it stands still by a SIGSTOP, its own (a fail point's) or another's."""

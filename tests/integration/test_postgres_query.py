@@ -532,13 +532,14 @@ async def test_aggregations(make_store: MakeStore):
         Aggregation(AggregationKind.SUM, "sum", ("v",)),
         Aggregation(AggregationKind.AVERAGE, "avg", ("v",)),
     ]
-    tasks, read_time = await store.aggregate(Query(collection="tasks"), wanted, timeout=5)
+    found = await store.aggregate(Query(collection="tasks"), wanted, timeout=5)
+    tasks = found.values
     assert tasks["n"] == 6
     assert tasks["few"] == 2
     assert tasks["sum"] == float(INT64_MAX + 1) + 2.5
     assert tasks["avg"] == (float(INT64_MAX + 1) + 2.5) / 4
-    assert read_time >= made.commit_time
-    everywhere, _ = await store.aggregate(Query(all_descendants=True), wanted[:1], timeout=5)
-    assert everywhere == {"n": 8}
+    assert found.read_time >= made.commit_time
+    everywhere = await store.aggregate(Query(all_descendants=True), wanted[:1], timeout=5)
+    assert everywhere.values == {"n": 8}
     with pytest.raises(InvalidArgument):
         await store.aggregate(Query(collection="tasks"), [], timeout=5)

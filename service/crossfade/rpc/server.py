@@ -93,6 +93,21 @@ class Front:
         async for page in self._migrator.query(query, call):
             yield page.frames
 
+    async def aggregate(self, data: bytes, call: Call) -> bytes:
+        request = parse(crossfade_pb2.AggregateRequest, data)
+        parent = self._database.relative(request.parent, "parent")
+        query = wire.decode_query(request.query.structured_query, parent, self._database)
+        check_visible(parent, "parent")
+        check_visible(query.collection_path or query.collection or "", "query.from.collection_id")
+        aggregations = wire.decode_aggregations(request.query)
+        found = await self._migrator.aggregate(query, aggregations, call)
+        reply = crossfade_pb2.AggregateReply()
+        reply.result.SetInParent()
+        for alias, value in found.values.items():
+            wire.encode_value(value, reply.result.aggregate_fields[alias])
+        wire.encode_time(found.read_time, reply.read_time)
+        return reply.SerializeToString()
+
     async def commit(self, data: bytes, call: Call) -> bytes:
         request = parse(crossfade_pb2.CommitRequest, data)
         if len(data) > MAX_COMMIT_BYTES:
@@ -305,6 +320,7 @@ def build(
             f"{SERVICE}/BatchGetDocuments", front.batch_get_documents
         ),
         "Query": wrap.streaming(f"{SERVICE}/Query", front.query),
+        "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
     checker = Health((SERVICE, "crossfade.v1.Admin", *services))

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from crossfade.aggregate import Aggregation
-from crossfade.document import Database, Value
+from crossfade.document import Database
 from crossfade.mapping import Mappings
 from crossfade.plan import StoreName
 from crossfade.query import Query
@@ -47,16 +47,8 @@ class PostgresStore:
 
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
-    ) -> tuple[dict[str, Value], int]:
-        """The aggregations by alias, over the documents that the query finds, and the time of
-        the read."""
-        found = await self.aggregated(query, aggregations, timeout=timeout)
-        return found.values, found.read_time
-
-    async def aggregated(
-        self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float
     ) -> Aggregated:
-        """The same, with all that shows how fresh it is and what it is of."""
+        """The aggregations by alias, over the documents that the query finds."""
         return await self._reader.aggregate(query, aggregations, timeout)
 
     async def commit(
