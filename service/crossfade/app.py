@@ -15,6 +15,7 @@ import structlog
 
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
+from crossfade.budget import Budget
 from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
@@ -44,6 +45,7 @@ from crossfade.store import Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.audit import Audit
+from crossfade.stores.postgres.budget import BudgetTable
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
@@ -53,6 +55,8 @@ from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
+    BUDGET_LEFT,
+    BUDGET_SPENT,
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
@@ -311,6 +315,7 @@ async def _start(
     tasks = [
         _supervise("shadow", shadow.run),
         _supervise("samples", shadowing.samples.run),
+        _supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
         watch = SettingsWatch(*source, shadowing.applier(control), settings)
@@ -434,6 +439,7 @@ class _Shadowing:
     samples: Samples
     redactor: Redactor
     repairs: Repairs
+    budget: Budget
     table: Mismatches | None
 
     def applier(self, control: Control) -> Apply:
@@ -481,7 +487,14 @@ def _shadowing(
     async def vouched() -> bool:
         return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
 
-    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
+    budget = Budget(chosen.daily_reads, None if lanes is None else BudgetTable(lanes))
+
+    def charge(reads: int) -> None:
+        budget.spend(reads)
+        telemetry.count(BUDGET_SPENT, by=reads)
+
+    telemetry.gauge(BUDGET_LEFT, lambda: {} if budget.left is None else budget.left)
+    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched, charge=charge)
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,
@@ -497,11 +510,12 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        afford=lambda _: budget.afford(),
         complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
-    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, budget, table)
 
 
 def _repair(pending: Pending) -> Mark:

@@ -13,6 +13,8 @@ from crossfade.errors import Unavailable
 from crossfade.plan import Stage, StoreName
 from crossfade.settings import CollectionSettings, RuleSettings
 from crossfade.telemetry import (
+    BUDGET_LEFT,
+    BUDGET_SPENT,
     MISMATCHES_DROPPED,
     REPAIRS,
     REPAIRS_GIVEN_UP,
@@ -310,6 +312,36 @@ async def test_repair_can_be_switched_off(url):
         await counted(stack, "wrong")
         assert (await explained(stack, "notes/1")).verdict == "wrong"
         assert stack.telemetry.counts(REPAIRS) == {}
+
+
+# --- the budget --------------------------------------------------------------------------------
+
+
+async def test_a_budget_that_is_spent_ends_the_comparing_and_nothing_else(url):
+    async with running(
+        url, Stage.SHADOW, shadow_rate=1.0, shadow={"daily_reads": 20}, read_percent=100
+    ) as stack:
+        await stack.copy()
+        await stack.client.set("notes/1", {"n": 1})
+        await stack.settled()
+
+        async def exhausted() -> bool:
+            # PostgreSQL answers, so that every comparison costs a read of Firestore.
+            assert (await stack.client.get("notes/1")).fields == {"n": 1}
+            return stack.count(SHADOW_DROPPED, "budget") > 0 and await spent()
+
+        async def spent() -> bool:
+            return stack.telemetry.read_gauge(BUDGET_LEFT) == {(): 0.0}
+
+        await eventually(exhausted, 60)
+        assert await stack.sql.fetchval("select reserved from crossfade.budget") == 20
+        await stack.settled()
+        compared = sum(stack.telemetry.counts(VERDICTS).values())
+        assert 20 <= stack.count(BUDGET_SPENT) <= 20 + 2
+        for _ in range(20):
+            await stack.client.get("notes/1")
+        await stack.settled()
+        assert sum(stack.telemetry.counts(VERDICTS).values()) == compared
 
 
 # --- raising -----------------------------------------------------------------------------------
