@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grpc.aio
 import structlog
@@ -16,7 +17,7 @@ import structlog
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
 from crossfade.budget import Budget
-from crossfade.comparing import Comparer
+from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
@@ -41,7 +42,7 @@ from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
 from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
-from crossfade.store import Stores
+from crossfade.store import Aggregating, Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.audit import Audit
@@ -76,7 +77,7 @@ from crossfade.telemetry import (
     Telemetry,
 )
 from crossfade.transactions import Transactions
-from crossfade.verdict import Judge
+from crossfade.verdict import Judge, Totals
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
@@ -494,7 +495,21 @@ def _shadowing(
         telemetry.count(BUDGET_SPENT, by=reads)
 
     telemetry.gauge(BUDGET_LEFT, lambda: {} if budget.left is None else budget.left)
-    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched, charge=charge)
+
+    async def read_totals(store: StoreName, totals: Totals, timeout: float) -> Sums:
+        asked = cast(Aggregating, stores[store])
+        found = await asked.aggregate(totals.query, totals.aggregations, timeout=timeout)
+        return Sums(found.values, found.state)
+
+    comparer = Comparer(
+        stores,
+        database,
+        telemetry,
+        judge,
+        read_totals=read_totals,
+        vouched=vouched,
+        charge=charge,
+    )
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,

@@ -24,9 +24,9 @@ from crossfade.telemetry import (
 )
 from crossfade.verdict import BAD
 from crossfade.write import Write
-from crossfade_api.v1 import admin_pb2
+from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc
 from crossfade_client import FailedPreconditionError, NotFoundError, Query
-from tests.sidecar import Running, eventually, running
+from tests.sidecar import DATABASE, Running, eventually, running
 
 WRITES = 1_200
 SECRET = "mail@example.org"
@@ -312,6 +312,33 @@ async def test_repair_can_be_switched_off(url):
         await counted(stack, "wrong")
         assert (await explained(stack, "notes/1")).verdict == "wrong"
         assert stack.telemetry.counts(REPAIRS) == {}
+
+
+# --- aggregations ------------------------------------------------------------------------------
+
+
+async def test_aggregations_are_compared_too(comparing):
+    for number in range(3):
+        await comparing.client.set(f"notes/{number}", {"n": number})
+    await comparing.settled()
+    request = crossfade_pb2.AggregateRequest(parent=DATABASE.root)
+    getattr(request.query.structured_query, "from").add().collection_id = "notes"
+    request.query.aggregations.add(alias="sum").sum.field.field_path = "n"
+    async with grpc.aio.insecure_channel(comparing.sidecar.address) as channel:
+        stub: Any = crossfade_pb2_grpc.CrossfadeStub(channel)
+
+        async def answered() -> int:
+            reply = await stub.Aggregate(request)
+            return int(reply.result.aggregate_fields["sum"].integer_value)
+
+        assert await answered() == 3
+        await counted(comparing, "match")
+        await spoil(comparing, "notes/2", '{"n": 40}')
+        assert await answered() == 3
+        await counted(comparing, "wrong")
+    (found,) = await listed(comparing)
+    assert (found.operation, found.path, list(found.fields)) == ("aggregate", "notes", ["sum"])
+    assert comparing.telemetry.counts(REPAIRS) == {}
 
 
 # --- the budget --------------------------------------------------------------------------------
