@@ -8,7 +8,7 @@ INVALID_ARGUMENT and not INTERNAL.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -300,13 +300,18 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
+    more: Mapping[str, grpc.GenericRpcHandler] | None = None,
 ) -> tuple[grpc.aio.Server, Health]:
-    """A server with the API, the admin service, health and reflection; not yet bound."""
+    """A server with the API, the admin service, health and reflection, and `more` services by
+    their names; not yet bound."""
+    more = more or {}
     server = grpc.aio.server(
         options=(
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            # A genuine client's routing header holds the document's name: 6 KiB, encoded.
+            ("grpc.max_metadata_size", 65_536),
         )
     )
     handlers = {
@@ -318,9 +323,9 @@ def build(
         "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
-    checker = Health((SERVICE, "crossfade.v1.Admin"))
+    checker = Health((SERVICE, "crossfade.v1.Admin", *more))
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin)
+        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *more.values())
     )
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)  # type: ignore[no-untyped-call]
     names = (

@@ -9,6 +9,7 @@ at most, a commit once.
 import asyncio
 import time
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -95,6 +96,7 @@ _MESSAGE_CHARACTERS = 300
 T = TypeVar("T")
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 Stream: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
+Both: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -319,6 +321,35 @@ class FirestoreStore:
         finally:
             call.cancel()
         return Aggregated(values, read_time or time.time_ns() // 1_000)
+
+    # --- other methods -----------------------------------------------------------------------
+
+    async def ask(self, method: str, request: bytes, parent: str, *, timeout: float) -> bytes:
+        """The answer of a unary method that changes nothing and is of what lies below `parent`
+        (a document path, "" for the root)."""
+        asked: Unary = self._channel.unary_unary(_SERVICE + method)
+        metadata = self._routed(f"parent={self._quoted(parent)}")
+        deadline = time.monotonic() + timeout
+
+        async def once() -> bytes:
+            with _translated(not_found=FailedPrecondition):
+                return await asked(request, timeout=_left(deadline), metadata=metadata)
+
+        return await _twice(once)
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """A Listen stream, bytes both ways, until Firestore or the caller ends it."""
+        method: Both = self._channel.stream_stream(_SERVICE + "Listen")
+        call = method(requests, metadata=self._by_database)
+        try:
+            while True:
+                with _translated():
+                    frame = await call.read()
+                if not isinstance(frame, bytes):  # grpc.aio.EOF
+                    return
+                yield frame
+        finally:
+            call.cancel()
 
     # --- transactions --------------------------------------------------------------------------
 
