@@ -54,6 +54,9 @@ bench-quick: setup ## the request path against the bare stack and the alternativ
 bench-firestore: setup ## the embedded Firestore against a bare handler, as ratios; its memory
 	$(BIN)/python -m loadtests.firestore
 
+bench-outage: setup ## what callers notice while only the mirror is away, as ratios
+	$(BIN)/python -m loadtests.outage
+
 bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
 	$(BIN)/python -m loadtests.postgres
 

@@ -132,7 +132,9 @@ async def _put(dsn: str, documents: dict[str, dict[str, Any]]) -> None:
     lanes = await Lanes.open(dsn, size=1)
     images = [Image(path, fields, many.TIME, many.TIME) for path, fields in documents.items()]
     mirror = Mirror(lanes, MAPPINGS, many.DATABASE)
+    await mirror.begin_copy(1, timeout=30)
     await mirror.put_page(images, epoch=1, generation=1, token=1, timeout=30)
+    await mirror.end_copy(1, timeout=30)
     await lanes.close()
 
 

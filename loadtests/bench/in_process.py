@@ -151,6 +151,7 @@ async def store_put(options: dict[str, Any]) -> Call:
     mirror = Mirror(lanes, MAPPINGS, many.DATABASE)
     documents = [data.fields(number) for number in range(PAGE)]
     pages = keys()
+    await mirror.begin_copy(1, timeout=TIMEOUT)
 
     async def call(_: int) -> None:
         page = next(pages)

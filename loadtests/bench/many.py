@@ -99,9 +99,11 @@ async def fill(lanes: Lanes, tasks: int, mappings: Mappings = MAPPINGS) -> int:
         [(f"tasks/{task_id(n)}", task(n)) for n in range(min(SEED, tasks))],
         [(f"users/{user_id(n)}", user(n)) for n in range(10)],
     ]
+    await mirror.begin_copy(1, timeout=10)
     for page in filter(None, pages):
         images = [Image(path, fields, TIME, TIME) for path, fields in page]
         await mirror.put_page(images, epoch=1, generation=1, token=1, timeout=120)
+    await mirror.end_copy(1, timeout=10)
     # Nothing refers to the rows that follow, and they are written as the triggers leave them.
     async with lanes.transaction(1_800) as connection:
         await connection.execute("set local session_replication_role = replica")

@@ -158,7 +158,7 @@ def _ask(address: str, work: "Callable[[admin_pb2_grpc.AdminAsyncStub], Awaitabl
 
     async def asked() -> int:
         try:
-            async with _connected(address) as admin:
+            async with connected(address) as admin:
                 return await work(admin)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from error
@@ -167,7 +167,7 @@ def _ask(address: str, work: "Callable[[admin_pb2_grpc.AdminAsyncStub], Awaitabl
 
 
 @asynccontextmanager
-async def _connected(address: str) -> "AsyncIterator[admin_pb2_grpc.AdminAsyncStub]":
+async def connected(address: str) -> "AsyncIterator[admin_pb2_grpc.AdminAsyncStub]":
     """The sidecar's admin service. Raises CannotStart when nothing answers there."""
     import grpc
 

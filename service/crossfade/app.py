@@ -19,6 +19,7 @@ from crossfade.comparing import Comparer
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
@@ -58,6 +59,7 @@ from crossfade.telemetry import (
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
+    FOLLOWER_LAG,
     FOREIGN,
     GATE_OPEN,
     MISFITS,
@@ -219,7 +221,7 @@ async def _start(
     )
     shadow = shadowing.shadow
     outbox = (
-        Outbox(control, lease, firestore, pending, telemetry)
+        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
         if pending is not None and firestore is not None and lease is not None
         else None
     )
@@ -312,7 +314,10 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
-        more={firestore_v1.SERVICE: heart.handler(google, listen, wrap)},
+        services={
+            firestore_v1.SERVICE: heart.handler(google, listen, wrap),
+            **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+        },
     )
     address = await _bind(server, settings)
 
@@ -363,6 +368,18 @@ async def _start(
         )
         coordinator.wake_recopy = pending.woken.set
         tasks.append(_supervise("recopy", recopy.run))
+        if settings.follower.enabled:
+            follower = Follower(
+                control,
+                pending,
+                firestore,
+                telemetry,
+                database,
+                settings.follower.collections or mapped,
+                settle=settings.follower.settle,
+            )
+            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
+            tasks.append(_supervise("follower", follower.run))
     carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
     if away is not None:
         tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
@@ -397,6 +414,27 @@ def load_mappings(module: str) -> Mappings:
     if not isinstance(mappings, Mappings):
         raise SettingsError(f"[migration] mappings: {name} has no MAPPINGS")
     return mappings
+
+
+def load_services(
+    module: str,
+    migrator: Migrator,
+    transactions: Transactions,
+    database: Database,
+    wrap: rpc.Wrapper,
+) -> Mapping[str, grpc.GenericRpcHandler]:
+    """What a mapping package serves besides: by its `service.handlers`, if it has one."""
+    name = f"{module}.service"
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {}
+    handlers: Mapping[str, grpc.GenericRpcHandler] = found.handlers(
+        migrator, transactions, database, wrap
+    )
+    return handlers
 
 
 def _traffic(settings: Settings) -> dict[str, Traffic]:
@@ -485,6 +523,7 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")

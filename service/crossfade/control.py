@@ -235,6 +235,15 @@ class Control:
             self.lease is not None and self.lease.covers(snapshot) and self.lease.document.gate_open
         )
 
+    def mirror_is_complete(self) -> bool:
+        """Whether PostgreSQL knows of every commit that was acknowledged so far: its own, or
+        by a pending row, none having gone past it."""
+        return (
+            self.snapshot.authority is StoreName.POSTGRESQL
+            or self.lease is None
+            or (self.lease.valid and self.lease.document.gate_open)
+        )
+
     async def admit(self, left: Callable[[], float]) -> Snapshot:
         """A snapshot whose authority may be asked, as soon as there is one.
 

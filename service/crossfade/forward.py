@@ -43,8 +43,6 @@ T = TypeVar("T")
 MirrorMode = Literal["async", "wait", "required"]
 Fence = Literal["document", "horizon"]
 Answer = asyncio.Future[CommitOutcome | None]
-OPEN_SECONDS = 1.0
-"""How long PostgreSQL has to take the pending rows, before it counts as away."""
 PROOF_SECONDS = 5.0
 """How long Firestore is asked what became of a commit that it did not answer."""
 
@@ -201,7 +199,7 @@ class Forward:
         outbox = self._outbox if self._mirror != "required" else None
         if outbox is not None and outbox.mirror_is_out:
             return False
-        most = math.inf if outbox is None else OPEN_SECONDS
+        most = math.inf if outbox is None else outbox.patience
         horizon = None if self._fenced(request_id) else self._horizon
         try:
             done = await self._mirroring.open(

@@ -155,6 +155,8 @@ class MigrationSettings(Section):
     `fence`: what keeps a commit that a dead sidecar sent from being applied after its recopy: an
     intent document in the commit (one more write each), or the trust in `horizon`.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
+    `patience`: seconds that PostgreSQL has to take a commit's pending rows, before commits go
+    past it.
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
@@ -166,6 +168,7 @@ class MigrationSettings(Section):
     constraints: Literal["keep", "enforce"] = "keep"
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
+    patience: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 0.5
     fence: Literal["document", "horizon"] = "document"
     allow_pin: bool = False
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
@@ -326,6 +329,18 @@ class RecopySettings(Section):
     prune_interval: Seconds = 60.0
 
 
+class FollowerSettings(Section):
+    """Whether Firestore's change stream is followed, for writers that use no sidecar yet.
+
+    `collections` by id, wherever they lie; none: all that are mapped. `settle`: seconds after
+    which a change is compared with the mirror.
+    """
+
+    enabled: bool = False
+    collections: tuple[str, ...] = ()
+    settle: Seconds = 1.0
+
+
 class TelemetrySettings(Section):
     """Where metrics and traces go (OTLP over gRPC); without an endpoint, nowhere."""
 
@@ -364,6 +379,7 @@ class Settings(Section):
     shadow: ShadowSettings = ShadowSettings()
     ramp: RampSettings = RampSettings()
     recopy: RecopySettings = RecopySettings()
+    follower: FollowerSettings = FollowerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()

@@ -44,6 +44,8 @@ class Shadow:
 
     `raises`: the caller waits for the comparison and gets a mismatch as its error.
     `afford`: takes a comparison from the budget; False: there is nothing left.
+    `complete`: whether PostgreSQL knows of every commit so far. While the outbox has some it
+    does not, and comparing would show nothing.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Shadow:
         workers: int = 2,
         raises: bool = False,
         afford: Callable[[Offer], bool] = lambda _: True,
+        complete: Callable[[], bool] = lambda: True,
     ) -> None:
         self._comparer = comparer
         self._telemetry = telemetry
@@ -65,6 +68,7 @@ class Shadow:
         self._bounds = bounds or Bounds()
         self._workers = workers
         self._afford = afford
+        self._complete = complete
         self.raises = raises
         self._queue: deque[tuple[Offer, float]] = deque()
         self._waiting = asyncio.Semaphore(0)
@@ -89,6 +93,8 @@ class Shadow:
     def _refusal(self, offer: Offer) -> str | None:
         """Why the offer cannot be taken."""
         bounds = self._bounds
+        if not self._complete():
+            return "gate"
         if self.lag > bounds.lag:
             return "load"
         if len(self._queue) >= bounds.queue:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from crossfade.admin_commands import connected
 from crossfade.probes import CannotStart
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ async def _set_stage(
     *,
     dry_run: bool = False,
     force: bool = False,
+    lossy: bool = False,
 ) -> "admin_pb2.Status":
     from crossfade_api.v1 import admin_pb2
 
@@ -246,6 +248,7 @@ async def _set_stage(
             check=True,
             dry_run=dry_run,
             force=force,
+            without_postgresql=lossy,
             who=_who(),
             reason=reason,
         ),
@@ -257,6 +260,7 @@ async def _set_stage(
 def rollback(
     *,
     timeout: Annotated[float, Parameter(validator=Number(gt=0, lte=3600))] = 30.0,
+    force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     reason: Reason = "rollback",
     address: Address = DEFAULT_ADDRESS,
 ) -> int:
@@ -269,13 +273,19 @@ def rollback(
     Example: crossfade rollback --reason "p99 of tasks"
 
     :param timeout: Seconds for which the change of authority may hold back writes.
+    :param force: Although PostgreSQL, which decides, does not answer. What it had not sent on
+        to Firestore is lost: `crossfade stage` says how much that is. Ramps and percents stay
+        as they are until it is back: run this once more then.
     """
     from crossfade_api.v1 import admin_pb2
 
     async def work(admin: Any) -> int:
         status = await admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=READ_SECONDS)
         if status.stage not in {"off", "dual_write", "shadow"}:
-            status = await _set_stage(admin, "shadow", reason, timeout)
+            status = await _set_stage(admin, "shadow", reason, timeout, lossy=force)
+        if force and status.backlog_unknown:
+            print(f"stage {status.stage}: Firestore decides; PostgreSQL does not answer")
+            return OK
         await admin.StopRamp(admin_pb2.StopRampRequest(all=True, who=_who()), timeout=READ_SECONDS)
         status = await _set_traffic(admin, status, ALL, reason, read_percent=0.0)
         print(f"stage {status.stage}: Firestore decides and answers all reads")
@@ -564,21 +574,13 @@ def _run(address: str, work: Callable[[Any], Awaitable[int]]) -> int:
 
 
 async def _called(address: str, work: Callable[[Any], Awaitable[int]]) -> int:
-    import grpc.aio
+    import grpc
 
-    from crossfade_api.v1 import admin_pb2_grpc
-
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with connected(address) as admin:
         try:
-            return await work(admin_pb2_grpc.AdminStub(channel))
+            return await work(admin)
         except grpc.aio.AioRpcError as error:
-            code, details = error.code(), error.details() or ""
-            if code is grpc.StatusCode.UNAVAILABLE and "connect" in details.lower():
-                raise CannotStart(
-                    f"there is no sidecar at {address}; "
-                    f"--address or CROSSFADE_ADDRESS names another"
-                ) from None
-            print(f"crossfade: {details} ({code.name})", file=sys.stderr)
+            print(f"crossfade: {error.details()} ({error.code().name})", file=sys.stderr)
             return FAILED
 
 

@@ -163,6 +163,12 @@ OUTBOX = Counter(
     "Commits past PostgreSQL while it was away, and their becoming pending rows",
     ("crossfade.outcome",),
 )
+FOLLOWED = Counter(
+    "crossfade.follower.marked",
+    "{document}",
+    "Documents that somebody wrote around the sidecars, found in Firestore's change stream",
+    (COLLECTION,),
+)
 PRUNED = Counter("crossfade.tombstones.pruned", "{document}", "Tombstones that nothing needs")
 RAMP_MOVES = Counter(
     "crossfade.ramp.moves",
@@ -179,6 +185,9 @@ FOREIGN = Gauge(
     "crossfade.dead_letters.foreign",
     "{document}",
     "Dead letters for which Firestore holds what nobody here wrote",
+)
+FOLLOWER_LAG = Gauge(
+    "crossfade.follower.lag", "s", "How far following Firestore's change stream is behind"
 )
 STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
 EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")

@@ -12,8 +12,8 @@ budget counts as not explained: silence is no proof.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
 from typing import Any, TypeAlias
@@ -25,7 +25,9 @@ State: TypeAlias = Mapping[str, Fields]
 
 COUNTER = "n"
 """The field that increments are of."""
-BUDGET = 100_000
+BUDGET = 120_000
+MOST_UNKNOWN = 5
+"""Increments of sums whose outcome is unknown; with more, the sums are judged apart."""
 
 
 class Outcome(StrEnum):
@@ -195,22 +197,52 @@ class Verdict:
 def check(
     operations: Iterable[Operation], initial: State | None = None, budget: int = BUDGET
 ) -> Verdict:
-    """Whether the operations can be put in order. First the sums, which say most."""
+    """Whether the operations can be put in order. First the sums, which say most.
+
+    Most operations of unknown outcome that nobody saw anything of did not happen, so orders
+    with none of them are looked for first, then with one, then with more.
+    """
     relevant = [o for o in operations if o.writes or o.seen or o.collection or o.existed]
     relevant = [o for o in relevant if o.outcome is Outcome.OK or o.writes]
-    if reason := _sums(relevant, initial or {}):
+    sums = _counters(relevant)
+    if reason := _sums(relevant, initial or {}, sums):
         return Verdict(False, (), dict(initial or {}), tuple(relevant[-3:]), reason)
-    return _Search(relevant, dict(initial or {}), budget).run()
+    if sum(_touches(o, sums) for o in relevant if o.outcome is Outcome.UNKNOWN) > MOST_UNKNOWN:
+        # Which of them happened is beyond finding out; that the sums can be, was checked.
+        relevant = [_without(operation, sums) for operation in relevant]
+    for unseen in (0, 1, 2, len(relevant)):
+        verdict = _Search(relevant, dict(initial or {}), budget // 4, unseen).run()
+        if verdict.ok:
+            break
+    return verdict
 
 
-def _sums(operations: Sequence[Operation], initial: State) -> str:
-    """Increments of documents that nothing else touches: between what was acknowledged
-    before a read began and what had been asked for when it ended."""
+def _touches(operation: Operation, paths: Collection[str]) -> bool:
+    return any(effect.path in paths for effect in operation.effects)
+
+
+def _without(operation: Operation, paths: Collection[str]) -> Operation:
+    return replace(
+        operation,
+        effects=tuple(effect for effect in operation.effects if effect.path not in paths),
+        seen={path: found for path, found in operation.seen.items() if path not in paths},
+    )
+
+
+def _counters(operations: Sequence[Operation]) -> set[str]:
+    """Documents that nothing but increments touches."""
     acts: dict[str, set[Act]] = {}
     for operation in operations:
         for effect in operation.effects:
             acts.setdefault(effect.path, set()).add(effect.act)
-    for path in (path for path, kinds in acts.items() if kinds == {Act.ADD}):
+    return {path for path, kinds in acts.items() if kinds == {Act.ADD}}
+
+
+def _sums(operations: Sequence[Operation], initial: State, paths: Collection[str]) -> str:
+    """What is wrong with a sum, if anything: each that was read is between what had been
+    acknowledged when the read began and what had been asked for when it ended, and none is
+    less than what a read before it saw."""
+    for path in paths:
         begun = dict(initial.get(path, ())).get(COUNTER, 0)
         added = [
             (operation, effect.amount)
@@ -218,17 +250,24 @@ def _sums(operations: Sequence[Operation], initial: State) -> str:
             for effect in operation.effects
             if effect.path == path
         ]
-        for read in operations:
-            if path not in read.seen:
-                continue
-            found = dict(read.seen[path] or ()).get(COUNTER, 0)
+        reads = [operation for operation in operations if path in operation.seen]
+        for read in reads:
+            found = _sum(read, path)
             least = begun + sum(
                 n for o, n in added if o.outcome is Outcome.OK and o.end < read.start
             )
             most = begun + sum(n for o, n in added if o.start < read.end)
             if not least <= found <= most:
                 return f"{path} shows {found}, of {least} to {most} that it can be: {read}"
+            before = max((_sum(o, path) for o in reads if o.end < read.start), default=found)
+            if before > found:
+                return f"{path} shows {found} after it was {before}: {read}"
     return ""
+
+
+def _sum(read: Operation, path: str) -> int:
+    found: int = dict(read.seen[path] or ()).get(COUNTER, 0)
+    return found
 
 
 class _Search:
@@ -236,13 +275,33 @@ class _Search:
     changes nothing and can only be in the way later. What was reached (which operations are
     done, what is stored) is not looked at twice."""
 
-    def __init__(self, operations: Sequence[Operation], initial: State, budget: int) -> None:
+    def __init__(
+        self, operations: Sequence[Operation], initial: State, budget: int, unseen: int
+    ) -> None:
         self._operations = sorted(operations, key=lambda o: (o.start, o.number))
         self._certain = sum(o.outcome is not Outcome.UNKNOWN for o in self._operations)
         self._initial = initial
         self._budget = budget
+        self._unseen = self._never_seen()
+        self._allowed = unseen
+        """How many operations of `_unseen` may have happened."""
         self._done: set[int] = set()
         self._order: list[int] = []
+
+    def _never_seen(self) -> set[int]:
+        """Of unknown outcome, and no value of theirs was ever read."""
+        values = {
+            value
+            for operation in self._operations
+            for fields in operation.seen.values()
+            for value in fields or ()
+        }
+        return {
+            index
+            for index, operation in enumerate(self._operations)
+            if operation.outcome is Outcome.UNKNOWN
+            and not any(value in values for effect in operation.effects for value in effect.fields)
+        }
 
     def run(self) -> Verdict:
         best = self._step(None, self._initial, 0, -inf)
@@ -312,16 +371,19 @@ class _Search:
             for index in reads:
                 take(index)
         candidates = []
+        spent = len(self._unseen & self._done) >= self._allowed
         for index in available:
             operation = self._operations[index]
+            if spent and index in self._unseen:
+                continue
             if operation.fits(state) and (left := operation.after(state)) is not None:
                 candidates.append((index, left))
         candidates.sort(key=lambda pair: self._likely(pair[0]))
         return _Node(state, first, latest, taken, iter(candidates), self._numbers())
 
-    def _likely(self, index: int) -> tuple[bool, float, float]:
+    def _likely(self, index: int) -> tuple[bool, bool, float, float]:
         operation = self._operations[index]
-        return (_open_ended(operation), operation.hint, operation.end)
+        return (index in self._unseen, _open_ended(operation), operation.hint, operation.end)
 
     def _available(self, first: int, latest: float) -> list[int]:
         """Operations that may come next: nothing that is not done had ended before they began.

@@ -20,10 +20,14 @@ def test_every_step_of_the_code_is_provoked():
 
 
 def test_a_plan_tries_every_point():
-    rounds = list(kills.plan(list("abcde"), 12, Random(1)))
-    assert [len(names) for names in rounds] == [kills.VICTIMS] * 4
+    chosen = ["write.opened", "write.put", "recopy.read", "drain.opened", "backfill.put"]
+    rounds = list(kills.plan(chosen, 12, Random(1)))
     named = [name for names in rounds for name in names]
-    assert set(named) == set("abcde")
+    assert len(named) == 12
+    assert set(named) == set(chosen)
+    assert max(map(len, rounds)) == kills.VICTIMS
+    # Its scenario disturbs all the others.
+    assert all(names == ["drain.opened"] for names in rounds if "drain.opened" in names)
 
 
 @pytest.mark.timeout(400)

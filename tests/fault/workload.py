@@ -6,8 +6,10 @@ same things in the same order, client by client.
 """
 
 import asyncio
+import pickle
 from collections import Counter
 from random import Random
+from tempfile import NamedTemporaryFile
 from typing import Any, Self
 
 from crossfade_client import (
@@ -103,7 +105,12 @@ class Workload:
         postgres = await self._world.contents(self._world.mirror)
         self.history.finish(as_state(firestore), as_state(postgres))
         verdict = await asyncio.to_thread(self.history.check)
-        assert verdict.ok, str(verdict)
+        if not verdict.ok:
+            with NamedTemporaryFile(
+                prefix="crossfade-history-", suffix=".pickle", delete=False
+            ) as file:
+                pickle.dump((self.history.operations, self.history.initial), file)
+            raise AssertionError(f"{verdict}\nthe history is in {file.name}")
         self.history = History(as_state(firestore))
         return verdict
 

@@ -243,8 +243,8 @@ async def test_a_refused_commit_changes_nothing_and_leaves_nothing_pending(shado
 async def test_a_commit_whose_answer_was_lost_is_found_out_and_done_once(shadowing, monkeypatch):
     real = FirestoreStore.commit
 
-    async def answer_lost(self, writes, *, timeout, intent=None):
-        await real(self, writes, timeout=timeout, intent=intent)
+    async def answer_lost(self, writes, *, timeout, intent=None, transaction=None):
+        await real(self, writes, timeout=timeout, intent=intent, transaction=transaction)
         raise Unavailable("connection reset")
 
     with monkeypatch.context() as patch:
@@ -259,7 +259,7 @@ async def test_a_commit_that_arrives_after_it_was_given_up_is_never_applied(shad
     real = FirestoreStore.commit
     held = []
 
-    async def request_lost(self, writes, *, timeout, intent=None):
+    async def request_lost(self, writes, *, timeout, intent=None, transaction=None):
         held.append((writes, intent))
         raise Unavailable("connection reset")
 

@@ -11,7 +11,7 @@ from crossfade.outbox import Outbox
 from crossfade.plan import Stage, StoreName
 from crossfade.stores.fences import ControlDocument, Entry
 from crossfade.stores.firestore import FirestoreStore
-from crossfade.telemetry import OUTBOX, READS, RETURNED_READS
+from crossfade.telemetry import OUTBOX, READS, RETURNED_READS, SHADOW_DROPPED, VERDICTS
 from crossfade.wire import parse_document
 from crossfade_client import CrossfadeError, Increment, UnavailableError, Write
 from tests.sidecar import DATABASE, Running, eventually, running
@@ -297,3 +297,18 @@ async def test_the_control_document_is_changed_by_compare_and_set_only(first):
     await fences.change(stale, ControlDocument(9, False, 0, True), timeout=5)
     with pytest.raises(Aborted):
         await fences.change(stale, ControlDocument(1, True, 0, True), timeout=5)
+
+
+async def test_no_verdict_blames_the_mirror_for_what_went_past_it(first, cut):
+    """It is older, and nothing says that it is pending: that would be `stale`."""
+    await first.client.set("tasks/1", {"n": 1})
+    await first.settled()
+    await first.percent(0, shadow_rate=1.0)
+    cut(first)
+    for n in range(2, 6):
+        await first.client.set("tasks/1", {"n": n}, timeout=5)
+        await first.client.get("tasks/1")
+        await asyncio.sleep(0.1)
+    assert first.count(SHADOW_DROPPED, "gate") > 0
+    for verdict in ("wrong", "stale", "missing", "extra"):
+        assert first.count(VERDICTS, verdict) == 0

@@ -152,17 +152,17 @@ CASES: dict[str, tuple[Ask, int, set[str]]] = {
     "what is null in most documents": (
         run("users", ("hotkey", Op.EQUAL, "h7")),
         1,
-        {"users_hotkey", "users_remainder"},
+        {"users_hotkey", "users_beside"},
     ),
     "another type of what is null in most documents": (
         run("users", ("hotkey", Op.EQUAL, 7)),
         1,
-        {"users_remainder"},
+        {"users_beside"},
     ),
     "two fields, of which one is null in most documents": (
         run("users", ("hotkey", Op.EQUAL, "h7"), ("uid", Op.EQUAL, 7)),
         1,
-        {"users_hotkey", "users_remainder"},
+        {"users_hotkey", "users_beside"},
     ),
     "a key by its name": (
         run("api_keys", ("__name__", Op.EQUAL, Reference("api_keys/k7"))),

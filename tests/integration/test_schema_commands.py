@@ -79,10 +79,10 @@ async def terminal(
 async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
     code, output = await terminal.run("schema", "check")
     assert code == 1
-    assert "missing: migration violet_0002" in output
+    assert "missing: migration violet_0001" in output
     assert "missing: table violet.tasks" in output
     code, output = await terminal.run("schema", "create")
-    assert (code, "crossfade_0004, violet_0002" in output) == (0, True)
+    assert (code, "crossfade_0004, violet_0001" in output) == (0, True)
     assert await terminal.run("schema", "check") == (
         0,
         "the database is as the models and the mapping say\n",
@@ -152,7 +152,7 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
             where status in ('pending', 'assigned', 'in_progress', 'processing', 'distributed')""",
             "index tasks_open_miners on violet.tasks: it is btree, not gin",
         ),
-        ("drop index violet.tasks_remainder", "missing: index tasks_remainder on violet.tasks"),
+        ("drop index violet.tasks_beside", "missing: index tasks_beside on violet.tasks"),
         ("drop index violet.users_email_waiting", "missing: index users_email_waiting"),
         ("alter table violet.users drop constraint users_email_key", "missing: unique"),
         ("alter table violet.voices drop constraint voices_file_id_fkey", "missing: reference"),
@@ -177,7 +177,7 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
             returns text[] language sql immutable as 'select misfits'""",
             "function crossfade.with_misfit: it does something else",
         ),
-        ("delete from crossfade.alembic_version", "missing: migration violet_0002"),
+        ("delete from crossfade.alembic_version", "missing: migration violet_0001"),
     ],
 )
 async def test_check_says_what_differs(terminal: Terminal, change: str, expected: str):

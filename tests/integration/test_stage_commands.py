@@ -166,7 +166,7 @@ async def test_what_cannot_be_meant_ends_with_2(typed, words, told):
 
 def test_a_sidecar_that_is_not_there_ends_with_2(capsys):
     assert cli.main(["stage", "--address", "127.0.0.1:9"]) == 2
-    assert "there is no sidecar at 127.0.0.1:9" in capsys.readouterr().err
+    assert "no sidecar answers at 127.0.0.1:9" in capsys.readouterr().err
 
 
 def test_words_for_times_and_shares():

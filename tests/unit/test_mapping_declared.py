@@ -1,5 +1,7 @@
 """A mapping is read off its table: words, references, uniques, derived collections."""
 
+import ast
+import inspect
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -11,6 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Double, MetaData, UniqueConstraint
 from sqlalchemy.dialects.postgresql import JSONB
 
+import violet.mapping
+import violet.tables
 from crossfade.document import identical
 from crossfade.mapping import (
     EXPLAINED,
@@ -108,7 +112,6 @@ def test_what_is_read_off_the_table():
     assert [entry.column for entry in READERS.uniques] == ["card", "mail"]
     assert {index.name for index in BOOKS.table.indexes} == {
         *("books_state", "books_reader", "books_sequel_of", "books_misfits"),
-        "books_remainder",
     }
     loans = MAPPINGS.get("loans")
     assert loans is not None
@@ -175,3 +178,16 @@ def test_times_of_the_last_microsecond():
     row = loans.to_row({"at": at})
     assert row.remainder is None
     assert at in row.values
+
+
+@pytest.mark.parametrize("module", [violet.mapping, violet.tables])
+def test_violets_mapping_holds_only_declarations(module: Any):
+    """Nothing that decides or repeats, nothing but tables and the words to declare them with."""
+    tree = ast.parse(inspect.getsource(module))
+    kinds = {type(node) for node in ast.walk(tree)}
+    assert not kinds & {ast.For, ast.While, ast.Try, ast.With, ast.If, ast.ClassDef, ast.Lambda}
+    assert not kinds & {ast.AsyncFunctionDef, ast.Match, ast.Raise, ast.Delete, ast.Global}
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    sources = {str(node.module).split(".")[0] for node in imports}
+    assert sources <= {"typing", "sqlalchemy", "crossfade", "violet"}
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import)]

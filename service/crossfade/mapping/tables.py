@@ -7,7 +7,6 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    ColumnElement,
     ForeignKey,
     Index,
     MetaData,
@@ -33,8 +32,6 @@ def document_table(name: str, metadata: MetaData, *items: SchemaItem) -> Table:
         if key.parent.name not in leading:
             Index(f"{name}_{key.parent.name}", key.parent)
     misfit_index(table)
-    # Finds a value among the misfits: a field may be one in very many documents.
-    _remainder_index(table, table.c.misfits.is_not(None))
     return table
 
 
@@ -49,7 +46,13 @@ def derived_table(name: str, metadata: MetaData, owner: Table) -> Table:
     )
     Index(f"{name}_owner", table.c.owner, postgresql_where=table.c.owner.is_not(None))
     # A query by containment, in the documents that are kept as they are.
-    _remainder_index(table, table.c.owner.is_(None))
+    Index(
+        f"{name}_remainder",
+        table.c.remainder,
+        postgresql_using="gin",
+        postgresql_ops={"remainder": "jsonb_path_ops"},
+        postgresql_where=table.c.owner.is_(None),
+    )
     misfit_index(table)
     return table
 
@@ -111,17 +114,6 @@ def misfit_index(table: Table) -> Index:
         table.c.misfits,
         postgresql_using="gin",
         postgresql_where=table.c.misfits.is_not(None),
-    )
-
-
-def _remainder_index(table: Table, where: ColumnElement[bool]) -> Index:
-    """Containment in the remainders of some rows."""
-    return Index(
-        f"{table.name}_remainder",
-        table.c.remainder,
-        postgresql_using="gin",
-        postgresql_ops={"remainder": "jsonb_path_ops"},
-        postgresql_where=where,
     )
 
 

@@ -39,6 +39,7 @@ EXPLAIN_METADATA = "x-crossfade-explain"
 """With "1" the answer's trailing metadata say which store answered."""
 SERVED_METADATA = "x-crossfade-served-by"
 MAX_REQUEST_ID_BYTES = 128
+NONE: Mapping[str, grpc.GenericRpcHandler] = {}
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
 Streaming = Callable[[bytes, Call], AsyncIterator[bytes]]
@@ -300,11 +301,12 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
-    more: Mapping[str, grpc.GenericRpcHandler] | None = None,
+    services: Mapping[str, grpc.GenericRpcHandler] = NONE,
 ) -> tuple[grpc.aio.Server, Health]:
-    """A server with the API, the admin service, health and reflection, and `more` services by
-    their names; not yet bound."""
-    more = more or {}
+    """A server with the API, the admin service, health and reflection; not yet bound.
+
+    `services`: what an application's own package adds, by the services' full names.
+    """
     server = grpc.aio.server(
         options=(
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
@@ -323,14 +325,15 @@ def build(
         "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
-    checker = Health((SERVICE, "crossfade.v1.Admin", *more))
+    checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *more.values())
+        (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())
     )
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)  # type: ignore[no-untyped-call]
     names = (
         SERVICE,
         "crossfade.v1.Admin",
+        *services,
         health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
         reflection.SERVICE_NAME,
     )

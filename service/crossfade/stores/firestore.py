@@ -96,7 +96,7 @@ _MESSAGE_CHARACTERS = 300
 T = TypeVar("T")
 Unary: TypeAlias = "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]"
 Stream: TypeAlias = "grpc.aio.UnaryStreamMultiCallable[bytes, bytes]"
-Both: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
+Duplex: TypeAlias = "grpc.aio.StreamStreamMultiCallable[bytes, bytes]"
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 
@@ -175,6 +175,7 @@ class FirestoreStore:
         self._run_aggregation: Stream = channel.unary_stream(_SERVICE + "RunAggregationQuery")
         self._begin: Unary = channel.unary_unary(_SERVICE + "BeginTransaction")
         self._rollback: Unary = channel.unary_unary(_SERVICE + "Rollback")
+        self._listen: Duplex = channel.stream_stream(_SERVICE + "Listen")
         self._metadata = (("google-cloud-resource-prefix", database.name), *metadata)
         self._root = quote_plus(database.root, safe="/")
         self._by_database = self._routed(f"database={quote_plus(database.name, safe='/')}")
@@ -337,20 +338,6 @@ class FirestoreStore:
 
         return await _twice(once)
 
-    async def listen(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-        """A Listen stream, bytes both ways, until Firestore or the caller ends it."""
-        method: Both = self._channel.stream_stream(_SERVICE + "Listen")
-        call = method(requests, metadata=self._by_database)
-        try:
-            while True:
-                with _translated():
-                    frame = await call.read()
-                if not isinstance(frame, bytes):  # grpc.aio.EOF
-                    return
-                yield frame
-        finally:
-            call.cancel()
-
     # --- transactions --------------------------------------------------------------------------
 
     async def begin(
@@ -405,6 +392,16 @@ class FirestoreStore:
             reply = api.QueryReply.FromString(page.frames)
             found += [wire.decode_document(data, self.database) for data in reply.documents]
         return found
+
+    async def listen(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The frames of a Listen stream, which has no deadline: close it to end it."""
+        call = self._listen(requests, metadata=self._by_database)
+        try:
+            with _translated(not_found=FailedPrecondition):
+                async for frame in call:
+                    yield frame
+        finally:
+            call.cancel()
 
     # --- commits -------------------------------------------------------------------------------
 

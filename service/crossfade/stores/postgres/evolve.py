@@ -178,7 +178,7 @@ def _include_object(_: Any, name: str | None, kind: str, reflected: bool, compar
 
 
 def _waits(name: str | None) -> bool:
-    return name is not None and name.endswith("_waiting")
+    return name is not None and name.endswith(("_waiting", "_beside"))
 
 
 def _lines(difference: Any) -> list[str]:

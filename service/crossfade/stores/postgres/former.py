@@ -51,7 +51,8 @@ where attrelid = to_regclass($1::text) and attnum > 0 and not attisdropped"""
 _FORGET = "delete from crossfade.applied where name = any($1::text[])"
 _NEWER = " where (t.epoch, t.update_time) < (excluded.epoch, excluded.update_time)"
 _REFERENCES = """select conrelid::regclass::text as child, conname as name from pg_constraint
-where contype = 'f' and confrelid = to_regclass($1)"""
+where contype = 'f' and confrelid = to_regclass($1)
+    and conrelid in (select to_regclass(name) from unnest($2::text[]) name)"""
 _TRIGGERS = """select t.tgname as name, t.tgfoid::regprocedure::text as function from pg_trigger t
 where t.tgrelid = to_regclass($1) and not t.tgisinternal and t.tgname like 'crossfade\\_%'"""
 _CODECS: dict[str, Codec] = {
@@ -157,7 +158,7 @@ async def unknown(connection: Connection, mappings: Mappings) -> list[str]:
 
 async def forget(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
     """Of tables that are empty and columns that hold nothing: the notes; the triggers of the
-    tables, and what other tables refer to them by. The tables themselves stay."""
+    tables, and what mapped ones refer to them by. The tables themselves stay."""
     async with lanes.transaction(timeout) as connection:
         notes = await _notes(connection)
         kept = {name_of(mapping.table): _note(mapping) for mapping in mappings}
@@ -166,7 +167,7 @@ async def forget(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
             if there is not None:
                 if await connection.fetchval(f"select exists (select from {name})"):
                     continue
-                await _detach(connection, name)
+                await _detach(connection, name, sorted(kept))
             await connection.execute(_FORGET, [name, _PREFIX + name])
         held = {one.name for one, _ in await remains(connection, mappings)}
         for name, note in kept.items():
@@ -174,8 +175,8 @@ async def forget(lanes: Lanes, mappings: Mappings, *, timeout: float) -> None:
                 await _write(connection, name, note)
 
 
-async def _detach(connection: Connection, name: str) -> None:
-    for row in await connection.fetch(_REFERENCES, name):
+async def _detach(connection: Connection, name: str, mapped: Sequence[str]) -> None:
+    for row in await connection.fetch(_REFERENCES, name, mapped):
         await connection.execute(
             f"alter table {row['child']} drop constraint {quoted(row['name'])}"
         )

@@ -86,6 +86,13 @@ set claim = null, failure = $2::text,
         + least(60, 0.1 * 2 ^ least(attempts, 20)) * interval '1 second'
 where claim = $1 and ($4::text is null or path = $4::text)"""
 _IS_PENDING = "select exists (select from crossfade.pending where intent = $1 and not dead)"
+# A tombstone may be newer than a change that it ended. Another epoch's clock says nothing.
+_BEHIND = """select path
+from unnest($1::text[], $2::int8[], $3::bool[]) as c (path, time, there)
+    left join crossfade.versions v using (path)
+where coalesce(v.peer_time, 0) < c.time and case when c.there
+    then v.path is null or v.live or v.epoch <> $4 or v.time < c.time
+    else v.live end"""
 _SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pending,
     count(*) filter (where position('/' in path) = 0) as wildcards,
     count(*) filter (where dead) as dead,
@@ -142,6 +149,16 @@ class PendingRow:
     epoch: int
     reason: str
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What somebody did in Firestore: `time` is the document's update_time, or (`there`
+    false: it is gone) a time at which it was not there any more."""
+
+    path: str
+    time: int
+    there: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +292,18 @@ class Mirror:
         a pause; after `attempts` failures they are dead letters. None: not counted."""
         where = None if path is None else escape_path(path)
         await self._lanes.execute(_RELEASE, claim, failure, attempts, where, timeout=timeout)
+
+    async def behind(self, changes: Sequence[Change], *, epoch: int, timeout: float) -> list[str]:
+        """The paths of changes in Firestore, the authority, that the mirror does not know."""
+        rows = await self._lanes.fetch(
+            _BEHIND,
+            [escape_path(change.path) for change in changes],
+            [change.time for change in changes],
+            [change.there for change in changes],
+            epoch,
+            timeout=timeout,
+        )
+        return [unescape_path(row[0]) for row in rows]
 
     async def is_pending(self, intent: str, *, timeout: float) -> bool:
         """Whether a worker has still to settle a row of the commit; dead letters nobody will."""

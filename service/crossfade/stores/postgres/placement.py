@@ -27,6 +27,7 @@ from sqlalchemy import Table
 
 from crossfade.mapping import (
     INDEXED_TEXT_BYTES,
+    ODD,
     CollectionMapping,
     DerivedMapping,
     FieldColumn,
@@ -79,6 +80,12 @@ $$""",
     """create or replace function crossfade.without_misfit(misfits text[], field text)
 returns text[] language sql immutable parallel safe as $$
     select nullif(array_remove(misfits, field), '{}'::text[])
+$$""",
+    # What a row has in its remainder of the fields that have columns: what is indexed.
+    f"""create or replace function crossfade.beside(remainder jsonb, misfits text[]) returns jsonb
+language sql immutable parallel safe as $$
+    select jsonb_object_agg(field, remainder -> field) from unnest(misfits) field
+    where field <> {literal(ODD)} and remainder ? field
 $$""",
     # The one element with this value of a member; none, where several have it.
     """create or replace function crossfade.element(list jsonb, member text, wanted text)
@@ -139,6 +146,7 @@ def placements(mappings: Mappings) -> dict[Table, Placement]:
         if isinstance(mapping, DerivedMapping):
             place_derived(mapping, on)
             continue
+        waiting.update(_beside_index(mapping.table))
         if mapping.parent is not None:
             _nested(mapping.table, mapping.parent.table, on)
         for reference in mapping.references:
@@ -172,6 +180,16 @@ def _trigger(table: Table, name: str, event: Event) -> Trigger:
         f"create or replace trigger crossfade_{name} {when} {what} on {name_of(table)} "
         f"for each row when ({conditions}) execute function {function}()",
     )
+
+
+def _beside_index(table: Table) -> dict[str, str]:
+    """Finds a value among the misfits: a field may be one in very many documents. Of all else
+    that is in remainders, nothing is in it."""
+    name = f"{table.name}_beside"
+    return {
+        name: f"create index if not exists {quoted(name)} on {name_of(table)} "
+        "using gin (crossfade.beside(remainder, misfits) jsonb_path_ops) where misfits is not null"
+    }
 
 
 def _waiting_index(table: Table, entry: FieldColumn) -> dict[str, str]:

@@ -56,6 +56,8 @@ class Predicate:
         return self.sql if self.anywhere is None else self.anywhere
 
 
+BESIDE = "crossfade.beside(t.remainder, t.misfits)"
+"""What a row's remainder has of fields with columns; there is an index on it."""
 ALL = Predicate("true", exact=True)
 NONE = Predicate("false", exact=True)
 ANY = Predicate("true", exact=False)
@@ -104,7 +106,7 @@ class Compiler:
             )
         elif isinstance(column.codec, JsonCodec):
             plain = self._json(name, where.path[1:], where.path[1:], where)
-        kept = self._json(rest, where.path, where.path[1:], where)
+        kept = self._json(BESIDE, where.path, where.path[1:], where)
         if kept == ANY and len(where.path) == 1 and where.op in RANGES:
             kept = _of_kind(f"({rest} -> {literal(where.path[0])})", where.value)
         anywhere = any_of([plain, kept]).sql
@@ -191,9 +193,13 @@ class Compiler:
         if not needles:
             return NONE
         if len(needles) == 1:
-            sql = f"{root} @> {self._arguments.add(needles[0], 'jsonb')}"
+            needle = self._arguments.add(needles[0], "jsonb")
+            # Among misfits a plan for these values would be no better than one for any, but
+            # PostgreSQL would reckon so, and plan every execution anew. So it may not see them.
+            sql = f"{root} @> {f'(select {needle})' if root == BESIDE else needle}"
         else:
-            sql = f"{root} @> any({self._arguments.add(needles, 'jsonb[]')})"
+            several = self._arguments.add(needles, "jsonb[]")
+            sql = f"{root} @> any({f'(select {several})::jsonb[]' if root == BESIDE else several})"
         return Predicate(sql, found.exact and len(needles) == len(found.every))
 
 
