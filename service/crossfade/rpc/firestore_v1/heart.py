@@ -8,10 +8,12 @@ Crossfade's own collections are not in it.
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from dataclasses import replace
 
 import grpc
 from google.cloud.firestore_v1 import types
 
+from crossfade import aggregate as aggregates
 from crossfade import wire
 from crossfade.aggregate import Aggregation
 from crossfade.call import Call
@@ -118,11 +120,27 @@ class Heart:
         _check_visible(query.collection or "")
         if at.transaction is not None:
             return await self._transactions.aggregate(at.transaction, query, aggregations, call)
-        if query.collection is None or at.read_time is not None:
+        if query.collection is None:
+            return await self._aggregate_all(query, aggregations, at, call)
+        if at.read_time is not None:
             found = await self._transactions.aggregate_authority(query, aggregations, call, at)
         else:
             found = await self._migrator.aggregate(query, aggregations, call)
         return found.values, found.read_time
+
+    async def _aggregate_all(
+        self, query: Query, aggregations: Sequence[Aggregation], at: At, call: Call
+    ) -> tuple[dict[str, Value], int]:
+        """Of all collections: computed here, for the store would count Crossfade's own."""
+        aggregates.check(query, aggregations)
+        everything = replace(query, limit=None, offset=0)
+        documents = [
+            wire.parse_document(data, self._database)
+            async for page in self.query(everything, timeout=call.left(), at=at)
+            for number, data in wire.scan(page.frames)
+            if number == 1 and isinstance(data, bytes)
+        ]
+        return aggregates.aggregate(query, documents, aggregations), self.now()
 
     # --- commits and transactions ---------------------------------------------------------------
 
