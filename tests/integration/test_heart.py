@@ -287,6 +287,19 @@ async def test_an_outcome_nobody_knows_is_said_to_be_unknown(shadowing, monkeypa
     await shadowing.settled()  # a worker revokes it and settles
 
 
+async def test_a_request_of_stage_off_is_done_once_for_all(url):
+    """Nothing but Firestore knew of it, until the copy took it along."""
+    async with running(url, Stage.OFF) as stack:
+        change = {"total": Increment(1)}
+        await stack.client.merge("tasks/1", change, request_id="same")
+        await stack.stage("shadow")
+        await stack.copy()
+        await stack.stage("live")
+        again = await stack.client.merge("tasks/1", change, request_id="same")
+        assert again.replayed
+        assert (await stack.client.get("tasks/1")).fields == {"total": 1}
+
+
 @pytest.mark.parametrize("stage", ["off", "shadow", "live"])
 async def test_a_repeated_request_is_done_once(url, stage):
     async with running(url, Stage.OFF) as stack:

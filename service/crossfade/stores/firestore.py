@@ -70,6 +70,8 @@ MAX_MESSAGE_BYTES = 16 * 1_048_576
 EXPIRY = "expire_at"
 """Field of an intent document for a TTL policy: it is needed no longer than a request may
 be repeated, and than a commit may be under way."""
+UNMIRRORED = "unmirrored"
+"""Field of an intent document that was written in stage off, when nothing told PostgreSQL of it."""
 MAX_PATHS_BYTES = 262_144
 """An intent document names its paths up to here: a commit that Firestore takes must not be
 refused for its proof. The pending rows have all of them."""
@@ -443,6 +445,8 @@ class FirestoreStore:
             "outbox": intent.outbox,
             "state": "applied",
         }
+        if not intent.mirrored:
+            fields[UNMIRRORED] = True
         if not intent.outbox:  # nothing else remembers its paths, so it stays until it is drained
             fields[EXPIRY] = self.expiry()
         return Write(f"{INTENTS}/{intent.id}", fields, exists=False)
