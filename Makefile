@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
+.PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load bench-quick
 .PHONY: chaos bench-outage bench-firestore bench-postgres lint format proto lock clean
 
 help: ## this list
@@ -30,6 +30,11 @@ model: setup ## every state the protocol can reach: it holds, and without any on
 
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
+
+conformance-sidecar: setup ## the same against a sidecar in the stages off, shadow, live, complete
+	for stage in off shadow live complete; do \
+		$(BIN)/python -m tests.conformance --stage $$stage || exit 1; \
+	done
 
 differential: setup ## 50,000 random databases, here and on the official emulator; 20,000 on PostgreSQL
 	$(BIN)/python -m tests.differential

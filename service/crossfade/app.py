@@ -34,9 +34,11 @@ from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
-from crossfade.rpc import mismatches
+from crossfade.rpc import firestore_v1, mismatches
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
+from crossfade.rpc.firestore_v1 import heart
+from crossfade.rpc.firestore_v1.heart_listen import HeartListen
 from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
@@ -47,6 +49,7 @@ from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.budget import BudgetTable
+from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
@@ -82,6 +85,8 @@ from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
+LISTEN_LANES = 4
+"""Connections while anybody listens: two that hear of commits, and two for what is read then."""
 WATCH_SECONDS = 2.0
 LEASE_SECONDS = 2.0
 """For a comparison that finds no lease."""
@@ -105,6 +110,7 @@ class Sidecar:
     shadow: Shadow
     stores: Stores
     transactions: Transactions
+    _changes: Changes | None
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -114,6 +120,11 @@ class Sidecar:
 
     async def status(self) -> admin_pb2.Status:
         return await self.admin.status()
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens to PostgreSQL's commits here."""
+        return self._changes is not None and self._changes.watched
 
     async def stop(self, grace: float = 5.0) -> None:
         """No new calls; those under way, and then puts, have `grace` seconds together; all closed.
@@ -157,6 +168,7 @@ async def _start(
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
             "snapshot": settings.postgresql.snapshot_lanes,
+            "listen": LISTEN_LANES,
         }
         for role, size in sizes.items():
             lanes[role] = Lanes(settings.postgresql.dsn, size)
@@ -250,6 +262,16 @@ async def _start(
         postgres,
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
+    changes = Changes(lanes["listen"]) if lanes else None
+    google = heart.Heart(migrator, transactions, control, telemetry, database, changes)
+    listen = HeartListen(
+        google,
+        control,
+        transactions,
+        firestore,
+        changes,
+        Snapshots(lanes["listen"], mappings, database) if lanes else None,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
@@ -297,7 +319,10 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
-        services=load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+        services={
+            firestore_v1.SERVICE: heart.handler(google, listen, wrap),
+            **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+        },
     )
     address = await _bind(server, settings)
 
@@ -374,6 +399,7 @@ async def _start(
         shadow,
         stores,
         transactions,
+        changes,
         forward,
         recopy,
         server,

@@ -325,6 +325,21 @@ class FirestoreStore:
             call.cancel()
         return Aggregated(values, read_time or time.time_ns() // 1_000)
 
+    # --- other methods -----------------------------------------------------------------------
+
+    async def ask(self, method: str, request: bytes, parent: str, *, timeout: float) -> bytes:
+        """The answer of a unary method that changes nothing and is of what lies below `parent`
+        (a document path, "" for the root)."""
+        asked: Unary = self._channel.unary_unary(_SERVICE + method)
+        metadata = self._routed(f"parent={self._quoted(parent)}")
+        deadline = time.monotonic() + timeout
+
+        async def once() -> bytes:
+            with _translated(not_found=FailedPrecondition):
+                return await asked(request, timeout=_left(deadline), metadata=metadata)
+
+        return await _twice(once)
+
     # --- transactions --------------------------------------------------------------------------
 
     async def begin(
