@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 
 from crossfade.plan import Stage
@@ -81,6 +82,10 @@ async def test_what_is_not_there_is_not_found_and_what_cannot_be_is_invalid(viol
         violet.tasks.GetTask(pb.GetRequest()),
         violet.tasks.ListTasks(pb.ListTasksRequest(page_token="x")),
         violet.tasks.ListTasks(pb.ListTasksRequest(page_size=-1)),
+        violet.tasks.ListTasks(pb.ListTasksRequest(seen_by=name, miner_uid=1)),
+        violet.tasks.ListTasks(pb.ListTasksRequest(statuses=map(str, range(31)))),
+        violet.tasks.AssignTask(pb.AssignTaskRequest(task_id=name, miner_uids=range(257))),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key="a/b")),
         violet.tasks.UpdateTask(pb.UpdateTaskRequest(task_id=name)),
         violet.tasks.SetTaskStatus(pb.SetTaskStatusRequest(task_id=name)),
         violet.tasks.CreateTask(pb.CreateTaskRequest(request_id="r" * 97)),
@@ -407,3 +412,41 @@ async def test_every_rpc_of_the_protocol_is_served(violet):
         for method in service.methods:
             call = violet.channel.unary_unary(f"/{service.full_name}/{method.name}")
             assert await refused(call(b"\xff")) == "INVALID_ARGUMENT", method.full_name
+
+
+async def test_no_error_quotes_a_key_or_an_email(violet, name):
+    await violet.set(f"users/{name}", user_id=name, email=f"{name}@x", api_key=f"key{name}")
+    calls = [
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"key{name}")),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"__key{name}__")),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"key{name}/")),
+        violet.users.GetUserByEmail(pb.GetUserByEmailRequest(email=f"{name}@x/y")),
+        violet.users.GetUserByEmail(pb.GetUserByEmailRequest(email=f"{name}@y")),
+        violet.users.CreateUser(pb.CreateUserRequest(email=f"{name}@x", role="client")),
+        violet.users.CreateUser(
+            pb.CreateUserRequest(email=f"{name}@z", role="client", api_key=f"key{name}")
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert name not in (caught.value.details() or "")
+
+
+async def test_an_outage_is_never_an_answer(postgres_database, name):
+    async with running(await postgres_database(), Stage.OFF) as stack:
+        violet = Caller(stack)
+        await violet.set(f"tasks/{name}", status="pending")
+        await stack.firestore_server.stop(0)
+        calls = [
+            violet.tasks.GetTask(pb.GetRequest(id=name), timeout=2),
+            violet.tasks.ListTasks(pb.ListTasksRequest(statuses=["pending"]), timeout=2),
+            violet.tasks.CountTasks(pb.CountTasksRequest(miner_uid=1), timeout=2),
+            violet.tasks.DeleteTask(pb.TaskRequest(task_id=name), timeout=2),
+            violet.tasks.AssignTask(pb.AssignTaskRequest(task_id=name, miner_uids=[1]), timeout=2),
+            violet.miners.PickAvailableMiners(pb.PickAvailableMinersRequest(), timeout=2),
+            violet.users.UserExists(pb.GetUserByEmailRequest(email="a@b"), timeout=2),
+        ]
+        outcomes = {await refused(call) for call in calls}
+        await violet.channel.close()
+    assert outcomes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
