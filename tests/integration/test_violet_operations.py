@@ -450,3 +450,55 @@ async def test_an_outage_is_never_an_answer(postgres_database, name):
         outcomes = {await refused(call) for call in calls}
         await violet.channel.close()
     assert outcomes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+async def test_a_request_is_done_once_across_changes_of_the_authority(postgres_database, name):
+    async with running(await postgres_database(), Stage.SHADOW) as stack:
+        violet = Caller(stack)
+        await stack.copy()
+        await violet.miner(7)
+        await violet.set(f"tasks/{name}", status="pending")
+        assign = pb.AssignTaskRequest(request_id=f"a{name}", task_id=name, miner_uids=[7])
+        adjust = pb.AdjustMinerLoadRequest(request_id=f"l{name}", uid=7, delta=1)
+        user = pb.CreateUserRequest(request_id=f"u{name}", email="a@b", role="client")
+        await violet.tasks.AssignTask(assign)
+        made = await violet.users.CreateUser(user)
+        await stack.settled()
+        await stack.stage("live")
+        await violet.miners.AdjustMinerLoad(adjust)
+        again = await violet.tasks.AssignTask(assign)
+        assert (again.replayed, list(again.assigned)) == (True, [7])
+        repeated = await violet.users.CreateUser(user)
+        assert (repeated.replayed, repeated.api_key) == (True, made.api_key)
+        await stack.settled()
+        await stack.stage("shadow")
+        assert (await violet.miners.AdjustMinerLoad(adjust)).replayed
+        assert await violet.loads(7) == [2]
+        await violet.channel.close()
+
+
+async def test_final_results(violet, name):
+    put = pb.PutRequest(request_id=f"f{name}", id=name, fields=values(status="approved"))
+    await violet.tasks.PutFinalResult(put)
+    found = shown(await violet.tasks.GetFinalResult(pb.GetRequest(id=name)))
+    assert (found["task_id"], found["status"]) == (name, "approved")
+
+
+async def test_report_statistics(violet, name):
+    uid = int(name[:8], 16)
+    before = await violet.miners.GetReportStatistics(pb.GetReportStatisticsRequest())
+    report = pb.RecordReportsRequest(
+        validator_uid=1,
+        reports=[pb.Report(miner_uid=uid, status=values(is_serving=True))],
+        request_id=f"r{name}",
+    )
+    first = await violet.miners.RecordReports(report)
+    again = await violet.miners.RecordReports(report)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert first.consensus[0].fields["consensus_confidence"].double_value == 1.0
+    after = await violet.miners.GetReportStatistics(pb.GetReportStatisticsRequest())
+    assert after.reports - before.reports == 1
+    assert after.recent_reports - before.recent_reports == 1
+    assert after.miners_with_consensus - before.miners_with_consensus == 1
+    listed = await violet.miners.ListConsensus(pb.ListRequest(page_size=1_000))
+    assert f"miner_consensus/{uid}" in "".join(document.name for document in listed.documents)
