@@ -84,7 +84,11 @@ class WorkMethods(TaskMethods):
             if transaction.replayed:
                 return self._assigned_before(path, task, request.request_id)
             task = found(task, path)
-            known = await statuses(transaction, ranked)
+            known: dict[int, Document | None] = {}
+            while more := assigning.candidates_to_read(
+                task, ranked, known, kind, how_many, max_age, transaction.now
+            ):
+                known |= await statuses(transaction, more)
             decision = assigning.auto_assign(
                 task, ranked, known, kind, how_many, max_age, transaction.now, new_id
             )
@@ -133,7 +137,8 @@ class WorkMethods(TaskMethods):
             if task is None and transaction.replayed:
                 return pb.AddMinerResponseReply(replayed=True, outcome="accepted")
             task = found(task, path)
-            known = await statuses(transaction, tasks.still_held(task))
+            # No other miner's status is read: its reports would be in the way.
+            known = await statuses(transaction, responses.giving(task, uid, after))
             decision = responses.add(
                 task,
                 uid,
