@@ -502,3 +502,38 @@ async def test_report_statistics(violet, name):
     assert after.miners_with_consensus - before.miners_with_consensus == 1
     listed = await violet.miners.ListConsensus(pb.ListRequest(page_size=1_000))
     assert f"miner_consensus/{uid}" in "".join(document.name for document in listed.documents)
+
+
+async def test_operations_are_the_same_in_every_stage(postgres_database):
+    async with running(await postgres_database(), Stage.OFF) as stack:
+        violet = Caller(stack)
+        for stage in ("off", "dual_write", "shadow", "live", "ramp_down", "complete"):
+            if stage != "off":
+                await stack.stage(stage)
+            if stage == "shadow":
+                await stack.copy()
+                await stack.settled()
+            await violet.miner(7, task_type_specialization=stage)
+            fields = values(task_type=stage)
+            await violet.tasks.CreateTask(
+                pb.CreateTaskRequest(request_id=f"c{stage}", task_id=stage, fields=fields)
+            )
+            assign = pb.AutoAssignTaskRequest(request_id=f"a{stage}", task_id=stage)
+            assert list((await violet.tasks.AutoAssignTask(assign)).assigned) == [7]
+            assert (await violet.tasks.AutoAssignTask(assign)).replayed
+            listed = await violet.tasks.ListTasks(
+                pb.ListTasksRequest(statuses=["assigned"], miner_uid=7)
+            )
+            assert [document.name.rpartition("/")[2] for document in listed.documents] == [stage]
+            assert (await violet.tasks.CountTasks(pb.CountTasksRequest(miner_uid=7))).count == 1
+            answered = await violet.tasks.AddMinerResponse(
+                pb.AddMinerResponseRequest(request_id=f"r{stage}", task_id=stage, miner_uid=7)
+            )
+            assert answered.completed
+            assert await violet.loads(7) == [0]
+            found = await violet.tasks.GetTaskStatistics(pb.GetTaskStatisticsRequest())
+            assert found.by_status["completed"] == found.total
+            user = pb.CreateUserRequest(email=f"{stage}@x", role="client")
+            await violet.users.CreateUser(user)
+            assert await refused(violet.users.CreateUser(user)) == "ALREADY_EXISTS"
+        await violet.channel.close()
