@@ -301,6 +301,7 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
+    watch: Streaming | None = None,
     services: Mapping[str, grpc.GenericRpcHandler] = NONE,
 ) -> tuple[grpc.aio.Server, Health]:
     """A server with the API, the admin service, health and reflection; not yet bound.
@@ -325,6 +326,8 @@ def build(
         "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
+    if watch is not None:
+        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch)
     checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())
