@@ -9,13 +9,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
-from crossfade.comparing import Comparer
+from crossfade.budget import Budget
+from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
@@ -43,10 +45,11 @@ from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
 from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
-from crossfade.store import Stores
+from crossfade.store import Aggregating, Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.audit import Audit
+from crossfade.stores.postgres.budget import BudgetTable
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
@@ -57,6 +60,8 @@ from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
+    BUDGET_LEFT,
+    BUDGET_SPENT,
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
@@ -76,7 +81,7 @@ from crossfade.telemetry import (
     Telemetry,
 )
 from crossfade.transactions import Transactions
-from crossfade.verdict import Judge
+from crossfade.verdict import Judge, Totals
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
@@ -338,6 +343,7 @@ async def _start(
     tasks = [
         _supervise("shadow", shadow.run),
         _supervise("samples", shadowing.samples.run),
+        _supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
         watch = SettingsWatch(*source, shadowing.applier(control), settings)
@@ -462,6 +468,7 @@ class _Shadowing:
     samples: Samples
     redactor: Redactor
     repairs: Repairs
+    budget: Budget
     table: Mismatches | None
 
     def applier(self, control: Control) -> Apply:
@@ -509,7 +516,28 @@ def _shadowing(
     async def vouched() -> bool:
         return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
 
-    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
+    budget = Budget(chosen.daily_reads, None if lanes is None else BudgetTable(lanes))
+
+    def charge(reads: int) -> None:
+        budget.spend(reads)
+        telemetry.count(BUDGET_SPENT, by=reads)
+
+    telemetry.gauge(BUDGET_LEFT, lambda: {} if budget.left is None else budget.left)
+
+    async def read_totals(store: StoreName, totals: Totals, timeout: float) -> Sums:
+        asked = cast(Aggregating, stores[store])
+        found = await asked.aggregate(totals.query, totals.aggregations, timeout=timeout)
+        return Sums(found.values, found.state)
+
+    comparer = Comparer(
+        stores,
+        database,
+        telemetry,
+        judge,
+        read_totals=read_totals,
+        vouched=vouched,
+        charge=charge,
+    )
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,
@@ -525,11 +553,12 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        afford=lambda _: budget.afford(),
         complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
-    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, budget, table)
 
 
 def _repair(pending: Pending) -> Mark:

@@ -24,6 +24,7 @@ from crossfade_client import (
     Write as ClientWrite,
 )
 from tests.sidecar import Running, eventually, running
+from tests.waiting import Waiting
 
 # A mapped collection and one in the generic table.
 PATHS = ("tasks/1", "notes/1")
@@ -124,6 +125,18 @@ async def test_one_pending_document_sends_the_whole_batch_to_the_authority(shado
     )
     found = await shadowing.client.get_all(["tasks/a", "tasks/b"])
     assert [snapshot.fields["n"] for snapshot in found] == [1, 1]
+
+
+async def test_both_clients_count_sum_and_average(shadowing):
+    writes = [ClientWrite.set(f"tasks/{i}", {"n": i, "status": "done"}) for i in range(4)]
+    await shadowing.client.commit(writes)
+    await shadowing.settled()
+    done = Query("tasks").where("status", "==", "done")
+    for client in (shadowing.client, Waiting(shadowing.sidecar.address, timeout=10.0)):
+        assert await client.count(done) == 4
+        assert await client.sum(done, "n") == 6
+        assert await client.average(done, "n") == 1.5
+    await client.close()
 
 
 @pytest.mark.parametrize("collection", ["tasks", "notes"])

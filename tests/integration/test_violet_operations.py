@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import grpc
 import pytest
 
 from crossfade.plan import Stage
@@ -81,6 +82,10 @@ async def test_what_is_not_there_is_not_found_and_what_cannot_be_is_invalid(viol
         violet.tasks.GetTask(pb.GetRequest()),
         violet.tasks.ListTasks(pb.ListTasksRequest(page_token="x")),
         violet.tasks.ListTasks(pb.ListTasksRequest(page_size=-1)),
+        violet.tasks.ListTasks(pb.ListTasksRequest(seen_by=name, miner_uid=1)),
+        violet.tasks.ListTasks(pb.ListTasksRequest(statuses=map(str, range(31)))),
+        violet.tasks.AssignTask(pb.AssignTaskRequest(task_id=name, miner_uids=range(257))),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key="a/b")),
         violet.tasks.UpdateTask(pb.UpdateTaskRequest(task_id=name)),
         violet.tasks.SetTaskStatus(pb.SetTaskStatusRequest(task_id=name)),
         violet.tasks.CreateTask(pb.CreateTaskRequest(request_id="r" * 97)),
@@ -407,3 +412,128 @@ async def test_every_rpc_of_the_protocol_is_served(violet):
         for method in service.methods:
             call = violet.channel.unary_unary(f"/{service.full_name}/{method.name}")
             assert await refused(call(b"\xff")) == "INVALID_ARGUMENT", method.full_name
+
+
+async def test_no_error_quotes_a_key_or_an_email(violet, name):
+    await violet.set(f"users/{name}", user_id=name, email=f"{name}@x", api_key=f"key{name}")
+    calls = [
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"key{name}")),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"__key{name}__")),
+        violet.users.GetUserByApiKey(pb.GetUserByApiKeyRequest(api_key=f"key{name}/")),
+        violet.users.GetUserByEmail(pb.GetUserByEmailRequest(email=f"{name}@x/y")),
+        violet.users.GetUserByEmail(pb.GetUserByEmailRequest(email=f"{name}@y")),
+        violet.users.CreateUser(pb.CreateUserRequest(email=f"{name}@x", role="client")),
+        violet.users.CreateUser(
+            pb.CreateUserRequest(email=f"{name}@z", role="client", api_key=f"key{name}")
+        ),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert name not in (caught.value.details() or "")
+
+
+async def test_an_outage_is_never_an_answer(postgres_database, name):
+    async with running(await postgres_database(), Stage.OFF) as stack:
+        violet = Caller(stack)
+        await violet.set(f"tasks/{name}", status="pending")
+        await stack.firestore_server.stop(0)
+        calls = [
+            violet.tasks.GetTask(pb.GetRequest(id=name), timeout=2),
+            violet.tasks.ListTasks(pb.ListTasksRequest(statuses=["pending"]), timeout=2),
+            violet.tasks.CountTasks(pb.CountTasksRequest(miner_uid=1), timeout=2),
+            violet.tasks.DeleteTask(pb.TaskRequest(task_id=name), timeout=2),
+            violet.tasks.AssignTask(pb.AssignTaskRequest(task_id=name, miner_uids=[1]), timeout=2),
+            violet.miners.PickAvailableMiners(pb.PickAvailableMinersRequest(), timeout=2),
+            violet.users.UserExists(pb.GetUserByEmailRequest(email="a@b"), timeout=2),
+        ]
+        outcomes = {await refused(call) for call in calls}
+        await violet.channel.close()
+    assert outcomes <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+
+
+async def test_a_request_is_done_once_across_changes_of_the_authority(postgres_database, name):
+    async with running(await postgres_database(), Stage.SHADOW) as stack:
+        violet = Caller(stack)
+        await stack.copy()
+        await violet.miner(7)
+        await violet.set(f"tasks/{name}", status="pending")
+        assign = pb.AssignTaskRequest(request_id=f"a{name}", task_id=name, miner_uids=[7])
+        adjust = pb.AdjustMinerLoadRequest(request_id=f"l{name}", uid=7, delta=1)
+        user = pb.CreateUserRequest(request_id=f"u{name}", email="a@b", role="client")
+        await violet.tasks.AssignTask(assign)
+        made = await violet.users.CreateUser(user)
+        await stack.settled()
+        await stack.stage("live")
+        await violet.miners.AdjustMinerLoad(adjust)
+        again = await violet.tasks.AssignTask(assign)
+        assert (again.replayed, list(again.assigned)) == (True, [7])
+        repeated = await violet.users.CreateUser(user)
+        assert (repeated.replayed, repeated.api_key) == (True, made.api_key)
+        await stack.settled()
+        await stack.stage("shadow")
+        assert (await violet.miners.AdjustMinerLoad(adjust)).replayed
+        assert await violet.loads(7) == [2]
+        await violet.channel.close()
+
+
+async def test_final_results(violet, name):
+    put = pb.PutRequest(request_id=f"f{name}", id=name, fields=values(status="approved"))
+    await violet.tasks.PutFinalResult(put)
+    found = shown(await violet.tasks.GetFinalResult(pb.GetRequest(id=name)))
+    assert (found["task_id"], found["status"]) == (name, "approved")
+
+
+async def test_report_statistics(violet, name):
+    uid = int(name[:8], 16)
+    before = await violet.miners.GetReportStatistics(pb.GetReportStatisticsRequest())
+    report = pb.RecordReportsRequest(
+        validator_uid=1,
+        reports=[pb.Report(miner_uid=uid, status=values(is_serving=True))],
+        request_id=f"r{name}",
+    )
+    first = await violet.miners.RecordReports(report)
+    again = await violet.miners.RecordReports(report)
+    assert (first.replayed, again.replayed) == (False, True)
+    assert first.consensus[0].fields["consensus_confidence"].double_value == 1.0
+    after = await violet.miners.GetReportStatistics(pb.GetReportStatisticsRequest())
+    assert after.reports - before.reports == 1
+    assert after.recent_reports - before.recent_reports == 1
+    assert after.miners_with_consensus - before.miners_with_consensus == 1
+    listed = await violet.miners.ListConsensus(pb.ListRequest(page_size=1_000))
+    assert f"miner_consensus/{uid}" in "".join(document.name for document in listed.documents)
+
+
+async def test_operations_are_the_same_in_every_stage(postgres_database):
+    async with running(await postgres_database(), Stage.OFF) as stack:
+        violet = Caller(stack)
+        for stage in ("off", "dual_write", "shadow", "live", "ramp_down", "complete"):
+            if stage != "off":
+                await stack.stage(stage)
+            if stage == "shadow":
+                await stack.copy()
+                await stack.settled()
+            await violet.miner(7, task_type_specialization=stage)
+            fields = values(task_type=stage)
+            await violet.tasks.CreateTask(
+                pb.CreateTaskRequest(request_id=f"c{stage}", task_id=stage, fields=fields)
+            )
+            assign = pb.AutoAssignTaskRequest(request_id=f"a{stage}", task_id=stage)
+            assert list((await violet.tasks.AutoAssignTask(assign)).assigned) == [7]
+            assert (await violet.tasks.AutoAssignTask(assign)).replayed
+            listed = await violet.tasks.ListTasks(
+                pb.ListTasksRequest(statuses=["assigned"], miner_uid=7)
+            )
+            assert [document.name.rpartition("/")[2] for document in listed.documents] == [stage]
+            assert (await violet.tasks.CountTasks(pb.CountTasksRequest(miner_uid=7))).count == 1
+            answered = await violet.tasks.AddMinerResponse(
+                pb.AddMinerResponseRequest(request_id=f"r{stage}", task_id=stage, miner_uid=7)
+            )
+            assert answered.completed
+            assert await violet.loads(7) == [0]
+            found = await violet.tasks.GetTaskStatistics(pb.GetTaskStatisticsRequest())
+            assert found.by_status["completed"] == found.total
+            user = pb.CreateUserRequest(email=f"{stage}@x", role="client")
+            await violet.users.CreateUser(user)
+            assert await refused(violet.users.CreateUser(user)) == "ALREADY_EXISTS"
+        await violet.channel.close()

@@ -14,6 +14,7 @@ import pytest
 from crossfade import wire
 from crossfade.plan import Stage, StoreName
 from crossfade_api.v1 import violet_pb2
+from crossfade_client import Query
 from crossfade_client._codec import decode_fields
 from tests.sidecar import DATABASE, running
 from tests.violet_caller import Caller, refused, settle, shown, values
@@ -401,10 +402,9 @@ async def test_reports_of_one_second_are_all_there_and_all_in_the_consensus(viol
         status = await violet.fields(f"miner_status/{miner}")
         assert status["validator_reports_count"] == MANY
         assert sorted(status["reported_by_validators"]) == validators
-    reports = await violet.stack.sql.fetchval(
-        "select count(*) from violet.validator_reports where miner_uid = $1", uid
-    )
-    assert reports == MANY
+    query = Query("validator_reports").where("miner_uid", "==", uid)
+    reports = [report async for report in violet.stack.client.query(query)]
+    assert len(reports) == MANY
 
 
 async def test_no_count_of_a_metric_is_lost(violet, turns, name, uid):

@@ -452,3 +452,27 @@ def test_no_value_of_any_type_is_more_than_a_decision_can_take(fields, miner):
             apply_all(decision.writes, stored.get, NOW)
     responses.completion(fields)
     picking.pick([known[7]], "tts", NOW, limit=1)  # type: ignore[list-item]
+
+
+def test_a_response_asks_for_no_other_miners_status_unless_it_is_the_last():
+    before = task({"status": "assigned", "assigned_miners": [1, 2, 3]})
+    assert responses.giving(before, 2, 0) == [2]
+    assert responses.giving(before, 2, 1) == [1, 2, 3]
+    assert responses.giving(before, 9, 0) == []
+
+
+def test_automatic_assignment_reads_as_many_candidates_as_it_lacks():
+    before = task({"status": "pending", "assigned_miners": [1], "required_miner_count": 3})
+
+    def more(known: Any) -> Any:
+        return assigning.candidates_to_read(before, [1, 2, 3, 4, 5], known, "", 0, 900, NOW)
+
+    assert more({}) == [2, 3]
+    known = statuses(status(2), status(3, current_load=5))
+    assert more(known) == [4]
+    assert more({**known, **statuses(status(4))}) == []
+    assert more({**known, 4: None}) == [5]
+    found = assigning.auto_assign(
+        before, [1, 2, 3, 4], {**known, **statuses(status(4))}, "", 0, 900, NOW, new_id
+    )
+    assert found.answer.assigned == (2, 4)

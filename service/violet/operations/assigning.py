@@ -109,6 +109,26 @@ def wanted_by(task: Document) -> int:
     return count(task.fields, "required_miner_count") or 1
 
 
+def candidates_to_read(
+    task: Document,
+    ranked: Sequence[int],
+    known: loads.Statuses,
+    task_type: str,
+    how_many: int,
+    max_age: float,
+    now: int,
+) -> Sequence[int]:
+    """The next of the ranked miners whose statuses are needed: as many as still lack.
+
+    Others are not read, for whatever changes them would be in the way.
+    """
+    has = loads.assigned(task.fields)
+    lacking = (how_many or wanted_by(task)) - len(has)
+    lacking -= len(_free(ranked, known, has, task_type, max_age, now))
+    unread = [uid for uid in ranked if uid not in known and uid not in has]
+    return unread[: max(lacking, 0)]
+
+
 def auto_assign(
     task: Document,
     ranked: Sequence[int],
@@ -123,18 +143,27 @@ def auto_assign(
 
     `ranked` was picked before this transaction: whoever filled up since is passed over.
     """
-    fields = task.fields
-    has = loads.assigned(fields)
+    has = loads.assigned(task.fields)
     wanted = how_many or wanted_by(task)
-    kind = task_type or text(fields.get("task_type"))
-    free = [
+    free = _free(ranked, statuses, has, task_type, max_age, now)
+    candidates = [*has, *free[: max(wanted - len(has), 0)]]
+    limits = Wanted(min_count=1, max_count=wanted)
+    return assign(task, candidates, statuses, limits, now, new_id)
+
+
+def _free(
+    ranked: Sequence[int],
+    statuses: loads.Statuses,
+    has: Sequence[int],
+    task_type: str,
+    max_age: float,
+    now: int,
+) -> list[int]:
+    """Those of the miners, best first, that are available by the statuses that are known."""
+    return [
         uid
         for uid in ranked
         if uid not in has
         and (status := statuses.get(uid)) is not None
-        and picking.is_available(status.fields, kind, now, max_age)
+        and picking.is_available(status.fields, task_type, now, max_age)
     ]
-    candidates = free[: max(wanted - len(has), 0)]
-    return assign(
-        task, [*has, *candidates], statuses, Wanted(min_count=1, max_count=wanted), now, new_id
-    )

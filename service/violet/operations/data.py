@@ -11,7 +11,7 @@ from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.call import Call
 from crossfade.document import Database, Document, check_id
-from crossfade.errors import InvalidArgument, NotFound
+from crossfade.errors import Aborted, InvalidArgument, NotFound
 from crossfade.migrator import Migrator
 from crossfade.query import CompositeFilter, FieldFilter, Filter, Op, Query
 from crossfade.transactions import Transaction, Transactions
@@ -27,6 +27,7 @@ MAX_REQUEST_ID_BYTES = 96
 """Below that of a commit: a sweep names the commits of its parts by it."""
 AT_ONCE = 8
 """Parts of a sweep that run beside each other."""
+COUNT = (Aggregation(AggregationKind.COUNT, "count"),)
 
 
 class Data:
@@ -93,14 +94,18 @@ class Data:
             if not token:
                 return
 
+    async def count(self, query: Query, call: Call) -> int:
+        """How many documents a query finds."""
+        found = await self._migrator.aggregate(query, COUNT, call)
+        return int(found.values["count"])  # type: ignore[arg-type]
+
     async def counts(self, queries: Sequence[Query], call: Call) -> list[int]:
         """How many documents each of the queries finds, all at one moment."""
-        everything = (Aggregation(AggregationKind.COUNT, "count"),)
         transaction = await self._transactions.begin(call, read_only=True)
         try:
             found = []
             for query in queries:
-                values, _ = await self._transactions.aggregate(transaction, query, everything, call)
+                values, _ = await self._transactions.aggregate(transaction, query, COUNT, call)
                 found.append(int(values["count"]))  # type: ignore[arg-type]
             return found
         finally:
@@ -112,7 +117,16 @@ class Data:
         self, work: Callable[[Transaction], Awaitable[T]], call: Call, request_id: str
     ) -> T:
         """The work in a transaction, again as long as others get in its way."""
-        return await self._transactions.run(work, call, request_id=checked(request_id))
+        return await self._run(work, call, checked(request_id))
+
+    async def _run(
+        self, work: Callable[[Transaction], Awaitable[T]], call: Call, request_id: str | None
+    ) -> T:
+        try:
+            return await self._transactions.run(work, call, request_id=request_id)
+        except Aborted:
+            # Its own text names a document, whose id may be a key or an email.
+            raise Aborted("others were in the way until the deadline was over") from None
 
     async def side_by_side(
         self,
@@ -127,9 +141,7 @@ class Data:
 
         async def one(work: Callable[[Transaction], Awaitable[T]], part: str) -> T:
             async with limit:
-                return await self._transactions.run(
-                    work, call, request_id=None if known is None else part
-                )
+                return await self._run(work, call, None if known is None else part)
 
         parts = [asyncio.ensure_future(one(work, part)) for work, part in works]
         try:
@@ -210,6 +222,15 @@ async def statuses(transaction: Transaction, miners: Sequence[int]) -> loads.Sta
 def path_in(collection: str, identity: str, field: str) -> str:
     """Raises InvalidArgument for what cannot be an id."""
     check_id(identity, field)
+    return f"{collection}/{identity}"
+
+
+def secret_path_in(collection: str, identity: str, field: str) -> str:
+    """As `path_in`, of an id that no error may quote: a key, or an email."""
+    try:
+        check_id(identity, field)
+    except InvalidArgument:
+        raise InvalidArgument(f"{field}: it cannot be the id of a document") from None
     return f"{collection}/{identity}"
 
 

@@ -71,6 +71,24 @@ def status_of(response: Mapping[str, Any]) -> str:
     return found or (text(inner.get("status")) if isinstance(inner, dict) else "")
 
 
+def completes(task: Document, complete_after: int) -> bool:
+    """Whether one more response ends the task's work."""
+    fields = task.fields
+    miners = loads.assigned(fields)
+    needed = complete_after or len(miners) or count(fields, "required_miner_count") or 1
+    over = text(fields.get("status")) in loads.OVER
+    return len(stored(fields)) + 1 >= needed and not over
+
+
+def giving(task: Document, uid: int, complete_after: int) -> list[int]:
+    """The miners whose load a response gives back: its own, or with the task's end all that
+    are still held."""
+    holding = loads.held(task.fields, text(task.fields.get("status")))
+    if completes(task, complete_after):
+        return holding
+    return [miner for miner in holding if miner == uid]
+
+
 def add(
     task: Document,
     uid: int,
@@ -97,10 +115,8 @@ def add(
         raise FailedPrecondition(f"document {task.path}: it is not assigned to miner {uid}")
     element: Fields = {"response_id": response_id, "submitted_at": at(now), "status": "completed"}
     element = {**element, **response, "miner_uid": uid}
-    status = text(fields.get("status"))
-    needed = complete_after or len(miners) or count(fields, "required_miner_count") or 1
     responded = {miner_of(item) for item in before} | {uid}
-    completed = len(before) + 1 >= needed and status not in loads.OVER
+    completed = completes(task, complete_after)
     after: Fields = {
         **fields,
         "miner_responses": _with(fields.get("miner_responses"), uid, element),
@@ -110,15 +126,14 @@ def add(
     }
     if completed:
         after |= {"status": "completed", "completed_at": at(now)}
-    elif status in STARTED:
+    elif text(fields.get("status")) in STARTED:
         after["status"] = "in_progress"
     if miners and responded >= set(miners):
         after["all_miners_completed_at"] = at(now)
-    holding = loads.held(fields, status)
-    giving = holding if completed else [miner for miner in holding if miner == uid]
-    if giving:
-        after["task_assignments"] = loads.released(fields, giving, "completed", now)
-    writes = (*rewrite(task, after), *loads.lower_loads(giving, statuses, now))
+    going = giving(task, uid, complete_after)
+    if going:
+        after["task_assignments"] = loads.released(fields, going, "completed", now)
+    writes = (*rewrite(task, after), *loads.lower_loads(going, statuses, now))
     return Decision(Added(after, element, True, len(before) + 1, completed), writes)
 
 

@@ -201,7 +201,7 @@ class TaskMethods:
     async def count_tasks(self, request: pb.CountTasksRequest, call: Call) -> pb.Count:
         status = among("status", request.statuses or tasks.OPEN)
         query = matching("tasks", status, self._miner(request))
-        return pb.Count(count=(await self.data.counts([query], call))[0])
+        return pb.Count(count=await self.data.count(query, call))
 
     async def get_task_statistics(
         self, request: pb.GetTaskStatisticsRequest, call: Call

@@ -10,7 +10,7 @@ from crossfade.query import Filter
 from crossfade.transactions import Transaction
 from crossfade_api.v1 import violet_pb2 as pb
 from violet.operations import messages, pages, users
-from violet.operations.data import Data, carry_out, equals, given, matching, path_in
+from violet.operations.data import Data, carry_out, equals, given, matching, path_in, secret_path_in
 from violet.operations.decision import Decision, drawn, found
 from violet.operations.methods.putting import put
 
@@ -28,9 +28,9 @@ class UserMethods:
         user_id = request.user_id or drawn(request.request_id or None, "user")
         path = path_in("users", user_id, "user_id")
         email = users.normal(request.email)
-        email_path = path_in("user_emails", email, "email")
+        email_path = secret_path_in("user_emails", email, "email")
         api_key = request.api_key or secrets.token_urlsafe(KEY_BYTES)
-        key_path = path_in("api_keys", api_key, "api_key")
+        key_path = secret_path_in("api_keys", api_key, "api_key")
         if not request.role:
             raise InvalidArgument("role: it is empty")
         fields = messages.fields_of(request.fields)
@@ -83,7 +83,7 @@ class UserMethods:
 
     async def _by_email(self, given_email: str, call: Call) -> Document | None:
         email = users.normal(given_email)
-        index = await self.data.find(path_in("user_emails", email, "email"), call)
+        index = await self.data.find(secret_path_in("user_emails", email, "email"), call)
         user_id = users.owner_of(index)
         if user_id is not None:
             user = await self.data.find(path_in("users", user_id, "user_id"), call)
@@ -95,7 +95,7 @@ class UserMethods:
         return holders[0] if holders else None
 
     async def get_user_by_api_key(self, request: pb.GetUserByApiKeyRequest, call: Call) -> pb.Found:
-        path = path_in("api_keys", request.api_key, "api_key")
+        path = secret_path_in("api_keys", request.api_key, "api_key")
         user_id = users.owner_of(await self.data.find(path, call))
         user = None
         if user_id is not None:
@@ -126,7 +126,7 @@ class UserMethods:
     async def rotate_api_key(self, request: pb.RotateApiKeyRequest, call: Call) -> pb.UserChanged:
         path = path_in("users", request.user_id, "user_id")
         api_key = request.api_key or secrets.token_urlsafe(KEY_BYTES)
-        key_path = path_in("api_keys", api_key, "api_key")
+        key_path = secret_path_in("api_keys", api_key, "api_key")
 
         async def work(transaction: Transaction) -> pb.UserChanged:
             user, index = await transaction.get_all([path, key_path])
@@ -153,7 +153,7 @@ class UserMethods:
             key = user.fields.get("api_key")
             index = None
             if isinstance(key, str) and key:
-                index = await transaction.get(path_in("api_keys", key, "api_key"))
+                index = await transaction.get(secret_path_in("api_keys", key, "api_key"))
             decision = users.upgrade(user, index, request.role, fields, transaction.now)
             return self._made(path, carry_out(transaction, decision))
 

@@ -30,6 +30,8 @@ from violet.operations.methods.tasks import TaskMethods
 
 SPARE = 8
 """Candidates beyond those that are wanted: some may have filled up since they were picked."""
+MOST_MINERS = 256
+"""That one call may assign: a subnet has no more."""
 CHUNKS_AT_ONCE = 200
 CHUNKS_AFTER = 24 * 3600.0
 
@@ -40,6 +42,8 @@ class WorkMethods(TaskMethods):
     async def assign_task(self, request: pb.AssignTaskRequest, call: Call) -> pb.AssignTaskReply:
         path = path_in("tasks", request.task_id, "task_id")
         asked = [uid_of(uid, "miner_uids") for uid in dict.fromkeys(request.miner_uids)]
+        if len(asked) > MOST_MINERS:
+            raise InvalidArgument(f"miner_uids: {len(asked)}, the limit is {MOST_MINERS}")
         wanted = Wanted(
             _amount(request.min_count), _amount(request.max_count), request.ignore_capacity
         )
@@ -72,7 +76,7 @@ class WorkMethods(TaskMethods):
             )
         ]
         best = picking.pick(serving, kind, now(), limit=len(serving), max_age=max_age)
-        most = (how_many or assigning.wanted_by(seen)) + SPARE
+        most = min((how_many or assigning.wanted_by(seen)) + SPARE, MOST_MINERS)
         ranked = [miner.uid for miner in best[:most]]
 
         async def work(transaction: Transaction) -> pb.AssignTaskReply:
@@ -80,7 +84,11 @@ class WorkMethods(TaskMethods):
             if transaction.replayed:
                 return self._assigned_before(path, task, request.request_id)
             task = found(task, path)
-            known = await statuses(transaction, ranked)
+            known: dict[int, Document | None] = {}
+            while more := assigning.candidates_to_read(
+                task, ranked, known, kind, how_many, max_age, transaction.now
+            ):
+                known |= await statuses(transaction, more)
             decision = assigning.auto_assign(
                 task, ranked, known, kind, how_many, max_age, transaction.now, new_id
             )
@@ -129,7 +137,8 @@ class WorkMethods(TaskMethods):
             if task is None and transaction.replayed:
                 return pb.AddMinerResponseReply(replayed=True, outcome="accepted")
             task = found(task, path)
-            known = await statuses(transaction, tasks.still_held(task))
+            # No other miner's status is read: its reports would be in the way.
+            known = await statuses(transaction, responses.giving(task, uid, after))
             decision = responses.add(
                 task,
                 uid,
