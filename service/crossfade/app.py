@@ -39,6 +39,7 @@ from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
 from crossfade.rpc.firestore_v1.heart_listen import HeartListen
+from crossfade.rpc.watch import Watching
 from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
@@ -319,6 +320,7 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
+        watch=Watching(listen, database).watch,
         services={
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
