@@ -4,8 +4,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test model conformance differential fuzz rehearse load bench-quick
-.PHONY: chaos bench-outage bench-firestore bench-postgres lint format proto lock clean
+.PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
+.PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres
+.PHONY: lint format proto docs schemas lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -31,6 +32,11 @@ model: setup ## every state the protocol can reach: it holds, and without any on
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
 
+conformance-sidecar: setup ## the same against a sidecar in the stages off, shadow, live, complete
+	for stage in off shadow live complete; do \
+		$(BIN)/python -m tests.conformance --stage $$stage || exit 1; \
+	done
+
 differential: setup ## 50,000 random databases, here and on the official emulator; 20,000 on PostgreSQL
 	$(BIN)/python -m tests.differential
 
@@ -39,7 +45,8 @@ fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED a
 		CROSSFADE_FUZZ_SEED=$${CROSSFADE_FUZZ_SEED:-$$(date +%s)} \
 		$(BIN)/pytest -q -s tests/fuzz
 
-chaos: setup ## 500 kills at every step of the protocol, then each law without its mechanism
+chaos: setup ## 500 kills at every step of the protocol, every fault, each law without its mechanism
+	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py
 	$(BIN)/python -m tests.fault
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
@@ -60,12 +67,13 @@ bench-outage: setup ## what callers notice while only the mirror is away, as rat
 bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
 	$(BIN)/python -m loadtests.postgres
 
-lint: setup ## ruff, mypy, import stack, generated code
+lint: setup ## ruff, mypy, import stack, generated code and tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 format: setup ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
@@ -73,6 +81,12 @@ format: setup ## rewrite the code in the project's format
 
 proto: setup ## regenerate proto/gen from the .proto files
 	$(BIN)/python proto/generate.py
+
+docs: setup ## rewrite the table of instruments in docs/telemetry.md
+	$(BIN)/python docs/generate.py
+
+schemas: setup ## what checks deploy/ against the schemas of Compose and Kubernetes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/schemas.lock
 
 lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/python -m pip install --quiet uv

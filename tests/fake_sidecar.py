@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from crossfade import aggregate as core_aggregate
 from crossfade import query as core_query
 from crossfade import wire
 from crossfade import write as core_write
@@ -92,6 +93,20 @@ class FakeSidecar(rpc.CrossfadeServicer):
             for document in found[begin : begin + self.page]:
                 wire.encode_document(document, self.database, reply.documents.add())
             yield reply
+
+    async def Aggregate(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._enter("Aggregate", context)
+        try:
+            query = wire.decode_query(request.query.structured_query, request.parent, self.database)
+            aggregations = wire.decode_aggregations(request.query)
+            found = core_aggregate.aggregate(query, self.documents.values(), aggregations)
+        except CrossfadeError as error:
+            await context.abort(grpc.StatusCode[error.code], str(error))
+        reply = pb.AggregateReply()
+        for alias, value in found.items():
+            wire.encode_value(value, reply.result.aggregate_fields[alias])
+        wire.encode_time(self._now, reply.read_time)
+        return reply
 
     async def Commit(self, request: Any, context: Any) -> Any:  # noqa: N802
         failure = await self._enter("Commit", context)

@@ -9,13 +9,15 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import grpc.aio
 import structlog
 
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
-from crossfade.comparing import Comparer
+from crossfade.budget import Budget
+from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
@@ -32,18 +34,22 @@ from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
-from crossfade.rpc import mismatches
+from crossfade.rpc import firestore_v1, mismatches
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
+from crossfade.rpc.firestore_v1 import heart
+from crossfade.rpc.firestore_v1.heart_listen import HeartListen
 from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
 from crossfade.settings import Settings, SettingsError, field_paths
 from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
-from crossfade.store import Stores
+from crossfade.store import Aggregating, Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.audit import Audit
+from crossfade.stores.postgres.budget import BudgetTable
+from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
@@ -53,6 +59,8 @@ from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
+    BUDGET_LEFT,
+    BUDGET_SPENT,
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
@@ -72,11 +80,13 @@ from crossfade.telemetry import (
     Telemetry,
 )
 from crossfade.transactions import Transactions
-from crossfade.verdict import Judge
+from crossfade.verdict import Judge, Totals
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
+LISTEN_LANES = 4
+"""Connections while anybody listens: two that hear of commits, and two for what is read then."""
 WATCH_SECONDS = 2.0
 LEASE_SECONDS = 2.0
 """For a comparison that finds no lease."""
@@ -100,6 +110,7 @@ class Sidecar:
     shadow: Shadow
     stores: Stores
     transactions: Transactions
+    _changes: Changes | None
     _forward: Forward | None
     _recopy: Recopy | None
     _server: grpc.aio.Server
@@ -109,6 +120,11 @@ class Sidecar:
 
     async def status(self) -> admin_pb2.Status:
         return await self.admin.status()
+
+    @property
+    def listening(self) -> bool:
+        """Whether anybody listens to PostgreSQL's commits here."""
+        return self._changes is not None and self._changes.watched
 
     async def stop(self, grace: float = 5.0) -> None:
         """No new calls; those under way, and then puts, have `grace` seconds together; all closed.
@@ -152,6 +168,7 @@ async def _start(
             "mirror": settings.postgresql.mirror_lanes,
             "shadow": settings.postgresql.shadow_lanes,
             "snapshot": settings.postgresql.snapshot_lanes,
+            "listen": LISTEN_LANES,
         }
         for role, size in sizes.items():
             lanes[role] = Lanes(settings.postgresql.dsn, size)
@@ -245,6 +262,16 @@ async def _start(
         postgres,
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
+    changes = Changes(lanes["listen"]) if lanes else None
+    google = heart.Heart(migrator, transactions, control, telemetry, database, changes)
+    listen = HeartListen(
+        google,
+        control,
+        transactions,
+        firestore,
+        changes,
+        Snapshots(lanes["listen"], mappings, database) if lanes else None,
+    )
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
@@ -292,7 +319,10 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
-        services=load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+        services={
+            firestore_v1.SERVICE: heart.handler(google, listen, wrap),
+            **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+        },
     )
     address = await _bind(server, settings)
 
@@ -311,6 +341,7 @@ async def _start(
     tasks = [
         _supervise("shadow", shadow.run),
         _supervise("samples", shadowing.samples.run),
+        _supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
         watch = SettingsWatch(*source, shadowing.applier(control), settings)
@@ -368,6 +399,7 @@ async def _start(
         shadow,
         stores,
         transactions,
+        changes,
         forward,
         recopy,
         server,
@@ -434,6 +466,7 @@ class _Shadowing:
     samples: Samples
     redactor: Redactor
     repairs: Repairs
+    budget: Budget
     table: Mismatches | None
 
     def applier(self, control: Control) -> Apply:
@@ -481,7 +514,28 @@ def _shadowing(
     async def vouched() -> bool:
         return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
 
-    comparer = Comparer(stores, database, telemetry, judge, vouched=vouched)
+    budget = Budget(chosen.daily_reads, None if lanes is None else BudgetTable(lanes))
+
+    def charge(reads: int) -> None:
+        budget.spend(reads)
+        telemetry.count(BUDGET_SPENT, by=reads)
+
+    telemetry.gauge(BUDGET_LEFT, lambda: {} if budget.left is None else budget.left)
+
+    async def read_totals(store: StoreName, totals: Totals, timeout: float) -> Sums:
+        asked = cast(Aggregating, stores[store])
+        found = await asked.aggregate(totals.query, totals.aggregations, timeout=timeout)
+        return Sums(found.values, found.state)
+
+    comparer = Comparer(
+        stores,
+        database,
+        telemetry,
+        judge,
+        read_totals=read_totals,
+        vouched=vouched,
+        charge=charge,
+    )
     repairs = Repairs(
         _repair(pending) if pending is not None and chosen.repair else None,
         telemetry,
@@ -497,11 +551,12 @@ def _shadowing(
         ),
         workers=chosen.workers,
         raises=chosen.on_mismatch == "raise",
+        afford=lambda _: budget.afford(),
         complete=control.mirror_is_complete,
     )
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
-    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, table)
+    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, budget, table)
 
 
 def _repair(pending: Pending) -> Mark:

@@ -70,6 +70,7 @@ class Comparer:
 
     `vouched`: with Firestore as the authority, whether PostgreSQL knows of every write that it
     has not got. Not while commits go past it, because it is away for some sidecar.
+    `charge` is told of the reads that Firestore bills.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Comparer:
         timeout: float = 5.0,
         read_totals: ReadTotals | None = None,
         vouched: Callable[[], Awaitable[bool]] | None = None,
+        charge: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._stores = stores
         self._database = database
@@ -90,6 +92,7 @@ class Comparer:
         self._timeout = timeout
         self._read_totals = read_totals
         self._vouched = vouched
+        self._charge = charge
 
     async def compare(self, offer: Offer) -> list[Finding]:
         """What differs; empty: the stores agree. Raises CrossfadeError when one cannot be read."""
@@ -229,13 +232,20 @@ class Comparer:
                 offer,
                 read_query(self._stores[store], offer.asked, self._database, self._timeout),
             )
+            if store is StoreName.FIRESTORE:
+                # A query without a result is billed as one read.
+                self._charge(max(1, len(result.documents)))
             return _Look(held, result.documents, states=(*states, *_states(result.state)))
         if self._read_totals is None:
             raise FailedPrecondition("this sidecar cannot compare aggregations")
+        if store is StoreName.FIRESTORE:
+            self._charge(1)  # for each thousand index entries, of which nobody tells
         sums = await self._call(store, offer, self._read_totals(store, offer.asked, self._timeout))
         return _Look(held, totals=sums.values, states=(*states, *_states(sums.state)))
 
     async def _get(self, store: StoreName, offer: Offer, paths: Sequence[str]) -> Reading:
+        if store is StoreName.FIRESTORE:
+            self._charge(len(paths))  # a document that is missing is billed, too
         reading: Reading = await self._call(
             store, offer, self._stores[store].get(paths, timeout=self._timeout)
         )

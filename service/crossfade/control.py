@@ -312,6 +312,11 @@ class Control:
             stage = Stage.DUAL_WRITE if document.mirrored else Stage.OFF
             await self._publish(Snapshot(stage, document.epoch, -1, traffic=self._configured))
 
+    async def epoch_over(self, epoch: int) -> None:
+        """Returns when another epoch than this has begun, as far as this sidecar knows."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.snapshot.epoch != epoch)
+
     # --- writers ----------------------------------------------------------------------------
 
     async def writable(self, left: Callable[[], float]) -> Snapshot:

@@ -238,7 +238,7 @@ class Forward:
         None: the intent had been revoked, nothing was applied. Raises the store's
         own error when nothing was applied, OutcomeUnknown when nobody can say.
         """
-        proof = Intent(intent, snapshot.epoch, mirrored=True)
+        proof = Intent(intent, snapshot.epoch, mirrored=snapshot.rules.mirrored)
         transaction = None if seen is None else seen.transaction
         started, failure = time.time_ns(), None
         try:

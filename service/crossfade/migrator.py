@@ -6,14 +6,14 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import cast
 
 from crossfade.aggregate import Aggregation
 from crossfade.call import Call
 from crossfade.comparing import MAX_COMPARED_BYTES, stored_documents
 from crossfade.control import Control
-from crossfade.document import Database, collection_id
+from crossfade.document import Database, Value, collection_id
 from crossfade.errors import (
     Aborted,
     CommitUnanswered,
@@ -44,7 +44,7 @@ from crossfade.store import (
 )
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
-from crossfade.verdict import Offer
+from crossfade.verdict import Asked, Offer, Totals, operation_of
 from crossfade.write import Write
 
 _NO_STATE = MirrorState(-1, -1, pending=True)
@@ -302,8 +302,7 @@ class Migrator:
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], call: Call
     ) -> Aggregated:
-        """Counts, sums and averages over what a query finds, by the rules of query(). Nothing is
-        compared: the documents of the result are not known."""
+        """Counts, sums and averages over what a query finds, by the rules of query()."""
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
@@ -335,6 +334,11 @@ class Migrator:
                 continue
             self._telemetry.count(READS, query.collection, answered.value)
             call.served_by = _served_by(answered, route)
+            if route.shadow is not None:
+                asked = Totals(query, tuple(aggregations))
+                await self._compare(
+                    route, answered, query.collection, asked, (), snapshot, call, found.values
+                )
             return found
         raise Unavailable("the authority changed again and again while the query was under way")
 
@@ -475,15 +479,16 @@ class Migrator:
         route: Route,
         answered: StoreName,
         collection: str,
-        asked: tuple[str, ...] | Query,
+        asked: Asked,
         documents: tuple[Stored, ...],
         snapshot: Snapshot,
         call: Call,
+        totals: Mapping[str, Value] | None = None,
     ) -> None:
         """Offers the read, and waits for nothing, unless mismatches are raised to the caller."""
         offer = Offer(
             collection=collection,
-            operation="query" if isinstance(asked, Query) else "get",
+            operation=operation_of(asked),
             authority=route.authority,
             answered=answered,
             epoch=snapshot.epoch,
@@ -491,6 +496,7 @@ class Migrator:
             asked=asked,
             documents=documents,
             link=call.trace.link() if call.trace is not None else None,
+            totals=totals,
         )
         if self._shadow.raises:
             await self._shadow.check(offer)

@@ -41,6 +41,10 @@ log = structlog.get_logger(__name__)
 TRIES = 5
 BACK_SECONDS = 0.5
 """How often it is looked whether PostgreSQL takes pending rows again."""
+QUIET_LEASES = 2
+"""So many leases long nobody may have used the outbox before the gate opens again. Another
+sidecar may be cut off that this one knows nothing of: having closed the gate it waits for one
+lease, and a gate that opened before that would keep it from writing for ever."""
 TIMEOUT = 5.0
 
 
@@ -72,6 +76,8 @@ class Outbox:
         self._closing = asyncio.Lock()
         self._waited = -1
         """The closing of the gate whose leases this sidecar has seen run out."""
+        self._used = (-1, 0.0)
+        """The gate's generation, and when it was first seen or an entry last found (monotonic)."""
         self.mirror_is_out = False
         """PostgreSQL did not take pending rows lately: commits do not ask it first."""
 
@@ -206,10 +212,11 @@ class Outbox:
             except NotFound:
                 log.info("entries of the outbox were cleared by another")
             reach("drain.cleared")
+            self._quiet(used=True)
             self._telemetry.count(OUTBOX, "drained", by=len(entries))
             self._pending.woken.set()
             return True
-        if self._lease.document.gate_open:
+        if self._lease.document.gate_open or not self._quiet(used=False):
             return False
         began = time.monotonic()
         opened = await self._fences.reopen(timeout=TIMEOUT)
@@ -219,3 +226,10 @@ class Outbox:
         self._lease.learn(opened, began)
         log.info("the outbox is empty and the gate open", gate=opened.gate)
         return False
+
+    def _quiet(self, *, used: bool) -> bool:
+        """Whether the gate has been closed, and the outbox empty, for long enough."""
+        now, gate = time.monotonic(), self._lease.document.gate
+        if used or gate != self._used[0]:
+            self._used = (gate, now)
+        return now - self._used[1] > QUIET_LEASES * self._lease.over_after

@@ -252,10 +252,16 @@ class Verb(StrEnum):
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Percents, rising, in 0..100 (0 not among them), and the seconds that each is looked at
-    before the next. Raises ValueError, with a sentence, for what is none."""
+    before the next. Raises ValueError, with a sentence, for what is none.
+
+    `settle`: seconds after a move before anything is counted. Reads that were begun before
+    it end after it, and the slow ones last: they would be taken for those of the new percent,
+    so that one trouble would cost several steps.
+    """
 
     steps: tuple[float, ...] = (1.0, 5.0, 25.0, 50.0, 100.0)
     bake: float = 600.0
+    settle: float = 6.0
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
@@ -272,10 +278,12 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class State:
     """Where a ramp stands. `step`: index in the plan's steps, -1 before the first (0 percent).
-    `since`: seconds since 1970 when it came there. `setbacks`: how often it had to go back."""
+    `since`: seconds since 1970 when it came there. `settled`: what is counted is of this percent
+    alone. `setbacks`: how often it had to go back."""
 
     step: int = -1
     since: float = 0.0
+    settled: bool = False
     setbacks: int = 0
     status: Status = Status.RUNNING
 
@@ -293,7 +301,8 @@ class Move:
 
 
 def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
-    """The next move. `figures` are those since the ramp came to its present percent.
+    """The next move. `figures` are those since the ramp has settled at its present percent: where
+    the move's state is settled for the first time, counting begins.
 
     One step forward at most, after the bake and when every judgement passes. Back at once
     when one fails: to the step before, or, where the data differ, to 0: wrong data are no
@@ -301,6 +310,10 @@ def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
     """
     if state.status is not Status.RUNNING:
         return Move(Verb.HOLD, state, f"the ramp is {state.status}")
+    if not state.settled:
+        if now - state.since < plan.settle:
+            return Move(Verb.HOLD, state, "reads that were begun before are still under way")
+        return Move(Verb.HOLD, replace(state, settled=True), "counting begins")
     answers = judge(figures, plan.limits)
     failed = [answer for answer in answers if answer.outcome is Outcome.FAIL]
     if failed:
@@ -314,7 +327,7 @@ def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
     why = "; ".join(answer.reason for answer in answers)
     if state.step == len(plan.steps) - 1:
         return Move(Verb.HOLD, replace(state, status=Status.DONE), f"done: {why}")
-    return Move(Verb.ADVANCE, replace(state, step=state.step + 1, since=now), why)
+    return Move(Verb.ADVANCE, State(state.step + 1, now, setbacks=state.setbacks), why)
 
 
 def _back(state: State, failed: list[Answer], now: float) -> Move:
@@ -322,7 +335,7 @@ def _back(state: State, failed: list[Answer], now: float) -> Move:
     differ = any(each.name == "verdicts" for each in failed)
     step = -1 if differ else max(state.step - 1, -1)
     setbacks = state.setbacks + 1
-    moved = State(step, now, setbacks, Status.RUNNING)
+    moved = State(step, now, setbacks=setbacks)
     if setbacks >= MAX_SETBACKS:
         moved = replace(moved, step=-1, status=Status.STOPPED)
         why += f"; that was the setback number {setbacks}, so the ramp stops"

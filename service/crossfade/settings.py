@@ -263,6 +263,9 @@ class ShadowSettings(Section):
     unremarked.
 
     `on_mismatch`: count it, or (test suites) raise it to the caller, who waits for it.
+    `daily_reads`: billed reads of Firestore that comparing may cost in a day (UTC), all sidecars
+    together; none: without a limit.
+
     `repairs_in_a_row` of one document, then it is only reported. `samples` of mismatches are
     kept of each collection; `hash_key` is the key of the hashes that stand for values in
     them: without one, each process has its own.
@@ -278,6 +281,7 @@ class ShadowSettings(Section):
     on_mismatch: Literal["count", "raise"] = "count"
     repair: bool = True
     repairs_in_a_row: Count = 5
+    daily_reads: Annotated[int, Field(ge=1, le=10**12)] | None = None
     samples: Count = 200
     hash_key: SecretStr | None = None
 

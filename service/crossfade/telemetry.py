@@ -211,6 +211,14 @@ ROLLBACK_LOSES = Gauge(
     "Acknowledged writes that a rollback would lose now",
     ("crossfade.rollback",),
 )
+BUDGET_LEFT = Gauge(
+    "crossfade.budget.left",
+    "{read}",
+    "Billed reads of Firestore that the day's budget has left, as far as this sidecar knows",
+)
+BUDGET_SPENT = Counter(
+    "crossfade.budget.spent", "{read}", "Billed reads of Firestore made for comparing"
+)
 SETTINGS_REFUSED = Gauge(
     "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )

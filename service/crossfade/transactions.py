@@ -36,6 +36,7 @@ from crossfade.query import Query
 from crossfade.snapshot import Snapshot
 from crossfade.store import (
     NOW,
+    Aggregated,
     Asked,
     At,
     CommitOutcome,
@@ -195,7 +196,7 @@ class Transactions:
         snapshot = await self._control.admit(call.left)
         intents = intents_of(request_id)
         if snapshot.authority is StoreName.POSTGRESQL:
-            return await self._needs_postgres().was_done(intents, timeout=call.left()), 0
+            return await self.postgres.was_done(intents, timeout=call.left()), 0
         states = await self._needs_firestore().intent_states(intents, timeout=call.left())
         free = [number for number, state in enumerate(states) if state != "revoked"]
         return "applied" in states, free[0] if free else ATTEMPTS - 1
@@ -249,6 +250,18 @@ class Transactions:
         identity = _POSTGRESQL + epoch + secrets.token_bytes(16)
         self._open[identity] = opened
         return identity
+
+    def adopt(self, snapshot: HeldSnapshot) -> bytes:
+        """A read-only transaction of a snapshot that somebody else has opened; ending it closes
+        the snapshot."""
+        now = self._clock()
+        identity = _POSTGRESQL + snapshot.epoch.to_bytes(8, "big") + secrets.token_bytes(16)
+        self._open[identity] = _Open(snapshot.epoch, now, now, snapshot, read_only=True)
+        return identity
+
+    async def end(self, transaction: bytes) -> None:
+        """`rollback` without a call's deadline."""
+        await self._let_go(transaction)
 
     async def rollback(self, transaction: bytes, call: Call) -> None:
         """Ends a transaction. One that is over already is none the worse."""
@@ -332,7 +345,7 @@ class Transactions:
             raise InvalidArgument(
                 f"transaction: it read {MOST_READS} documents, the limit of a transaction here"
             )
-        reading = await self._needs_postgres().get(asked, timeout=call.left())
+        reading = await self.postgres.get(asked, timeout=call.left())
         _check_epoch(opened, reading.state)
         found = {stored.path: stored for stored in reading.documents}
         for path, stored in found.items():
@@ -357,7 +370,7 @@ class Transactions:
             return
         pages: list[Page] = []
         result: list[tuple[str, int]] = []
-        async for page in self._needs_postgres().query(query, timeout=call.left()):
+        async for page in self.postgres.query(query, timeout=call.left()):
             if page.state is not None:
                 _check_epoch(opened, page.state)
             pages.append(page)
@@ -380,7 +393,7 @@ class Transactions:
         if opened.snapshot is not None:
             found = await opened.snapshot.aggregate(query, aggregations, call.left())
             return found.values, found.read_time
-        found = await self._needs_postgres().aggregate(query, aggregations, timeout=call.left())
+        found = await self.postgres.aggregate(query, aggregations, timeout=call.left())
         _check_epoch(opened, found.state)
         _remember(opened, Asked(query, found.result, tuple(aggregations)))
         return found.values, found.read_time
@@ -394,14 +407,40 @@ class Transactions:
         snapshot = await self._control.admit(call.left)
         if snapshot.authority is StoreName.FIRESTORE:
             return await self._needs_firestore().get(paths, timeout=call.left(), at=at)
-        reading = await self._needs_postgres().get(paths, timeout=call.left())
-        if reading.state is not None and reading.state.epoch != snapshot.epoch:
-            raise Unavailable("the authority is changing")
+        reading = await self.postgres.get(paths, timeout=call.left())
+        self._check_state(reading.state)
         if read_time > reading.read_time:
             raise InvalidArgument("read_time: it cannot be in the future")
         if any(s.version is not None and s.version[1] > read_time for s in reading.documents):
             raise _no_past(read_time)
         return Reading(reading.documents, read_time, reading.state)
+
+    async def query_authority(self, query: Query, call: Call, at: At = NOW) -> AsyncIterator[Page]:
+        """A query's pages by the authority, as nobody routes it: of all collections, or of the
+        past."""
+        firestore = await self.at_authority(call, at)
+        if firestore is not None:
+            async for page in firestore.query(query, timeout=call.left(), at=at):
+                yield page
+            return
+        async for page in self.postgres.query(query, timeout=call.left()):
+            self._check_state(page.state)
+            yield page
+
+    async def aggregate_authority(
+        self, query: Query, aggregations: Sequence[Aggregation], call: Call, at: At = NOW
+    ) -> Aggregated:
+        """The same for aggregations."""
+        firestore = await self.at_authority(call, at)
+        if firestore is not None:
+            return await firestore.aggregate(query, aggregations, timeout=call.left(), at=at)
+        found = await self.postgres.aggregate(query, aggregations, timeout=call.left())
+        self._check_state(found.state)
+        return found
+
+    def _check_state(self, state: MirrorState | None) -> None:
+        if state is not None and not self._control.snapshot.current(state):
+            raise Unavailable("the authority is changing")
 
     async def at_authority(self, call: Call, at: At = NOW) -> FirestoreStore | None:
         """The Firestore to ask for something that is asked of the authority alone; None where
@@ -452,7 +491,7 @@ class Transactions:
         seen = Seen(opened.epoch, None, tuple(opened.reads.items()), tuple(opened.queries))
         if not writes:
             # What was read together has been so together, or this is Aborted.
-            return await self._needs_postgres().commit(writes, timeout=call.left(), seen=seen)
+            return await self.postgres.commit(writes, timeout=call.left(), seen=seen)
         return await self._migrator.commit(writes, call, request_id, seen)
 
     # --- the stores ---------------------------------------------------------------------------
@@ -462,7 +501,8 @@ class Transactions:
             raise Unavailable("this sidecar runs without Firestore")
         return self._firestore
 
-    def _needs_postgres(self) -> PostgresStore:
+    @property
+    def postgres(self) -> PostgresStore:
         if self._postgres is None:
             raise Unavailable("this sidecar runs without PostgreSQL")
         return self._postgres

@@ -59,6 +59,12 @@ Asked = tuple[str, ...] | Query | Totals
 """The paths of a get, a query, or an aggregation."""
 
 
+def operation_of(asked: Asked) -> str:
+    if isinstance(asked, tuple):
+        return "get"
+    return "query" if isinstance(asked, Query) else "aggregate"
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """A read that was answered, to be compared: what was `asked`, and the `documents`, or of

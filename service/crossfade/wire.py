@@ -449,12 +449,12 @@ def decode_query(message: Any, parent: str, database: Database) -> Query:
         raise Unimplemented("query: it has fields that are not served (find_nearest, for one)")
     if parent:
         check_document_path(parent, "parent")
-    if len(_selectors(message)) > 1:
+    if len(selectors(message)) > 1:
         raise InvalidArgument(
             "query.from: StructuredQuery.from cannot have more than one collection selector."
         )
     collection, descendants = None, False
-    for selector in _selectors(message):
+    for selector in selectors(message):
         collection = selector.collection_id or None
         descendants = selector.all_descendants
         if collection is not None:
@@ -492,7 +492,7 @@ def _names_documents(query: Query, paths: Sequence[FieldPath]) -> bool:
     return NAME in paths[:longest] or any(leaf.path == NAME for leaf in leaves(query.where))
 
 
-def _selectors(message: Any) -> Any:
+def selectors(message: Any) -> Any:
     """The field `from`, a keyword in Python; Google's own classes call it `from_`."""
     return message.from_ if hasattr(message, "from_") else getattr(message, "from")
 
@@ -618,7 +618,7 @@ def encode_query(query: Query, database: Database) -> bytes:
     if query.raw is not None:
         return query.raw
     message = query_pb.StructuredQuery()
-    selector = _selectors(message).add()
+    selector = selectors(message).add()
     selector.collection_id = query.collection or ""
     selector.all_descendants = query.all_descendants
     if query.where is not None:

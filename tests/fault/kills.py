@@ -74,7 +74,7 @@ async def _finds_postgresql_again(world: World, victim: Sidecar, random: Random)
             for sidecar in others:
                 sidecar.process.stop_if_running()
             await victim.postgres.heal()
-            await asyncio.sleep(1.5)
+            await asyncio.sleep(3)  # the gate opens when the outbox has been quiet for a while
             await _all_go_on(world)
             await asyncio.sleep(1)
     finally:

@@ -6,6 +6,7 @@ which is shown when a start fails, and by `World` when a test does.
 """
 
 import asyncio
+import ctypes
 import os
 import pwd
 import signal
@@ -30,6 +31,10 @@ MUTATION = os.environ.get("FAULT_MUTATION", "")
 """What every sidecar of this test run has switched off; see `mutations.py`."""
 
 
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -39,6 +44,12 @@ def free_port() -> int:
 
 class ChildError(Exception):
     """A process did not start; the message has what it said."""
+
+
+def _end_with_the_parent() -> None:
+    """In the child: SIGKILL when the test's process is gone, however that ended (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Child:
@@ -111,6 +122,7 @@ class Child:
                 env=self.environment(),
                 user=self.user(),
                 start_new_session=True,
+                preexec_fn=_end_with_the_parent,  # noqa: PLW1509 - one system call
             )
 
     async def answers(self) -> None:

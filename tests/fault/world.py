@@ -119,7 +119,7 @@ class World:
     direct: FirestoreStore
     mirror: PostgresStore
     sql: asyncpg.Pool
-    notes: list[str] = field(default_factory=list)
+    read_percent: float = 100
 
     # --- control --------------------------------------------------------------------------------
 
@@ -139,6 +139,13 @@ class World:
             return all(status.stage == stage for status in states)
 
         await eventually(seen, 20.0, f"every sidecar sees stage {stage}")
+
+    async def percent(self, percent: float) -> None:
+        """The share of reads that PostgreSQL answers, at all sidecars that do not sleep."""
+        self.read_percent = percent
+        request = admin_pb2.SetTrafficRequest(read_percent=percent)
+        await self.sidecars[0].admin.SetTraffic(request, timeout=10)
+        await asyncio.sleep(0.6)  # within a poll everywhere
 
     async def copy(self, by: int = 0) -> None:
         async for _ in self.sidecars[by].admin.Copy(admin_pb2.CopyRequest(), timeout=60):
@@ -162,6 +169,8 @@ class World:
                 await sidecar.restart(**variables)
         await self.sql.execute("update crossfade.pending set lease_until = clock_timestamp()")
         await self.stage("shadow")
+        if self.read_percent != 100:
+            await self.percent(100)
         await self.settled(10)
         for path in await self.contents(self.direct):
             await self.sidecars[0].client.delete(path)

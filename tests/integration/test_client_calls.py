@@ -1,6 +1,7 @@
-"""The client over a real channel, against a sidecar of a few lines."""
+"""Both clients over a real channel, against a sidecar of a few lines."""
 
 import asyncio
+import inspect
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,7 +14,12 @@ from crossfade_client import (
     SERVER_TIMESTAMP,
     AlreadyExistsError,
     ArrayUnion,
+    AsyncBatch,
     AsyncCrossfade,
+    Average,
+    Batch,
+    Count,
+    Crossfade,
     DeadlineExceededError,
     FailedPreconditionError,
     Increment,
@@ -22,11 +28,13 @@ from crossfade_client import (
     NotFoundError,
     OutcomeUnknownError,
     Query,
+    Sum,
     UnavailableError,
     UnimplementedError,
     Write,
 )
 from tests.fake_sidecar import Failure, FakeSidecar
+from tests.waiting import Waiting
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
@@ -35,12 +43,30 @@ async def drained(query):
     return [snapshot async for snapshot in query]
 
 
+@pytest.fixture(params=[AsyncCrossfade, Waiting], ids=["awaiting", "waiting"])
+def connect(request) -> Any:
+    """One of the two clients; `connect(target, ...)` makes it."""
+    return request.param
+
+
 @pytest.fixture
-async def sidecar() -> AsyncIterator[tuple[FakeSidecar, AsyncCrossfade]]:
+async def sidecar(connect) -> AsyncIterator[tuple[FakeSidecar, Any]]:
     fake = FakeSidecar()
-    async with AsyncCrossfade(await fake.start()) as client:
+    async with connect(await fake.start()) as client:
         yield fake, client
     await fake.stop()
+
+
+def test_both_clients_have_the_same_methods_with_the_same_arguments():
+    def methods(kind: type) -> dict[str, list[str]]:
+        return {
+            name: list(inspect.signature(method).parameters)
+            for name, method in inspect.getmembers(kind, inspect.isfunction)
+            if not name.startswith("_")
+        }
+
+    assert methods(AsyncCrossfade) == methods(Crossfade)
+    assert methods(AsyncBatch) == methods(Batch)
 
 
 async def test_a_document_goes_there_and_back(sidecar):
@@ -65,15 +91,16 @@ async def test_missing_is_an_error_of_get_and_none_of_find(sidecar):
     assert await client.find("a/none") is None
 
 
-@pytest.mark.parametrize("call", ["get", "find", "get_all", "query"])
+@pytest.mark.parametrize("call", ["get", "find", "get_all", "query", "count"])
 async def test_an_outage_is_never_an_empty_answer(sidecar, call):
     fake, client = sidecar
-    methods = {"get_all": "BatchGetDocuments", "query": "Query"}
+    methods = {"get_all": "BatchGetDocuments", "query": "Query", "count": "Aggregate"}
     fake.failures = [Failure(methods.get(call, "GetDocument"), UNAVAILABLE, times=99)]
     if call == "query":
         asked = drained(client.query("a", timeout=1.0))
     else:
-        asked = getattr(client, call)(["a/b"] if call == "get_all" else "a/b", timeout=1.0)
+        argument = {"get_all": ["a/b"], "count": "a"}.get(call, "a/b")
+        asked = getattr(client, call)(argument, timeout=1.0)
     with pytest.raises(UnavailableError, match="told to"):
         await asked
 
@@ -104,6 +131,46 @@ async def test_a_query_may_be_left_early(sidecar):
     assert (await anext(pages)).path == "a/0"
     await pages.aclose()
     assert (await client.get("a/7")).path == "a/7"
+
+
+async def test_counts_sums_and_averages(sidecar):
+    fake, client = sidecar
+    await client.commit([Write.set(f"a/{i}", {"i": i, "b": {"x": i / 2}}) for i in range(8)])
+    await client.set("a/none", {"other": True})
+    assert await client.count("a") == 9
+    assert await client.count("a", up_to=2) == 2
+    assert await client.count("nothing") == 0
+    large = Query("a").where("i", ">", 4)
+    assert await client.count(large) == 3
+    found = await client.sum(large, "i")
+    assert (found, type(found)) == (18, int)
+    found = await client.sum("a", "b.x")
+    assert (found, type(found)) == (14.0, float)
+    assert await client.sum("nothing", "i") == 0
+    assert await client.average(large, ("b", "x")) == 3.0
+    assert await client.average("nothing", "i") is None
+    several = {"how many": Count(), "all": Sum("i"), "mean": Average("i"), "some": Count(up_to=1)}
+    # A document without a field that is summed is not found at all, as in Firestore.
+    assert await client.aggregate("a", several) == {
+        "how many": 8,
+        "all": 28,
+        "mean": 3.5,
+        "some": 1,
+    }
+    before = fake.calls["Aggregate"]
+    for wrong in (client.aggregate("a", {}), client.count("a/b"), client.sum("a", "x..y")):
+        with pytest.raises(InvalidArgumentError):
+            await wrong
+    assert fake.calls["Aggregate"] == before
+    with pytest.raises(InvalidArgumentError, match="up_to"):
+        await client.count("a", up_to=0)
+
+
+async def test_an_aggregation_that_is_not_answered_is_an_error(connect):
+    async with Raw(connect, pb.AggregateReply().SerializeToString()) as client:
+        for call in (client.count("a"), client.sum("a", "n"), client.average("a", "n")):
+            with pytest.raises(InternalError, match="says nothing of 1 of 1"):
+                await call
 
 
 async def test_all_writes_or_none(sidecar):
@@ -155,12 +222,19 @@ async def test_reads_are_tried_again(sidecar):
     await client.set("a/1", {"n": 1})
     fake.failures = [
         Failure(method, UNAVAILABLE, times=2)
-        for method in ("GetDocument", "BatchGetDocuments", "Query")
+        for method in ("GetDocument", "BatchGetDocuments", "Query", "Aggregate")
     ]
     assert (await client.get("a/1")).fields == {"n": 1}
     assert len(await client.get_all(["a/1"])) == 1
     assert [s.path async for s in client.query("a")] == ["a/1"]
-    assert fake.calls == {"Commit": 1, "GetDocument": 3, "BatchGetDocuments": 3, "Query": 3}
+    assert await client.count("a") == 1
+    assert fake.calls == {
+        "Commit": 1,
+        "GetDocument": 3,
+        "BatchGetDocuments": 3,
+        "Query": 3,
+        "Aggregate": 3,
+    }
 
 
 async def test_only_unavailable_is_tried_again(sidecar):
@@ -217,10 +291,10 @@ async def test_an_open_outcome_is_settled_by_the_request_id(sidecar):
     assert (await client.get("a/1")).fields == {"n": 1}
 
 
-async def test_a_sidecar_that_restarts_is_found_again():
+async def test_a_sidecar_that_restarts_is_found_again(connect):
     fake = FakeSidecar()
     target = await fake.start()
-    async with AsyncCrossfade(target, timeout=20, retries=1_000) as client:
+    async with connect(target, timeout=20, retries=1_000) as client:
         await client.set("a/1", {"n": 1})
         await fake.stop()
         asked = asyncio.ensure_future(client.get("a/1"))
@@ -231,10 +305,10 @@ async def test_a_sidecar_that_restarts_is_found_again():
     await fake.stop()
 
 
-async def test_the_deadline_is_for_all_attempts_together(sidecar):
+async def test_the_deadline_is_for_all_attempts_together(sidecar, connect):
     fake, _ = sidecar
     fake.failures = [Failure("GetDocument", UNAVAILABLE, times=1_000_000)]
-    async with AsyncCrossfade(fake.target, retries=1_000_000) as client:
+    async with connect(fake.target, retries=1_000_000) as client:
         begin = time.monotonic()
         with pytest.raises(UnavailableError):
             await client.get("a/1", timeout=0.3)
@@ -248,7 +322,9 @@ async def test_the_deadline_is_for_all_attempts_together(sidecar):
 class Raw:
     """A server whose every answer is these bytes, after this many seconds."""
 
-    def __init__(self, reply: bytes, delay: float = 0.0) -> None:
+    def __init__(self, connect: Any, reply: bytes, delay: float = 0.0) -> None:
+        self.connect = connect
+
         async def unary(_request, _context):
             await asyncio.sleep(delay)
             return reply
@@ -258,6 +334,7 @@ class Raw:
 
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             "GetDocument": grpc.unary_unary_rpc_method_handler(unary),
+            "Aggregate": grpc.unary_unary_rpc_method_handler(unary),
             "Commit": grpc.unary_unary_rpc_method_handler(unary),
             "Query": grpc.unary_stream_rpc_method_handler(stream),
             "BatchGetDocuments": grpc.unary_stream_rpc_method_handler(stream),
@@ -267,9 +344,9 @@ class Raw:
         self.server.add_generic_rpc_handlers((service,))
         self.target = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
 
-    async def __aenter__(self) -> AsyncCrossfade:
+    async def __aenter__(self) -> Any:
         await self.server.start()
-        self.client = AsyncCrossfade(self.target)
+        self.client = self.connect(self.target)
         return self.client
 
     async def __aexit__(self, *_: object) -> None:
@@ -277,41 +354,41 @@ class Raw:
         await self.server.stop(None)
 
 
-async def test_a_reply_that_does_not_parse_is_an_error():
-    async with Raw(b"\xff\xff\xff") as client:
+async def test_a_reply_that_does_not_parse_is_an_error(connect):
+    async with Raw(connect, b"\xff\xff\xff") as client:
         for call in (
             client.get("a/1"),
             client.find("a/1"),
             client.get_all(["a/1"]),
+            client.count("a"),
             client.set("a/1", {}),
         ):
-            with pytest.raises(InternalError, match=r"not a message of crossfade\.v1"):
+            # grpc's own words of the one, the client's of the other
+            with pytest.raises(InternalError, match=r"not a message of crossfade\.v1|deserializ"):
                 await call
 
 
-async def test_every_call_has_a_deadline():
-    async with Raw(pb.CommitReply().SerializeToString(), delay=60) as client:
+async def test_every_call_has_a_deadline(connect):
+    async with Raw(connect, pb.CommitReply().SerializeToString(), delay=60) as client:
         for call in (client.get("a/1", timeout=0.05), client.set("a/1", {}, timeout=0.05)):
             with pytest.raises(DeadlineExceededError):
                 await call
 
 
-async def test_another_server_is_no_missing_document():
+async def test_another_server_is_no_missing_document(connect):
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with AsyncCrossfade(f"127.0.0.1:{port}") as client:
+    async with connect(f"127.0.0.1:{port}") as client:
         with pytest.raises(UnimplementedError):
             await client.find("a/1")
     await server.stop(None)
 
 
-async def test_trace_context_goes_with_the_call(sidecar):
+async def test_trace_context_goes_with_the_call(sidecar, connect):
     fake, _ = sidecar
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    async with AsyncCrossfade(
-        fake.target, metadata=lambda: [("authorization", "Bearer x")]
-    ) as client:
+    async with connect(fake.target, metadata=lambda: [("authorization", "Bearer x")]) as client:
         await client.find("a/1", metadata=[("traceparent", parent)])
     sent = dict(fake.metadata)
     assert sent["traceparent"] == parent

@@ -24,6 +24,7 @@ from crossfade_client import (
     Write as ClientWrite,
 )
 from tests.sidecar import Running, eventually, running
+from tests.waiting import Waiting
 
 # A mapped collection and one in the generic table.
 PATHS = ("tasks/1", "notes/1")
@@ -124,6 +125,18 @@ async def test_one_pending_document_sends_the_whole_batch_to_the_authority(shado
     )
     found = await shadowing.client.get_all(["tasks/a", "tasks/b"])
     assert [snapshot.fields["n"] for snapshot in found] == [1, 1]
+
+
+async def test_both_clients_count_sum_and_average(shadowing):
+    writes = [ClientWrite.set(f"tasks/{i}", {"n": i, "status": "done"}) for i in range(4)]
+    await shadowing.client.commit(writes)
+    await shadowing.settled()
+    done = Query("tasks").where("status", "==", "done")
+    for client in (shadowing.client, Waiting(shadowing.sidecar.address, timeout=10.0)):
+        assert await client.count(done) == 4
+        assert await client.sum(done, "n") == 6
+        assert await client.average(done, "n") == 1.5
+    await client.close()
 
 
 @pytest.mark.parametrize("collection", ["tasks", "notes"])
@@ -243,8 +256,8 @@ async def test_a_refused_commit_changes_nothing_and_leaves_nothing_pending(shado
 async def test_a_commit_whose_answer_was_lost_is_found_out_and_done_once(shadowing, monkeypatch):
     real = FirestoreStore.commit
 
-    async def answer_lost(self, writes, *, timeout, intent=None):
-        await real(self, writes, timeout=timeout, intent=intent)
+    async def answer_lost(self, writes, *, timeout, intent=None, transaction=None):
+        await real(self, writes, timeout=timeout, intent=intent, transaction=transaction)
         raise Unavailable("connection reset")
 
     with monkeypatch.context() as patch:
@@ -259,7 +272,7 @@ async def test_a_commit_that_arrives_after_it_was_given_up_is_never_applied(shad
     real = FirestoreStore.commit
     held = []
 
-    async def request_lost(self, writes, *, timeout, intent=None):
+    async def request_lost(self, writes, *, timeout, intent=None, transaction=None):
         held.append((writes, intent))
         raise Unavailable("connection reset")
 
@@ -285,6 +298,19 @@ async def test_an_outcome_nobody_knows_is_said_to_be_unknown(shadowing, monkeypa
             await shadowing.client.set("tasks/1", {"n": 1}, request_id=None)
         assert await shadowing.sql.fetchval("select count(*) from crossfade.pending") == 1
     await shadowing.settled()  # a worker revokes it and settles
+
+
+async def test_a_request_of_stage_off_is_done_once_for_all(url):
+    """Nothing but Firestore knew of it, until the copy took it along."""
+    async with running(url, Stage.OFF) as stack:
+        change = {"total": Increment(1)}
+        await stack.client.merge("tasks/1", change, request_id="same")
+        await stack.stage("shadow")
+        await stack.copy()
+        await stack.stage("live")
+        again = await stack.client.merge("tasks/1", change, request_id="same")
+        assert again.replayed
+        assert (await stack.client.get("tasks/1")).fields == {"total": 1}
 
 
 @pytest.mark.parametrize("stage", ["off", "shadow", "live"])

@@ -1,4 +1,5 @@
-"""The genuine Node client: its smoke suite in tests/node, file by file, over both servers.
+"""The genuine Node client: its smoke suite in tests/node, file by file, over both servers and
+over a sidecar in every stage.
 
 Node and npm have to be installed, and the first run fetches the client from the npm registry.
 `CROSSFADE_REQUIRE_NODE=1` turns what is missing from a skip into a failure.
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from crossfade.plan import Stage
+from tests.postgres_fixture import MakeDatabase
+from tests.sidecar import DATABASE, running
 
 SUITE = Path(__file__).resolve().parent.parent / "node"
 LOCK = SUITE / "package-lock.json"
@@ -65,13 +70,41 @@ def address(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS)
 @pytest.mark.parametrize("file", FILES)
-async def test_node_client(node: str, address: str, file: str):
+async def test_node_client(node: str, address: str, file: str) -> None:
+    await run(node, file, {"FIRESTORE_EMULATOR_HOST": address})
+
+
+@pytest.mark.timeout(INSTALL_SECONDS + RUN_SECONDS)
+@pytest.mark.parametrize("stage", ["off", "shadow", "live", "complete"])
+@pytest.mark.parametrize("file", FILES)
+async def test_node_client_over_a_sidecar(
+    node: str, postgres_database: MakeDatabase, file: str, stage: str
+) -> None:
+    first = Stage.OFF if stage == "off" else Stage.SHADOW
+    # Nothing is waited for that long: a busy machine's pauses are no lost commits.
+    async with running(await postgres_database(), first, read_percent=100, horizon=5.0) as stack:
+        if stage != "off":
+            await stack.copy()
+        if stage in {"live", "complete"}:
+            await stack.stage("live")
+        if stage == "complete":
+            await stack.stage("complete")
+        environment = {
+            "FIRESTORE_EMULATOR_HOST": stack.sidecar.address,
+            "CROSSFADE_NODE_PROJECT": DATABASE.project,
+        }
+        if stage in {"live", "complete"}:  # PostgreSQL keeps no earlier versions
+            environment["CROSSFADE_NODE_NO_PAST"] = "1"
+        await run(node, file, environment)
+
+
+async def run(node: str, file: str, environment: dict[str, str]) -> None:
     # The embedded server runs on this loop: nothing here may block it.
     process = await asyncio.create_subprocess_exec(
         node,
         *("--test", str(SUITE / file)),
         cwd=SUITE,
-        env=os.environ | {"FIRESTORE_EMULATOR_HOST": address},
+        env=os.environ | environment,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -28,6 +28,7 @@ async def test_concurrent_creation_of_everything(
             "crossfade.applied",
             "crossfade.attempts",
             "crossfade.audit",
+            "crossfade.budget",
             "crossfade.control",
             "crossfade.documents",
             "crossfade.figures",

@@ -286,7 +286,7 @@ async def test_an_unknown_commit_is_fenced_across_stage_off(shadowing, monkeypat
     """Its rows survive off and dual_write, so that its intent is revoked before the copy."""
     real, held = FirestoreStore.commit, []
 
-    async def lost(self, writes, *, timeout, intent=None):
+    async def lost(self, writes, *, timeout, intent=None, transaction=None):
         held.append((writes, intent))
         raise Unavailable("connection reset")
 

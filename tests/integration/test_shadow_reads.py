@@ -13,6 +13,8 @@ from crossfade.errors import Unavailable
 from crossfade.plan import Stage, StoreName
 from crossfade.settings import CollectionSettings, RuleSettings
 from crossfade.telemetry import (
+    BUDGET_LEFT,
+    BUDGET_SPENT,
     MISMATCHES_DROPPED,
     REPAIRS,
     REPAIRS_GIVEN_UP,
@@ -22,9 +24,9 @@ from crossfade.telemetry import (
 )
 from crossfade.verdict import BAD
 from crossfade.write import Write
-from crossfade_api.v1 import admin_pb2
+from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc
 from crossfade_client import FailedPreconditionError, NotFoundError, Query
-from tests.sidecar import Running, eventually, running
+from tests.sidecar import DATABASE, Running, eventually, running
 
 WRITES = 1_200
 SECRET = "mail@example.org"
@@ -310,6 +312,63 @@ async def test_repair_can_be_switched_off(url):
         await counted(stack, "wrong")
         assert (await explained(stack, "notes/1")).verdict == "wrong"
         assert stack.telemetry.counts(REPAIRS) == {}
+
+
+# --- aggregations ------------------------------------------------------------------------------
+
+
+async def test_aggregations_are_compared_too(comparing):
+    for number in range(3):
+        await comparing.client.set(f"notes/{number}", {"n": number})
+    await comparing.settled()
+    request = crossfade_pb2.AggregateRequest(parent=DATABASE.root)
+    getattr(request.query.structured_query, "from").add().collection_id = "notes"
+    request.query.aggregations.add(alias="sum").sum.field.field_path = "n"
+    async with grpc.aio.insecure_channel(comparing.sidecar.address) as channel:
+        stub: Any = crossfade_pb2_grpc.CrossfadeStub(channel)
+
+        async def answered() -> int:
+            reply = await stub.Aggregate(request)
+            return int(reply.result.aggregate_fields["sum"].integer_value)
+
+        assert await answered() == 3
+        await counted(comparing, "match")
+        await spoil(comparing, "notes/2", '{"n": 40}')
+        assert await answered() == 3
+        await counted(comparing, "wrong")
+    (found,) = await listed(comparing)
+    assert (found.operation, found.path, list(found.fields)) == ("aggregate", "notes", ["sum"])
+    assert comparing.telemetry.counts(REPAIRS) == {}
+
+
+# --- the budget --------------------------------------------------------------------------------
+
+
+async def test_a_budget_that_is_spent_ends_the_comparing_and_nothing_else(url):
+    async with running(
+        url, Stage.SHADOW, shadow_rate=1.0, shadow={"daily_reads": 20}, read_percent=100
+    ) as stack:
+        await stack.copy()
+        await stack.client.set("notes/1", {"n": 1})
+        await stack.settled()
+
+        async def exhausted() -> bool:
+            # PostgreSQL answers, so that every comparison costs a read of Firestore.
+            assert (await stack.client.get("notes/1")).fields == {"n": 1}
+            return stack.count(SHADOW_DROPPED, "budget") > 0 and await spent()
+
+        async def spent() -> bool:
+            return stack.telemetry.read_gauge(BUDGET_LEFT) == {(): 0.0}
+
+        await eventually(exhausted, 60)
+        assert await stack.sql.fetchval("select reserved from crossfade.budget") == 20
+        await stack.settled()
+        compared = sum(stack.telemetry.counts(VERDICTS).values())
+        assert 20 <= stack.count(BUDGET_SPENT) <= 20 + 2
+        for _ in range(20):
+            await stack.client.get("notes/1")
+        await stack.settled()
+        assert sum(stack.telemetry.counts(VERDICTS).values()) == compared
 
 
 # --- raising -----------------------------------------------------------------------------------

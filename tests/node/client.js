@@ -10,7 +10,9 @@ export function connect() {
   }
   // There is no cloud to look for; the library would ask for one at a well-known address.
   process.env.METADATA_SERVER_DETECTION ??= "none";
-  const db = new Firestore({ projectId: `node-${randomBytes(4).toString("hex")}` });
+  // A sidecar serves one database, that of its own project.
+  const projectId = process.env.CROSSFADE_NODE_PROJECT ?? `node-${randomBytes(4).toString("hex")}`;
+  const db = new Firestore({ projectId });
   after(() => db.terminate());
   return db;
 }

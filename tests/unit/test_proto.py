@@ -20,12 +20,15 @@ SAME: list[tuple[Any, Any]] = [
     (document_pb2.WriteResult, types.WriteResult),
     (query_pb2.StructuredQuery, types.StructuredQuery),
     (query_pb2.Cursor, types.Cursor),
+    (query_pb2.StructuredAggregationQuery, types.StructuredAggregationQuery),
+    (crossfade_pb2.AggregationResult, types.AggregationResult),
 ]
 # Ours are joined from many of theirs: our field is repeated, or theirs is not in ours.
 COMPATIBLE: list[tuple[Any, Any, dict[str, str]]] = [
     (crossfade_pb2.BatchGetDocumentsReply, types.BatchGetDocumentsResponse, {}),
     (crossfade_pb2.QueryReply, types.RunQueryResponse, {"documents": "document"}),
     (crossfade_pb2.CommitReply, types.CommitResponse, {}),
+    (crossfade_pb2.AggregateReply, types.RunAggregationQueryResponse, {}),
 ]
 # Our own field in a message of theirs; its number is free there.
 OWN = {"CommitReply.replayed"}

@@ -5,7 +5,7 @@ from math import comb
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossfade.plan import Stage, StoreName, decide, plan
@@ -194,7 +194,7 @@ def test_more_mismatches_never_look_better(seen, more):
 
 # --- the steps ---------------------------------------------------------------------------------
 
-PLAN = Plan(steps=(1.0, 25.0, 100.0), bake=60.0)
+PLAN = Plan(steps=(1.0, 25.0, 100.0), bake=60.0, settle=5.0)
 
 
 def test_a_ramp_without_trouble_goes_up_step_by_step_and_is_done():
@@ -221,20 +221,23 @@ def test_a_ramp_without_trouble_goes_up_step_by_step_and_is_done():
     ],
 )
 def test_a_failure_steps_back_at_once_and_says_why(seen, percent, words):
-    at_25 = State(step=1, since=100.0)
+    at_25 = State(step=1, since=100.0, settled=True)
     move = advance(PLAN, at_25, seen, 101.0)
     assert (move.verb, move.state.percent(PLAN)) == (Verb.BACK, percent)
     assert words in move.reason
     assert move.state.status is Status.RUNNING
     # And when the trouble is over it goes on from there.
-    resumed = advance(PLAN, move.state, GOOD, 162.0)
+    counting = advance(PLAN, move.state, seen, 107.0)
+    assert (counting.verb, counting.state.settled) == (Verb.HOLD, True)
+    resumed = advance(PLAN, counting.state, GOOD, 162.0)
     assert (resumed.verb, resumed.state.step) == (Verb.ADVANCE, move.state.step + 1)
 
 
 def test_a_ramp_that_fails_again_and_again_stops_at_nothing():
     state = State(step=1)
     for number in range(MAX_SETBACKS):
-        move = advance(PLAN, replace(state, step=1), replace(GOOD, bad=500), float(number))
+        at_25 = replace(state, step=1, settled=True)
+        move = advance(PLAN, at_25, replace(GOOD, bad=500), float(number))
         state = move.state
     assert (state.status, state.percent(PLAN)) == (Status.STOPPED, 0)
     assert "the ramp stops" in move.reason
@@ -242,12 +245,23 @@ def test_a_ramp_that_fails_again_and_again_stops_at_nothing():
 
 
 def test_thin_data_hold_however_long_it_takes():
-    move = advance(PLAN, State(step=0, since=0.0), Figures(5, 0, Calls(5), Calls(5)), 1e9)
+    state = State(step=0, since=0.0, settled=True)
+    move = advance(PLAN, state, Figures(5, 0, Calls(5), Calls(5)), 1e9)
     assert move.verb is Verb.HOLD
     assert "5 comparisons" in move.reason
 
 
-@given(st.lists(st.tuples(figures(), st.floats(0, 100)), max_size=30))
+def test_what_was_begun_before_a_move_does_not_count_after_it():
+    failing = replace(GOOD, postgresql=Calls(20_000, 2_000, 0.01))
+    moved = advance(PLAN, State(step=2, since=0.0, settled=True), failing, 10.0)
+    assert (moved.verb, moved.state.step, moved.state.settled) == (Verb.BACK, 1, False)
+    for now in (10.0, 12.0, 14.9):
+        held = advance(PLAN, moved.state, failing, now)
+        assert (held.verb, held.state) == (Verb.HOLD, moved.state)
+
+
+@settings(deadline=None)  # bounds of many figures take their time
+@given(st.lists(st.tuples(figures(), st.floats(0, 100)), max_size=10))
 def test_whatever_is_seen_the_percent_is_one_of_the_plan_and_rises_one_step_at_a_time(history):
     state, now = State(), 0.0
     for seen, seconds in history:
@@ -266,7 +280,8 @@ def test_whatever_is_seen_the_percent_is_one_of_the_plan_and_rises_one_step_at_a
             assert state.step < before.step or state.step == -1
         else:
             assert state.step == before.step
-            assert outcome is not Outcome.FAIL or before.status is not Status.RUNNING
+            judged = before.settled and before.status is Status.RUNNING
+            assert outcome is not Outcome.FAIL or not judged
 
 
 @pytest.mark.parametrize(
@@ -294,7 +309,9 @@ class Rehearsal:
 
     def __init__(self, trouble: dict[float, tuple[float, float, float]]) -> None:
         self.trouble = trouble
-        self.plan = Plan(bake=60.0, limits=Limits(max_mismatch=0.001, max_error_delta=0.002))
+        self.plan = Plan(
+            bake=60.0, settle=10.0, limits=Limits(max_mismatch=0.001, max_error_delta=0.002)
+        )
         self.state, self.now, self.reads = State(), 0.0, 0
         self.percents: list[float] = []
         self.seen = Figures()
@@ -323,8 +340,9 @@ class Rehearsal:
             )
             self.reads, self.now = self.reads + 500, self.now + 5.0
             move = advance(self.plan, self.state, self.seen, self.now)
-            if move.verb is not Verb.HOLD:
+            if move.state.settled and not self.state.settled:
                 self.seen = Figures()
+            if move.verb is not Verb.HOLD:
                 self.percents.append(move.state.percent(self.plan))
             self.state = move.state
 

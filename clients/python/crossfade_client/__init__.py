@@ -1,11 +1,15 @@
-"""Async Python client of the Crossfade sidecar.
+"""Python client of the Crossfade sidecar.
 
 async with AsyncCrossfade("127.0.0.1:7600") as crossfade:
     task = await crossfade.get("tasks/1")
+
+with Crossfade("127.0.0.1:7600") as crossfade:
+    task = crossfade.get("tasks/1")
 """
 
 from crossfade_client._requests import RequestId
-from crossfade_client.client import AsyncCrossfade, Batch
+from crossfade_client.aggregates import Average, Count, Sum
+from crossfade_client.client import AsyncBatch, AsyncCrossfade
 from crossfade_client.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -27,6 +31,7 @@ from crossfade_client.errors import (
     UnknownError,
 )
 from crossfade_client.query import And, Filter, Or, Query
+from crossfade_client.sync import Batch, Crossfade
 from crossfade_client.values import (
     DELETE_FIELD,
     SERVER_TIMESTAMP,
@@ -51,10 +56,14 @@ __all__ = [
     "And",
     "ArrayRemove",
     "ArrayUnion",
+    "AsyncBatch",
     "AsyncCrossfade",
+    "Average",
     "Batch",
     "CallCancelledError",
     "CommitResult",
+    "Count",
+    "Crossfade",
     "CrossfadeError",
     "DataLossError",
     "DeadlineExceededError",
@@ -76,6 +85,7 @@ __all__ = [
     "RequestId",
     "ResourceExhaustedError",
     "Snapshot",
+    "Sum",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

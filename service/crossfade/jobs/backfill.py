@@ -7,21 +7,22 @@ queues a recopy of what PostgreSQL has and no page had.
 """
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 
 from crossfade.control import Control
-from crossfade.document import Database
+from crossfade.document import Database, Document, is_own
 from crossfade.errors import CrossfadeError, FailedPrecondition
 from crossfade.failpoints import reach
 from crossfade.jobs.scan import scan
 from crossfade.plan import StoreName
 from crossfade.snapshot import Snapshot
-from crossfade.stores.firestore import FirestoreStore
+from crossfade.stores.firestore import INTENTS, UNMIRRORED, FirestoreStore
 from crossfade.stores.postgres.mirror import Image, Mirror
+from crossfade.stores.postgres.way_back import Request
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +61,15 @@ async def backfill(
             await mirror.end_copy(token, timeout=timeout)
 
 
+def _requests_of_stage_off(page: Sequence[Document]) -> list[Request]:
+    """Nothing told PostgreSQL that they were done, and it has to know once it is in charge."""
+    return [
+        Request(document.path.removeprefix(f"{INTENTS}/"), document.create_time, ())
+        for document in page
+        if document.path.startswith(f"{INTENTS}/") and document.fields.get(UNMIRRORED) is True
+    ]
+
+
 async def _copy(
     snapshot: Snapshot,
     firestore: FirestoreStore,
@@ -69,11 +79,12 @@ async def _copy(
     timeout: float,
 ) -> AsyncIterator[Progress]:
     copied = 0
-    async for page in scan(firestore, database, timeout=timeout):
+    async for page in scan(firestore, database, timeout=timeout, own=True):
         reach("backfill.read")
         images = [
             Image(document.path, document.fields, document.update_time, document.create_time)
             for document in page
+            if not is_own(document.path)
         ]
         # An empty page, too: it says that the copy goes on.
         await mirror.put_page(
@@ -82,6 +93,7 @@ async def _copy(
             generation=snapshot.generation,
             token=token,
             timeout=timeout,
+            requests=_requests_of_stage_off(page),
         )
         reach("backfill.put")
         copied += len(images)

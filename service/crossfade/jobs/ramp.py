@@ -102,15 +102,16 @@ class Ramping:
             await self._set(ramp.collection, percent)
         seen = figures(_of(sums, ramp.collection), ramp.baseline)
         move = advance(ramp.plan, ramp.state, seen, self._clock())
-        if move.verb is Verb.HOLD and move.state == ramp.state:
-            if move.reason != ramp.reason:
-                await self._ramps.move(self._id, ramp, ramp.state, move.reason, None)
+        if move.verb is Verb.HOLD and move.state.status is ramp.state.status:
+            begins = move.state.settled and not ramp.state.settled
+            if begins or move.reason != ramp.reason:
+                fresh = _of(sums, ramp.collection) if begins else None
+                await self._ramps.move(self._id, ramp, move.state, move.reason, fresh)
             return
         after = move.state.percent(ramp.plan)
         if after < percent:
             await self._set(ramp.collection, after)  # at once, whatever becomes of the rest
-        fresh = None if move.verb is Verb.HOLD else _of(sums, ramp.collection)
-        if not await self._ramps.move(self._id, ramp, move.state, move.reason, fresh):
+        if not await self._ramps.move(self._id, ramp, move.state, move.reason, None):
             return
         if after > percent:
             await self._set(ramp.collection, after)

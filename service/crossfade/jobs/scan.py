@@ -12,9 +12,9 @@ PAGE = 300
 
 
 async def scan(
-    store: DocumentStore, database: Database, *, timeout: float
+    store: DocumentStore, database: Database, *, timeout: float, own: bool = False
 ) -> AsyncIterator[list[Document]]:
-    """Pages of all documents of all collections but Crossfade's own.
+    """Pages of all documents of all collections; of Crossfade's own only if `own`.
 
     Each page is a query of its own (`timeout` seconds), so the scan is no snapshot:
     what changes meanwhile is seen before or after its change.
@@ -31,7 +31,7 @@ async def scan(
         async for page in store.query(query, timeout=timeout):
             frames = crossfade_pb2.QueryReply.FromString(page.frames)
             documents += [decode_document(message, database) for message in frames.documents]
-        yield [document for document in documents if not is_own(document.path)]
+        yield [document for document in documents if own or not is_own(document.path)]
         if len(documents) < PAGE:
             return
         after = documents[-1].path

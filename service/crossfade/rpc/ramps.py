@@ -20,6 +20,7 @@ from crossfade_api.v1 import admin_pb2
 
 SERVICE = "crossfade.v1.Admin"
 MAX_LIMIT, DEFAULT_LIMIT = 1_000, 100
+SETTLE_SECONDS = Plan().settle
 SOMEBODY = "somebody over the admin API"
 
 
@@ -64,7 +65,8 @@ class RampMethods:
             return Plan(
                 tuple(request.steps) or default.steps,
                 request.bake_seconds or default.bake,
-                limits,
+                limits=limits,
+                settle=SETTLE_SECONDS,
             )
         except ValueError as error:
             raise InvalidArgument(str(error)) from None

@@ -312,6 +312,8 @@ def build(
             ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
             ("grpc.max_receive_message_length", max_message_bytes),
             ("grpc.max_send_message_length", max_message_bytes),
+            # A genuine client's routing header holds the document's name: 6 KiB, encoded.
+            ("grpc.max_metadata_size", 65_536),
         )
     )
     handlers = {

@@ -70,6 +70,8 @@ MAX_MESSAGE_BYTES = 16 * 1_048_576
 EXPIRY = "expire_at"
 """Field of an intent document for a TTL policy: it is needed no longer than a request may
 be repeated, and than a commit may be under way."""
+UNMIRRORED = "unmirrored"
+"""Field of an intent document that was written in stage off, when nothing told PostgreSQL of it."""
 MAX_PATHS_BYTES = 262_144
 """An intent document names its paths up to here: a commit that Firestore takes must not be
 refused for its proof. The pending rows have all of them."""
@@ -323,6 +325,21 @@ class FirestoreStore:
             call.cancel()
         return Aggregated(values, read_time or time.time_ns() // 1_000)
 
+    # --- other methods -----------------------------------------------------------------------
+
+    async def ask(self, method: str, request: bytes, parent: str, *, timeout: float) -> bytes:
+        """The answer of a unary method that changes nothing and is of what lies below `parent`
+        (a document path, "" for the root)."""
+        asked: Unary = self._channel.unary_unary(_SERVICE + method)
+        metadata = self._routed(f"parent={self._quoted(parent)}")
+        deadline = time.monotonic() + timeout
+
+        async def once() -> bytes:
+            with _translated(not_found=FailedPrecondition):
+                return await asked(request, timeout=_left(deadline), metadata=metadata)
+
+        return await _twice(once)
+
     # --- transactions --------------------------------------------------------------------------
 
     async def begin(
@@ -428,6 +445,8 @@ class FirestoreStore:
             "outbox": intent.outbox,
             "state": "applied",
         }
+        if not intent.mirrored:
+            fields[UNMIRRORED] = True
         if not intent.outbox:  # nothing else remembers its paths, so it stays until it is drained
             fields[EXPIRY] = self.expiry()
         return Write(f"{INTENTS}/{intent.id}", fields, exists=False)

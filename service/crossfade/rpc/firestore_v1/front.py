@@ -18,7 +18,14 @@ from crossfade.document import (
     check_id,
     parse_field_path,
 )
-from crossfade.errors import CrossfadeError, InvalidArgument, NotFound, TooLarge, Unimplemented
+from crossfade.errors import (
+    CrossfadeError,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    TooLarge,
+    Unimplemented,
+)
 from crossfade.query import Cursor, Order, Query, project
 from crossfade.rpc.firestore_v1 import requests
 from crossfade.rpc.firestore_v1.backend import Backend, Backends
@@ -216,7 +223,10 @@ class Front:
         write = wire.decode_write(message, database, "document")
         outcome = await backend.commit([write], timeout=left)
         at = At(read_time=outcome.commit_time)
-        reading = await backend.get((write.path,), timeout=left, at=at)
+        try:
+            reading = await backend.get((write.path,), timeout=left, at=at)
+        except FailedPrecondition:  # changed again, and nothing keeps what it was
+            reading = await backend.get((write.path,), timeout=left)
         return _masked(reading.documents[0].data or b"", mask, database)
 
     async def delete_document(self, data: bytes, left: float) -> bytes:

@@ -22,9 +22,10 @@ What the cloud does was taken from its documentation, its clients and logs of th
 import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 from google.cloud.firestore_v1 import types
 
@@ -48,8 +49,9 @@ from crossfade.rpc.firestore_v1.listen_targets import (
     Target,
     target_change,
 )
-from crossfade.rpc.firestore_v1.listen_watch import Watch
+from crossfade.rpc.firestore_v1.listen_watch import Watch, touch
 from crossfade.rpc.firestore_v1.requests import database_of, parent_of, parse, path_of
+from crossfade.store import At
 
 IDLE_SECONDS = 30.0
 """So often a stream without news says so: clients that hear nothing for two minutes begin
@@ -64,14 +66,59 @@ _REFUSALS = (FailedPrecondition, InvalidArgument, PermissionDenied, Unimplemente
 """Errors that are about one target; all others end the stream."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """`time`: in microseconds; `at`: how to read as of it; `again`: paths that may have changed
+    after it, and that nobody will tell of again."""
+
+    time: int
+    at: At
+    again: tuple[str, ...] = ()
+
+
+class Moments(Protocol):
+    """Where a stream takes its moments from."""
+
+    costly: bool
+    """Whether a moment should be left before its frames are sent."""
+
+    def moment(self) -> AbstractAsyncContextManager[Moment]:
+        """All commits up to it have been told of when it is entered. Raises Unavailable when
+        streams have to begin anew."""
+        ...
+
+
+class _Present:
+    """The moments of a backend that keeps versions, and tells of commits within them."""
+
+    costly = False
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    @asynccontextmanager
+    async def moment(self) -> AsyncIterator[Moment]:
+        # Entering it gives no turn to a commit: `now` and what is taken after it are of one time.
+        now = self._backend.now()
+        yield Moment(now, At(read_time=now))
+
+
 class Listen:
     """The method, of a front over `backends`. Tokens that another one made are not resumed."""
 
-    def __init__(self, backends: Backends, idle: float = IDLE_SECONDS) -> None:
+    def __init__(
+        self,
+        backends: Backends,
+        idle: float = IDLE_SECONDS,
+        moments: Moments | None = None,
+        mark: bytes = b"",
+    ) -> None:
         self._backends = backends
         self._idle = idle
         self._secret = os.urandom(16)
         self._watches: dict[Database, Watch] = {}
+        self._moments = moments
+        self._mark = mark
 
     async def serve(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """The frames of one stream. Raises what ends it; closing it ends the subscription."""
@@ -79,8 +126,9 @@ class Listen:
             database = database_of(parse(types.ListenRequest.pb(), first).database)
             backend = self._backends(database)
             watch = self._watches.setdefault(database, Watch(backend))
-            tokens = _Tokens(database, self._secret)
-            stream = _Stream(database, backend, watch, tokens, self._idle)
+            tokens = _Tokens(database, self._secret, self._mark)
+            moments = self._moments or _Present(backend)
+            stream = _Stream(database, backend, watch, tokens, self._idle, moments)
             async with aclosing(stream.frames(first, requests)) as frames:
                 async for frame in frames:
                     yield frame
@@ -90,22 +138,31 @@ class Listen:
 class _Tokens:
     """Resume tokens: the moment that the client knows, and whose moment that is."""
 
-    def __init__(self, database: Database, secret: bytes) -> None:
-        self._owner = blake2b(database.name.encode(), key=secret, digest_size=8).digest()
+    def __init__(self, database: Database, secret: bytes, mark: bytes) -> None:
+        owner = blake2b(database.name.encode(), key=secret, digest_size=8).digest()
+        self._owner = mark + owner
 
     def make(self, moment: int) -> bytes:
         return self._owner + moment.to_bytes(8, "big")
 
     def read(self, token: bytes) -> int | None:
         """The moment; None for a token from elsewhere."""
-        owner, moment = token[:8], token[8:]
+        size = len(self._owner)
+        owner, moment = token[:size], token[size:]
         return int.from_bytes(moment, "big") if owner == self._owner and len(moment) == 8 else None
 
 
 class _Stream:
     def __init__(
-        self, database: Database, backend: Backend, watch: Watch, tokens: _Tokens, idle: float
+        self,
+        database: Database,
+        backend: Backend,
+        watch: Watch,
+        tokens: _Tokens,
+        idle: float,
+        moments: Moments,
     ) -> None:
+        self._moments = moments
         self._database = database
         self._backend = backend
         self._watch = watch
@@ -132,12 +189,22 @@ class _Stream:
                 self._wake.clear()
                 for frame in self._requested():
                     yield frame
-                # There is no await between the two: what is taken are all changes up to the
-                # moment, and what is left for the next round are later ones.
-                moment = self._backend.now()
-                due = [target for target in self._targets.values() if target.take()]
-                async for frame in self._caught_up(due, moment):
+                # What is taken now are all changes up to the moment, at least; what is left
+                # for the next round are later ones.
+                async with self._moments.moment() as found:
+                    moment = found.time
+                    due = [target for target in self._targets.values() if target.take()]
+                    frames = self._caught_up(due, moment, found.at)
+                    if self._moments.costly:  # it does not last until a slow client has read
+                        kept = [frame async for frame in frames]
+                    else:
+                        kept = []
+                        async for frame in frames:
+                            yield frame
+                for frame in kept:
                     yield frame
+                if found.again and touch(self._targets.values(), found.again):
+                    self._wake.set()
                 if any(target.behind for target in self._targets.values()):
                     continue
                 if self._targets and (not self._consistent or clock() >= said + self._idle):
@@ -155,12 +222,12 @@ class _Stream:
             for number in list(self._targets):
                 self._drop(number)
 
-    async def _caught_up(self, due: Sequence[Target], moment: int) -> AsyncIterator[bytes]:
+    async def _caught_up(self, due: Sequence[Target], moment: int, at: At) -> AsyncIterator[bytes]:
         """What brings the targets to the moment."""
         waited = False
         for target in due:
             try:
-                frames = await target.frames(moment)
+                frames = await target.frames(moment, at)
             except _REFUSALS as error:
                 if waited and isinstance(error, FailedPrecondition):
                     # The client was so slow that the moment is too long ago. The target is the

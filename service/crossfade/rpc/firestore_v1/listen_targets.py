@@ -129,19 +129,20 @@ class Target(ABC):
 
     # --- what the client is told ---------------------------------------------------------------
 
-    async def frames(self, moment: int) -> Iterator[bytes]:
-        """What the client has to be told to know what was taken as of `moment`; from now on it
-        is taken to know that. (The frames are made as they are sent.)
+    async def frames(self, moment: int, at: At | None = None) -> Iterator[bytes]:
+        """What the client has to be told to know what was taken as of `moment`, which is read by
+        `at`; from now on it is taken to know that. (The frames are made as they are sent.)
 
         After an error nothing has changed: the next call does all of it. Raises
         FailedPrecondition for a moment that is too long ago, and the query's errors.
         """
         known, resume = self._known, self._resume
+        at = at or At(read_time=moment)
         reset = False
         if resume is not None:
             earlier = await self._recall(resume, moment)
             reset, known = earlier is None, earlier or {}
-        states = await self._differing(moment, known)
+        states = await self._differing(at, known)
         mistaken = resume is not None and not reset and resume.expected not in {None, _count(known)}
         for state in states:
             if state.data is None:
@@ -161,35 +162,35 @@ class Target(ABC):
         if resume.since is None or resume.since > moment:
             return None
         try:
-            return {state.path: state.time async for state in self._all(resume.since)}
+            return {state.path: state.time async for state in self._all(At(read_time=resume.since))}
         except FailedPrecondition:
             return None
 
-    async def _differing(self, moment: int, known: dict[str, int]) -> list[_State]:
+    async def _differing(self, at: At, known: dict[str, int]) -> list[_State]:
         """The documents that are not as the client knows them."""
         if not self._due_all:
-            some = await self._some(sorted(self._due), moment)
+            some = await self._some(sorted(self._due), at)
             return [state for state in some if known.get(state.path, _MISSING) != state.time]
         states: list[_State] = []
         seen: set[str] = set()
-        async for state in self._all(moment):
+        async for state in self._all(at):
             seen.add(state.path)
             if known.get(state.path) != state.time:
                 states.append(state)
         lost = [path for path in known if path not in seen]
-        return states + (await self._lost(lost, moment) if lost else [])
+        return states + (await self._lost(lost, at) if lost else [])
 
     @abstractmethod
-    def _all(self, moment: int) -> AsyncIterator[_State]:
+    def _all(self, at: At) -> AsyncIterator[_State]:
         """What the target holds."""
 
     @abstractmethod
-    async def _some(self, paths: Sequence[str], moment: int) -> list[_State]:
+    async def _some(self, paths: Sequence[str], at: At) -> list[_State]:
         """What has become of some paths."""
 
-    async def _lost(self, paths: Sequence[str], moment: int) -> list[_State]:
+    async def _lost(self, paths: Sequence[str], at: At) -> list[_State]:
         """Paths that are not in the target any more."""
-        reading = await self._backend.get(paths, timeout=SECONDS, at=At(read_time=moment))
+        reading = await self._backend.get(paths, timeout=SECONDS, at=at)
         return [_State(found.path, exists=found.data is not None) for found in reading.documents]
 
     def _frame(self, state: _State, moment: int) -> bytes:
@@ -224,14 +225,14 @@ class DocumentsTarget(Target):
     def concerned(self, paths: Sequence[str]) -> Collection[str]:
         return [path for path in paths if path in self._paths]
 
-    async def _all(self, moment: int) -> AsyncIterator[_State]:
-        for state in await self._some(list(self._paths), moment):
+    async def _all(self, at: At) -> AsyncIterator[_State]:
+        for state in await self._some(list(self._paths), at):
             yield state
 
-    async def _some(self, paths: Sequence[str], moment: int) -> list[_State]:
+    async def _some(self, paths: Sequence[str], at: At) -> list[_State]:
         if not paths:
             return []
-        reading = await self._backend.get(paths, timeout=SECONDS, at=At(read_time=moment))
+        reading = await self._backend.get(paths, timeout=SECONDS, at=at)
         return [
             _State(found.path)
             if found.data is None
@@ -259,8 +260,7 @@ class QueryTarget(Target):
         # Whether a document is in scope is a matter of its collection only.
         return paths if queries.in_scope(self._query, paths[0]) else ()
 
-    async def _all(self, moment: int) -> AsyncIterator[_State]:
-        at = At(read_time=moment)
+    async def _all(self, at: At) -> AsyncIterator[_State]:
         async for page in self._backend.query(self._query, timeout=SECONDS, at=at):
             for number, data in wire.scan(page.frames):
                 if number == 1 and isinstance(data, bytes):
@@ -268,8 +268,8 @@ class QueryTarget(Target):
                     yield _State(self._database.relative(name), time, data, exists=True)
             await asyncio.sleep(0)  # a large result lets others have their turn
 
-    async def _some(self, paths: Sequence[str], moment: int) -> list[_State]:
-        reading = await self._backend.get(paths, timeout=SECONDS, at=At(read_time=moment))
+    async def _some(self, paths: Sequence[str], at: At) -> list[_State]:
+        reading = await self._backend.get(paths, timeout=SECONDS, at=at)
         stored = {
             found.path: wire.parse_document(found.data, self._database)
             for found in reading.documents

@@ -5,7 +5,7 @@ nothing, however many there are.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from crossfade.document import collection_path
 from crossfade.rpc.firestore_v1.backend import Backend
@@ -40,11 +40,29 @@ class Watch:
             self._unsubscribe = None
 
     def _committed(self, _: int, paths: Sequence[str]) -> None:
-        changed: dict[str, list[str]] = {}
-        for path in paths:
-            changed.setdefault(collection_path(path), []).append(path)
-        for collection, inside in changed.items():
+        for collection, inside in _by_collection(paths).items():
             for key in (collection.rpartition("/")[2], None):
                 for target, wake in self._followers.get(key, {}).items():
                     if target.touch(inside):
                         wake.set()
+
+
+def touch(targets: Iterable[Target], paths: Sequence[str]) -> bool:
+    """Marks those of the targets that these changed documents concern. Whether there are any."""
+    changed = _by_collection(paths)
+    touched = False
+    for target in targets:
+        for collection, inside in changed.items():
+            if not target.collections or {None, collection.rpartition("/")[2]}.isdisjoint(
+                target.collections
+            ):
+                continue
+            touched |= target.touch(inside)
+    return touched
+
+
+def _by_collection(paths: Sequence[str]) -> dict[str, list[str]]:
+    changed: dict[str, list[str]] = {}
+    for path in paths:
+        changed.setdefault(collection_path(path), []).append(path)
+    return changed

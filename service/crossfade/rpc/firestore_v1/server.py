@@ -60,7 +60,7 @@ def _stream(name: str, method: Streaming) -> Any:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def _both_ways(name: str, method: BothWays) -> Any:
+def both_ways_handler(name: str, method: BothWays) -> Any:
     async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
             async with aclosing(method(requests)) as frames:
@@ -72,10 +72,9 @@ def _both_ways(name: str, method: BothWays) -> Any:
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
-    """A handler for every method of the service, by name."""
-    front = Front(backends)
-    unary: dict[str, Unary] = {
+def unary_methods(front: Front) -> dict[str, Unary]:
+    """Those that answer once, by name."""
+    return {
         "BatchWrite": front.batch_write,
         "BeginTransaction": front.begin_transaction,
         "Commit": front.commit,
@@ -88,12 +87,22 @@ def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
         "Rollback": front.rollback,
         "UpdateDocument": front.update_document,
     }
-    streaming: dict[str, Streaming] = {
+
+
+def streaming_methods(front: Front) -> dict[str, Streaming]:
+    """Those that answer in frames."""
+    return {
         "BatchGetDocuments": front.batch_get_documents,
         "ExecutePipeline": _execute_pipeline,
         "RunAggregationQuery": front.run_aggregation_query,
         "RunQuery": front.run_query,
     }
+
+
+def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
+    """A handler for every method of the service, by name."""
+    front = Front(backends)
+    unary, streaming = unary_methods(front), streaming_methods(front)
     both_ways: dict[str, BothWays] = {
         "Listen": Listen(backends).serve,
         "Write": WriteStreams(backends).serve,
@@ -104,7 +113,7 @@ def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
         both_ways = {name: faults.streaming(method) for name, method in both_ways.items()}
     found = {name: _unary(name, method) for name, method in unary.items()}
     found |= {name: _stream(name, method) for name, method in streaming.items()}
-    return found | {name: _both_ways(name, method) for name, method in both_ways.items()}
+    return found | {name: both_ways_handler(name, method) for name, method in both_ways.items()}
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from crossfade.document import Database, Document, collection_id, collection_pat
 from crossfade.errors import Aborted, EpochChanged, FailedPrecondition
 from crossfade.mapping import EXPLAINED, REFUSED, CollectionMapping, escape_path
 from crossfade.store import Asked, CommitOutcome, Intent, Version, WriteOutcome
+from crossfade.stores.postgres.changes import NOTIFY, UNHEARD, notifications
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.reader import Reader
@@ -37,9 +38,9 @@ connections together, if nobody made it larger: some commits of 10 MiB would not
 EVERYTHING = "*"
 # Sorted, so that two commits never wait for one another. What all share comes first, then the
 # request's own lock: the second of two commits with one id finds the first one's row.
-_LOCKS = """select count(case when shared
+_LOCKS = f"""select count(case when shared
     then pg_advisory_xact_lock_shared(hashtextextended(name, 7))::text
-    else pg_advisory_xact_lock(hashtextextended(name, 7))::text end)
+    else pg_advisory_xact_lock(hashtextextended(name, 7))::text end), {UNHEARD}
 from unnest($1::text[], $2::bool[]) as l (name, shared)"""
 _REQUEST = """select commit_time, update_times from crossfade.requests
 where intent = any($1::text[])"""
@@ -144,7 +145,9 @@ class Committer:
             epoch = await self._epoch(connection, intent)
             request = [f"i:{intent.id}"] if intent is not None and replayable else []
             queried = {asked.query.collection for asked in results}
-            await connection.execute(_LOCKS, *_locks(request, paths, written, queried))
+            [(_, unheard)] = await connection.fetch(
+                _LOCKS, *_locks(request, paths, written, queried)
+            )
             if intent is not None and replayable:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
@@ -173,6 +176,8 @@ class Committer:
                     [outcome.update_time for outcome in outcomes],
                     replayable,
                 )
+            if changed and not unheard:
+                await connection.execute(NOTIFY, notifications(changed))
             if intent is not None and intent.mirrored and replayable and written and not changed:
                 path = escape_path(min(written))
                 places = escape_path(collection_path(path)), escape_path(collection_id(path))

@@ -346,9 +346,7 @@ class Mirror:
             return await self._put_one(images[0], epoch, owner, row, allow_equal, timeout, done)
         async with self._lanes.transaction(timeout) as connection:
             await self._check(connection, epoch, StoreName.POSTGRESQL)
-            for request in sorted(requests, key=lambda request: request.intent):
-                times = list(request.update_times)
-                await connection.execute(_REQUEST, request.intent, request.commit_time, times)
+            await self._record(connection, requests)
             ordered = sorted(images, key=lambda image: image.path)
             if owner is not None:
                 paths = [escape_path(image.path) for image in ordered]
@@ -366,14 +364,23 @@ class Mirror:
         await self._lanes.execute(_END_PAGES, token, timeout=timeout)
 
     async def put_page(
-        self, images: Sequence[Image], *, epoch: int, generation: int, token: int, timeout: float
+        self,
+        images: Sequence[Image],
+        *,
+        epoch: int,
+        generation: int,
+        token: int,
+        timeout: float,
+        requests: Sequence[Request] = (),
     ) -> set[str]:
         """A page of the first copy: untied, equal versions too. Its paths are marked as
-        seen by the copy `token`, whether they were put or not. Raises EpochChanged as
+        seen by the copy `token`, whether they were put or not. `requests` that Firestore alone
+        knew of are recorded with it. Raises EpochChanged as
         `finish_copy` does: stage off leaves no tombstones that would keep an old page out.
         Raises Aborted when the copy took too long over it, for the same reason."""
         async with self._lanes.transaction(timeout) as connection:
             await self._check_copy(connection, epoch, generation, token)
+            await self._record(connection, requests)
             ordered = sorted(images, key=lambda image: image.path)
             put = await self._put_all(connection, ordered, epoch, allow_equal=True, seen=token)
             refused = [escape_path(image.path) for image in ordered if image.path not in put]
@@ -393,6 +400,11 @@ class Mirror:
             await connection.execute(_COPIED)
             await connection.execute(_END_PAGES, token)
         return int(tag.rpartition(" ")[2])
+
+    async def _record(self, connection: Connection, requests: Sequence[Request]) -> None:
+        for request in sorted(requests, key=lambda request: request.intent):
+            times = list(request.update_times)
+            await connection.execute(_REQUEST, request.intent, request.commit_time, times)
 
     async def _check_copy(
         self, connection: Connection, epoch: int, generation: int, token: int

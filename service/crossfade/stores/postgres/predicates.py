@@ -193,9 +193,13 @@ class Compiler:
         if not needles:
             return NONE
         if len(needles) == 1:
-            sql = f"{root} @> {self._arguments.add(needles[0], 'jsonb')}"
+            needle = self._arguments.add(needles[0], "jsonb")
+            # Among misfits a plan for these values would be no better than one for any, but
+            # PostgreSQL would reckon so, and plan every execution anew. So it may not see them.
+            sql = f"{root} @> {f'(select {needle})' if root == BESIDE else needle}"
         else:
-            sql = f"{root} @> any({self._arguments.add(needles, 'jsonb[]')})"
+            several = self._arguments.add(needles, "jsonb[]")
+            sql = f"{root} @> any({f'(select {several})::jsonb[]' if root == BESIDE else several})"
         return Predicate(sql, found.exact and len(needles) == len(found.every))
 
 

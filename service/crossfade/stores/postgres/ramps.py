@@ -119,12 +119,11 @@ class Ramps:
 
 
 def _ramp(row: Any) -> Ramp:
-    plan = row["plan"]
-    state = row["state"]
+    plan, state = row["plan"], row["state"]
     return Ramp(
         row["collection_id"],
-        Plan(tuple(plan["steps"]), plan["bake"], Limits(**plan["limits"])),
-        State(state["step"], state["since"], state["setbacks"], Status(state["status"])),
+        Plan(**plan | {"steps": tuple(plan["steps"]), "limits": Limits(**plan["limits"])}),
+        State(**state | {"status": Status(state["status"])}),
         Tally(**row["baseline"]),
         row["reason"],
         row["who"],

@@ -12,7 +12,7 @@ from crossfade import query as queries
 from crossfade.aggregate import Aggregation
 from crossfade.document import Document, collection_id, id_key
 from crossfade.errors import InvalidArgument
-from crossfade.mapping import escape_path
+from crossfade.mapping import escape_path, unescape_path
 from crossfade.query import Order, Query
 from crossfade.store import (
     PAGE_BYTES,
@@ -32,6 +32,18 @@ from crossfade.wire import document_bytes, encode_time, field_bytes, identity_of
 from crossfade_api.v1 import crossfade_pb2
 
 SNAPSHOT = "repeatable read, read only"
+# From each collection the first path of the next one is looked for: "0" follows "/".
+_COLLECTION_IDS = """with recursive ids (id) as (
+    (select split_part(path, '/', $2::int) from crossfade.versions
+        where live and path >= $1::text and starts_with(path, $1) order by path limit 1)
+    union all
+    select (select split_part(v.path, '/', $2) from crossfade.versions v
+        where v.live and v.path >= $1 || ids.id || '0' and starts_with(v.path, $1)
+        order by v.path limit 1)
+    from ids where ids.id is not null)
+select id from ids where id is not null"""
+_DOCUMENT_IDS = """select distinct split_part(path, '/', $3::int) from crossfade.versions
+where live and path >= $1::text and path < $2::text"""
 _DONE = "select exists (select from crossfade.requests where intent = any($1::text[]))"
 
 
@@ -92,6 +104,26 @@ class Reader:
     async def was_done(self, intents: Sequence[str], timeout: float) -> bool:
         """Whether one of these intents is recorded as a request that was done."""
         return bool(await self._lanes.fetchval(_DONE, intents, timeout=timeout))
+
+    # --- names --------------------------------------------------------------------------------
+
+    async def collection_ids(self, parent: str, timeout: float) -> list[str]:
+        """The ids of the collections right below a document, which may be missing, or below the
+        root for "", in order."""
+        prefix = escape_path(f"{parent}/" if parent else "")
+        rows = await self._lanes.fetch(
+            _COLLECTION_IDS, prefix, prefix.count("/") + 1, timeout=timeout
+        )
+        return sorted((unescape_path(row[0]) for row in rows), key=id_key)
+
+    async def document_ids(self, collection: str, timeout: float) -> list[str]:
+        """The ids of a collection's documents, and of those that are missing and have
+        descendants, in order."""
+        prefix = escape_path(f"{collection}/")
+        rows = await self._lanes.fetch(
+            _DOCUMENT_IDS, prefix, f"{prefix[:-1]}0", prefix.count("/") + 1, timeout=timeout
+        )
+        return sorted((unescape_path(row[0]) for row in rows), key=id_key)
 
     # --- by query -----------------------------------------------------------------------------
 

@@ -77,6 +77,15 @@ class PostgresStore:
             return await self._committer.commit(writes, timeout, intent, reads)
         return await self._committer.commit(writes, timeout, intent, seen.reads, seen.queries)
 
+    async def collection_ids(self, parent: str, *, timeout: float) -> list[str]:
+        """The ids of the collections right below a document, or below the root for ""."""
+        return await self._reader.collection_ids(parent, timeout)
+
+    async def document_ids(self, collection: str, *, timeout: float) -> list[str]:
+        """The ids of a collection's documents, also of those that are missing and have
+        descendants."""
+        return await self._reader.document_ids(collection, timeout)
+
     async def was_done(self, intents: Sequence[str], *, timeout: float) -> bool:
         """Whether one of a request's intents is known to have been committed."""
         return await self._reader.was_done(intents, timeout)

@@ -9,6 +9,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Identity,
     Index,
@@ -178,6 +179,15 @@ audit = Table(
     # A list with name, outcome and reason of each.
     Column("checks", JSONB, nullable=False),
     Column("reason", Text, nullable=False),
+    schema=SCHEMA,
+)
+
+# How much of each day's budget of billed Firestore reads the sidecars have taken.
+budget = Table(
+    "budget",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("reserved", BigInteger, nullable=False),
     schema=SCHEMA,
 )
 
