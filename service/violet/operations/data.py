@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 MAX_REQUEST_ID_BYTES = 96
 """Below that of a commit: a sweep names the commits of its parts by it."""
+MAX_SECONDS = 100 * 366 * 86_400.0
 AT_ONCE = 8
 """Parts of a sweep that run beside each other."""
 COUNT = (Aggregation(AggregationKind.COUNT, "count"),)
@@ -246,13 +247,13 @@ def limit_of(limit: int) -> int:
 
 
 def seconds(request: Any, field: str, default: float) -> float:
-    """A duration's seconds. Raises InvalidArgument for a negative one."""
+    """A duration's seconds. Raises InvalidArgument for a negative one, and one of a life."""
     if not request.HasField(field):
         return default
     duration = getattr(request, field)
     found = float(duration.seconds + duration.nanos / 1e9)
-    if found < 0:
-        raise InvalidArgument(f"{field}: it is negative")
+    if not 0 <= found <= MAX_SECONDS:
+        raise InvalidArgument(f"{field}: it is not between 0 and {MAX_SECONDS:.0f} seconds")
     return found
 
 
