@@ -130,6 +130,65 @@ async def test_a_transaction_of_the_library(stack, connect):
     await asyncio.to_thread(works)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to PostgreSQL", "to Firestore"])
+async def test_the_library_begins_anew_after_a_change_of_authority(flipping, connect, there):
+    """It does so by itself, wherever in the transaction the change comes."""
+    loop = asyncio.get_running_loop()
+    if not there:
+        await flipping.stage("live")
+    stages = ["live", "shadow"] if there else ["shadow", "live"]
+
+    def works() -> None:
+        client = connect(flipping)
+        here, other = client.document("notes/here"), client.document("tasks/other")
+        here.set({"n": 1})
+        other.set({"n": 10})
+        attempts: list[int] = []
+
+        @firestore.transactional
+        def move(transaction: Any) -> None:
+            n = here.get(transaction=transaction).to_dict()["n"]
+            if not attempts:
+                asyncio.run_coroutine_threadsafe(flipping.stage(stages[0]), loop).result(30)
+            attempts.append(n)
+            m = other.get(transaction=transaction).to_dict()["n"]
+            found = numbers(client.collection("notes").get(transaction=transaction))
+            assert found == {"here": n}
+            transaction.set(here, {"n": n + 1})
+            transaction.set(other, {"n": m - 1})
+
+        move(client.transaction())
+        assert len(attempts) == 2
+        assert here.get().to_dict() == {"n": 2}
+        assert other.get().to_dict() == {"n": 9}
+
+    await asyncio.to_thread(works)
+
+
+async def test_the_library_begins_anew_after_a_conflict_between_two_reads(stack, connect):
+    def works() -> None:
+        client = connect(stack)
+        here, other = client.document("notes/here"), client.document("notes/other")
+        here.set({"n": 1})
+        other.set({"n": 1})
+        attempts: list[int] = []
+
+        @firestore.transactional
+        def move(transaction: Any) -> None:
+            n = here.get(transaction=transaction).to_dict()["n"]
+            if not attempts:
+                here.set({"n": 5})
+            attempts.append(n)
+            other.get(transaction=transaction)
+            transaction.set(other, {"n": n + 1})
+
+        move(client.transaction())
+        assert attempts == [1, 5]
+        assert other.get().to_dict() == {"n": 6}
+
+    await asyncio.to_thread(works)
+
+
 async def test_bulk_writes_and_partitions(stack, connect):
     def works() -> None:
         client = connect(stack)
