@@ -21,7 +21,7 @@ from crossfade_client import CrossfadeError, Increment, OutcomeUnknownError
 from crossfade_client import Write as ClientWrite
 from tests.fault.rpc_proxy import Held
 from tests.fault.workload import Workload
-from tests.fault.world import World, Worlds, eventually, skew, world
+from tests.fault.world import Sidecar, World, Worlds, eventually, skew, world
 
 pytestmark = pytest.mark.timeout(180)
 ALL = bool(os.environ.get("FAULT_ALL"))
@@ -277,6 +277,16 @@ async def asleep(two: World) -> None:
     await two.stage("live", by=1)
 
 
+async def awake(sleeper: Sidecar) -> None:
+    """It goes on, and what it asks PostgreSQL first, for the control row among it, arrives
+    together with what it was asked for."""
+    sleeper.postgres.hold()
+    await asyncio.sleep(0.2)
+    sleeper.process.go_on()
+    await asyncio.sleep(0.3)
+    sleeper.postgres.release()
+
+
 async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_nothing(two):
     """H17: what it was asked for while it slept comes first when it wakes up. Firestore
     answers the reads: PostgreSQL's statements would check the epoch."""
@@ -288,8 +298,7 @@ async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_no
     await second.client.commit([ClientWrite.set(path, N2) for path in ASKED])
     await arrived(held)
     reads = [asyncio.create_task(first.client.get(path, timeout=15)) for path in ASKED]
-    await asyncio.sleep(0.2)
-    first.process.go_on()
+    await awake(first)
     assert [(await read).fields for read in reads] == [N2] * len(ASKED)
     held.release()
     await two.equal()
@@ -300,8 +309,7 @@ async def test_a_sidecar_that_slept_through_a_flip_writes_where_the_new_authorit
     await asleep(two)
     first, second = two.sidecars
     writes = [asyncio.create_task(first.client.set(path, N2, timeout=15)) for path in ASKED]
-    await asyncio.sleep(0.2)
-    first.process.go_on()
+    await awake(first)
     for write in writes:
         await write
     assert [await two.in_postgres(path) for path in ASKED] == [N2] * len(ASKED)
