@@ -388,6 +388,32 @@ async def test_a_stream_ends_when_its_connection_is_lost(live):
         await again.close()
 
 
+async def test_many_streams_share_few_connections(live):
+    for number in range(50):
+        await live.client.set(f"notes/{number}", {"n": number})
+    async with grpc.aio.insecure_channel(live.sidecar.address) as channel:
+        conversations = [Conversation(Wire(channel, DATABASE), DATABASE) for _ in range(40)]
+        for conversation in conversations:
+            await conversation.follow(1, query={"from": [{"collection_id": "notes"}]})
+        views = await asyncio.gather(*(one.snapshot() for one in conversations))
+        assert all(len(view.ids(1)) == 50 for view in views)
+        for number in range(50, 60):
+            await live.client.set(f"notes/{number}", {"n": number})
+
+        async def caught_up(conversation: Conversation) -> None:
+            while len((await conversation.snapshot()).ids(1)) < 60:
+                pass
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*map(caught_up, conversations))
+        connections = await live.sql.fetchval(
+            "select count(*) from pg_stat_activity where application_name = 'crossfade'"
+        )
+        assert connections < 30
+        for conversation in conversations:
+            await conversation.close()
+
+
 async def test_a_commit_too_large_for_one_notification(live):
     names = [f"notes/{number:03}{'x' * 100}" for number in range(300)]
     async with grpc.aio.insecure_channel(live.sidecar.address) as channel:
