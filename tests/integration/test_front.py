@@ -4,6 +4,7 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -12,8 +13,18 @@ from google.api_core import exceptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
+from pydantic import SecretStr
 
+from crossfade import app
 from crossfade.plan import Stage
+from crossfade.settings import (
+    FirestoreSettings,
+    MigrationSettings,
+    PostgresqlSettings,
+    ServerSettings,
+    Settings,
+)
+from crossfade.telemetry import Telemetry
 from crossfade_client import Increment
 from crossfade_client import Write as ClientWrite
 from tests.listening import Conversation, Ended, Wire
@@ -226,6 +237,47 @@ async def test_what_is_crossfades_own_is_not_seen(flipping, connect):
                 attempt()
 
     await asyncio.to_thread(works)
+
+
+async def test_when_no_firestore_is_left(flipping, connect):
+    """A sidecar that knows none, in stage complete."""
+    await flipping.client.set("notes/old", {"n": 1})
+    await flipping.stage("live")
+    await flipping.settled()
+    await flipping.stage("complete")
+    settings = Settings(
+        server=ServerSettings(port=0),
+        firestore=FirestoreSettings(project=DATABASE.project),
+        postgresql=PostgresqlSettings(url=SecretStr(flipping.url)),
+        migration=MigrationSettings(mappings="violet", shadow_rate=0.0),
+    )
+    sidecar = await app.start(settings, Telemetry())
+    alone = replace(flipping, sidecar=sidecar)
+
+    def works() -> None:
+        client = connect(alone)
+        c = client.collection("notes")
+        seen = Seen()
+        watch = c.on_snapshot(seen)
+        assert seen.next() == ({"old": 1}, ["ADDED old"])
+
+        @firestore.transactional
+        def add(transaction: Any) -> None:
+            n = c.document("old").get(transaction=transaction).to_dict()["n"]
+            transaction.set(c.document("new"), {"n": n + 1})
+
+        add(client.transaction())
+        assert seen.next() == ({"old": 1, "new": 2}, ["ADDED new"])
+        assert numbers(c.order_by("n").stream()) == {"old": 1, "new": 2}
+        assert c.count().get()[0][0].value == 2
+        assert [one.id for one in client.collections()] == ["notes"]
+        assert [d.id for d in c.list_documents()] == ["new", "old"]
+        watch.unsubscribe()
+
+    try:
+        await asyncio.to_thread(works)
+    finally:
+        await sidecar.stop(1.0)
 
 
 # --- listeners ---------------------------------------------------------------------------------
