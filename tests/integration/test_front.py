@@ -4,7 +4,7 @@ import asyncio
 import queue
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc.aio
@@ -24,11 +24,13 @@ from crossfade.settings import (
     ServerSettings,
     Settings,
 )
+from crossfade.stores.memory import MemoryStores
 from crossfade.telemetry import Telemetry
 from crossfade_client import Increment
 from crossfade_client import Write as ClientWrite
+from tests.firestore_fixture import fresh_database
 from tests.listening import Conversation, Ended, Wire
-from tests.sidecar import DATABASE, Running, eventually, running
+from tests.sidecar import DATABASE, Running, beside, eventually, running
 
 STAGES = ["off", "shadow", "live", "complete"]
 COLLECTIONS = ["tasks", "notes"]
@@ -302,33 +304,49 @@ class Seen:
             assert time.monotonic() < ends
 
 
+@dataclass
+class Emulator:
+    address: str
+
+
+@pytest.mark.official
+async def test_the_library_listens_through_to_the_official_emulator(
+    official_emulator, postgres_database, connect, monkeypatch
+):
+    database = fresh_database()
+    monkeypatch.setattr("tests.sidecar.DATABASE", database)
+    url, emulator = await postgres_database(), Emulator(official_emulator)
+    async with beside(MemoryStores(), emulator, url, Stage.SHADOW) as stack:
+        await asyncio.to_thread(listens, connect(stack, database.project), "notes")
+
+
 @pytest.mark.parametrize("collection", COLLECTIONS)
 async def test_the_library_listens(stack, connect, collection):
-    def listens() -> None:
-        client = connect(stack)
-        c = client.collection(collection)
-        c.document("a").set({"n": 1})
-        seen, one, some = Seen(), Seen(), Seen()
-        watches = [c.on_snapshot(seen), c.document("a").on_snapshot(one)]
-        watches.append(c.where(filter=FieldFilter("n", ">", 2)).on_snapshot(some))
-        assert seen.next() == ({"a": 1}, ["ADDED a"])
-        assert one.next() == ({"a": 1}, ["ADDED a"])
-        assert some.next() == ({}, [])
-        batch = client.batch()
-        batch.set(c.document("b"), {"n": 2})
-        batch.update(c.document("a"), {"n": 4})
-        batch.commit()
-        assert seen.next() == ({"a": 4, "b": 2}, ["ADDED b", "MODIFIED a"])
-        assert one.next() == ({"a": 4}, ["MODIFIED a"])
-        assert some.next() == ({"a": 4}, ["ADDED a"])
-        c.document("a").delete()
-        assert seen.next() == ({"b": 2}, ["REMOVED a"])
-        assert one.next() == ({}, ["REMOVED a"])
-        assert some.next() == ({}, ["REMOVED a"])
-        for watch in watches:
-            watch.unsubscribe()
+    await asyncio.to_thread(listens, connect(stack), collection)
 
-    await asyncio.to_thread(listens)
+
+def listens(client: Any, collection: str) -> None:
+    c = client.collection(collection)
+    c.document("a").set({"n": 1})
+    seen, one, some = Seen(), Seen(), Seen()
+    watches = [c.on_snapshot(seen), c.document("a").on_snapshot(one)]
+    watches.append(c.where(filter=FieldFilter("n", ">", 2)).on_snapshot(some))
+    assert seen.next() == ({"a": 1}, ["ADDED a"])
+    assert one.next() == ({"a": 1}, ["ADDED a"])
+    assert some.next() == ({}, [])
+    batch = client.batch()
+    batch.set(c.document("b"), {"n": 2})
+    batch.update(c.document("a"), {"n": 4})
+    batch.commit()
+    assert seen.next() == ({"a": 4, "b": 2}, ["ADDED b", "MODIFIED a"])
+    assert one.next() == ({"a": 4}, ["MODIFIED a"])
+    assert some.next() == ({"a": 4}, ["ADDED a"])
+    c.document("a").delete()
+    assert seen.next() == ({"b": 2}, ["REMOVED a"])
+    assert one.next() == ({}, ["REMOVED a"])
+    assert some.next() == ({}, ["REMOVED a"])
+    for watch in watches:
+        watch.unsubscribe()
 
 
 async def test_a_listener_outlives_changes_of_authority(flipping, connect):
