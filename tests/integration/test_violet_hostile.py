@@ -19,7 +19,11 @@ from tests.violet_caller import Caller, values
 
 SEED = int(os.environ.get("CROSSFADE_FUZZ_SEED", "8"))
 ROUNDS = int(os.environ.get("CROSSFADE_FUZZ_ROUNDS", "12"))
-TAME: dict[type, list[Any]] = {str: ["a", "7", "pending", "failed"], int: [0, 1, 7], float: [0.0, 0.5, 1.0]}
+TAME: dict[type, list[Any]] = {
+    str: ["a", "7", "pending", "failed"],
+    int: [0, 1, 7],
+    float: [0.0, 0.5, 1.0],
+}
 """Half of the requests say nothing but this, so that they get further."""
 IDS = ["a", "b", "1", "7", "_init", "__x__", "__id7__", "", "a/b", "..", "ü" * 10, "x" * 1_501]
 TEXTS = [*IDS, "pending", "completed", "failed", "a@b", "\0", "n.m", "`", "task_assignments"]
