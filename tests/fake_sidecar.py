@@ -148,6 +148,11 @@ class FakeSidecar(rpc.CrossfadeServicer):
         self.documents = staged
         return reply
 
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """Nothing that is tested with this one watches."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch")
+        yield request
+
     async def _enter(self, method: str, context: Any) -> Failure | None:
         """Counts the call; aborts it if told to, or returns the failure that comes later."""
         self.calls[method] += 1

@@ -1,10 +1,9 @@
 """The composition root: settings in, a running sidecar out. Only here are stores named."""
 
 import asyncio
-import importlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -14,23 +13,23 @@ from typing import cast
 import grpc.aio
 import structlog
 
+from crossfade import gauges
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
 from crossfade.budget import Budget
 from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
-from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
+from crossfade.errors import InfrastructureError
 from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
-from crossfade.mapping import Mappings
 from crossfade.migrator import Migrator
 from crossfade.outbox import Outbox
 from crossfade.pending import Pending
-from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.plan import Stage, StoreName
 from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
@@ -39,11 +38,21 @@ from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
 from crossfade.rpc.firestore_v1.heart_listen import HeartListen
+from crossfade.rpc.watch import Watching
 from crossfade.rules import Rule
 from crossfade.samples import Redactor, Samples
-from crossfade.settings import Settings, SettingsError, field_paths
+from crossfade.settings import Settings, field_paths
 from crossfade.shadow import Bounds, Shadow
 from crossfade.snapshot import Traffic
+from crossfade.starting import (
+    carry_out,
+    load_mappings,
+    load_services,
+    open_later,
+    settle_stage,
+    start_without_postgresql,
+    supervise,
+)
 from crossfade.store import Aggregating, Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
@@ -61,22 +70,9 @@ from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import (
     BUDGET_LEFT,
     BUDGET_SPENT,
-    DEAD_LETTERS,
-    EFFECTIVE_PERCENT,
-    EPOCH,
     FOLLOWER_LAG,
-    FOREIGN,
-    GATE_OPEN,
     MISFITS,
-    OLDEST_PENDING,
-    PENDING,
-    READ_PERCENT,
-    ROLLBACK_LOSES,
     SETTINGS_REFUSED,
-    SHADOW_QUEUE,
-    STAGE,
-    GaugeSource,
-    Labels,
     Telemetry,
 )
 from crossfade.transactions import Transactions
@@ -87,13 +83,8 @@ log = structlog.get_logger(__name__)
 
 LISTEN_LANES = 4
 """Connections while anybody listens: two that hear of commits, and two for what is read then."""
-WATCH_SECONDS = 2.0
 LEASE_SECONDS = 2.0
 """For a comparison that finds no lease."""
-COMPLETE_SECONDS = 30.0
-KEEPS_UP_SECONDS = 2.0
-RETRY_SECONDS = 1.0
-MAX_RETRY_SECONDS = 60.0
 
 Source = tuple[Path, Callable[[], Settings]]
 """The file of the settings, and what reads them anew. Raises SettingsError."""
@@ -198,7 +189,7 @@ async def _start(
             Fences(firestore), settings.migration.lease, settings.firestore.timeout
         )
     if away is not None:
-        await _start_without_postgresql(control, lease, away)
+        await start_without_postgresql(control, lease, away)
     coordinator = Coordinator(
         control,
         lease,
@@ -319,6 +310,7 @@ async def _start(
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
+        watch=Watching(listen, database).watch,
         services={
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
@@ -326,41 +318,35 @@ async def _start(
     )
     address = await _bind(server, settings)
 
-    telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
-    telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
-    telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
-    telemetry.gauge(EFFECTIVE_PERCENT, lambda: _by_collection(admin.effective.percents()))
-    if lease is not None:
-        telemetry.gauge(GATE_OPEN, lambda: float(lease.document.gate_open))
-    telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
+    gauges.show(telemetry, control, lease, shadow)
     if settings.admin.port is not None:
         application = http.build(control, admin.status)
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
     tasks = [
-        _supervise("shadow", shadow.run),
-        _supervise("samples", shadowing.samples.run),
-        _supervise("budget", shadowing.budget.run),
+        supervise("shadow", shadow.run),
+        supervise("samples", shadowing.samples.run),
+        supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
         watch = SettingsWatch(*source, shadowing.applier(control), settings)
         admin.settings_problem = lambda: watch.problem
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
-        tasks.append(_supervise("settings", watch.run))
-    tasks.append(_supervise("control", control.follow))
-    tasks.append(_supervise("transactions", transactions.run_sweeps))
+        tasks.append(supervise("settings", watch.run))
+    tasks.append(supervise("control", control.follow))
+    tasks.append(supervise("transactions", transactions.run_sweeps))
     if lease is not None:
-        tasks.append(_supervise("lease", partial(lease.run, partial(_needs_lease, control))))
+        tasks.append(supervise("lease", partial(lease.run, partial(_needs_lease, control))))
     if outbox is not None:
-        tasks.append(_supervise("outbox", outbox.run))
+        tasks.append(supervise("outbox", outbox.run))
     if lanes:
         if away is None:
-            await _settle_stage(coordinator)
-        tasks.append(_supervise("stage", coordinator.run))
-        tasks.append(_supervise("gauges", _watch(control, admin, telemetry)))
+            await settle_stage(coordinator)
+        tasks.append(supervise("stage", coordinator.run))
+        tasks.append(supervise("gauges", gauges.watch(control, admin, telemetry)))
     if ramping is not None:
-        tasks.append(_supervise("ramp", ramping.run))
+        tasks.append(supervise("ramp", ramping.run))
     recopy = None
     if pending is not None and firestore is not None:
         recopy = Recopy(
@@ -373,7 +359,7 @@ async def _start(
             **settings.recopy.model_dump(),
         )
         coordinator.wake_recopy = pending.woken.set
-        tasks.append(_supervise("recopy", recopy.run))
+        tasks.append(supervise("recopy", recopy.run))
         if settings.follower.enabled:
             follower = Follower(
                 control,
@@ -385,12 +371,12 @@ async def _start(
                 settle=settings.follower.settle,
             )
             telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
-            tasks.append(_supervise("follower", follower.run))
-    carry_out = partial(_carry_out, control=control, coordinator=coordinator, admin=admin)
+            tasks.append(supervise("follower", follower.run))
+    to_stage = partial(carry_out, control=control, coordinator=coordinator, admin=admin)
     if away is not None:
-        tasks.append(asyncio.create_task(_open_later(open_postgresql, carry_out)))
+        tasks.append(asyncio.create_task(open_later(open_postgresql, to_stage)))
     elif to_request is not None:
-        tasks.append(asyncio.create_task(carry_out(to_request)))
+        tasks.append(asyncio.create_task(to_stage(to_request)))
     return Sidecar(
         address,
         control,
@@ -407,40 +393,6 @@ async def _start(
         tasks,
         AsyncExitStack(),
     )
-
-
-def load_mappings(module: str) -> Mappings:
-    """The declarations of a mapping package: its `mapping.MAPPINGS`."""
-    name = f"{module}.mapping"
-    try:
-        found = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"[migration] mappings: there is no module {name}") from error
-    mappings = getattr(found, "MAPPINGS", None)
-    if not isinstance(mappings, Mappings):
-        raise SettingsError(f"[migration] mappings: {name} has no MAPPINGS")
-    return mappings
-
-
-def load_services(
-    module: str,
-    migrator: Migrator,
-    transactions: Transactions,
-    database: Database,
-    wrap: rpc.Wrapper,
-) -> Mapping[str, grpc.GenericRpcHandler]:
-    """What a mapping package serves besides: by its `service.handlers`, if it has one."""
-    name = f"{module}.service"
-    try:
-        found = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return {}
-    handlers: Mapping[str, grpc.GenericRpcHandler] = found.handlers(
-        migrator, transactions, database, wrap
-    )
-    return handlers
 
 
 def _traffic(settings: Settings) -> dict[str, Traffic]:
@@ -579,152 +531,5 @@ async def _bind(server: grpc.aio.Server, settings: Settings) -> str:
     return f"{host}:{bound}"
 
 
-def _watch(
-    control: Control, admin: admin_rpc.Admin, telemetry: Telemetry
-) -> Callable[[], Awaitable[None]]:
-    """Feeds the gauges that PostgreSQL has to be asked for: they are read from a thread, and
-    at any time. While it does not answer they show nothing, not the last that was known."""
-    seen: admin_rpc.Backlog | None = None
-
-    def shown(value: Callable[[admin_rpc.Backlog], float]) -> GaugeSource:
-        return lambda: {} if seen is None else {(): value(seen)}
-
-    def loses() -> Mapping[Labels, float]:
-        if seen is None:
-            return {}
-        return {("barrier",): seen.rollback_loses, ("forced",): seen.forced_rollback_loses}
-
-    telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
-    telemetry.gauge(OLDEST_PENDING, shown(lambda backlog: backlog.oldest_seconds))
-    telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
-    telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
-    telemetry.gauge(ROLLBACK_LOSES, loses)
-
-    async def watch() -> None:
-        nonlocal seen
-        while True:
-            admin.effective.observe()
-            try:
-                seen = await admin.backlog()
-            except CrossfadeError as error:
-                seen = None
-                log.info("the backlog is not known", error=error.code)
-            # In stage complete the answer costs PostgreSQL the reading of a whole table.
-            complete = control.snapshot.stage is Stage.COMPLETE
-            await asyncio.sleep(COMPLETE_SECONDS if complete else WATCH_SECONDS)
-
-    return watch
-
-
-def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:
-    return {(collection,): value for collection, value in values.items()}
-
-
-def _read_percents(control: Control) -> dict[Labels, float]:
-    """By collection; `*` stands for those without a setting of their own."""
-    snapshot = control.snapshot
-    names = {"", *snapshot.traffic}
-    return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
-
-
-async def _start_without_postgresql(
-    control: Control, lease: Lease | None, away: InfrastructureError
-) -> None:
-    """The mirror's outage is not the application's, at a start either: Firestore's control
-    document says enough to go on with, through the outbox. Raises `away` where it does not."""
-    if lease is None:
-        raise away
-    try:
-        document = await lease.renew()
-    except CrossfadeError:
-        raise away from None
-    if not document.update_time or not document.open:
-        raise away
-    await control.adopt()
-    log.warning("PostgreSQL is away: started by Firestore's control document", error=away.code)
-
-
-async def _open_later(
-    open_postgresql: Callable[[], Awaitable[Stage | None]],
-    carry_out: Callable[[Stage], Awaitable[None]],
-) -> None:
-    """What a start does in PostgreSQL, once it is back."""
-    pause = RETRY_SECONDS
-    while True:
-        await asyncio.sleep(pause)
-        try:
-            to_request = await open_postgresql()
-        except InfrastructureError:
-            continue
-        except CrossfadeError as error:
-            log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
-            pause = min(2 * pause, MAX_RETRY_SECONDS)
-            continue
-        if to_request is not None:
-            await carry_out(to_request)
-        return
-
-
 def _needs_lease(control: Control) -> bool:
     return control.snapshot.authority is StoreName.FIRESTORE
-
-
-async def _settle_stage(coordinator: Coordinator) -> None:
-    """Ends at once what the first start of all, or a sidecar that died, left to be done."""
-    try:
-        await coordinator.look()
-    except CrossfadeError as error:
-        log.info("the stage is settled later", reason=str(error))
-
-
-async def _carry_out(
-    stage: Stage, *, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
-) -> None:
-    """Moves to the stage that the settings ask for; a refusal leaves the old one.
-
-    A change of authority waits until the mirror keeps up (after a crash that may take a
-    lease): a barrier that could not end in time would hold back writes for nothing.
-    """
-    pause, waits = RETRY_SECONDS, False
-    while control.request is stage:
-        snapshot = control.snapshot
-        try:
-            moves = STAGES[stage].authority is not snapshot.authority
-            backlog = await admin.backlog() if moves else None
-            if backlog and backlog.oldest_seconds > KEEPS_UP_SECONDS and not backlog.dead:
-                if not waits:
-                    log.info("a change of stage waits for the mirror", asked=stage.value)
-                waits = True
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            await coordinator.set_stage(stage)
-        except (InfrastructureError, EpochChanged) as error:
-            _not_reached(stage, snapshot.stage, error)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, MAX_RETRY_SECONDS)
-        except CrossfadeError as error:
-            _not_reached(stage, snapshot.stage, error)
-            return
-
-
-def _not_reached(asked: Stage, stands: Stage, error: CrossfadeError) -> None:
-    log.warning(
-        "the stage that the settings ask for was not reached",
-        asked=asked.value,
-        stands=stands.value,
-        reason=str(error),
-    )
-
-
-def _supervise(name: str, run: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-    """Keeps a worker running: its defect is logged and costs it a second, not its life."""
-
-    async def supervised() -> None:
-        while True:
-            try:
-                await run()
-            except Exception:
-                log.exception("a worker failed and starts again", worker=name)
-            await asyncio.sleep(1.0)
-
-    return asyncio.create_task(supervised(), name=name)

@@ -42,7 +42,7 @@ class Rows(Protocol):
 
     async def execute(self, query: str, *args: Any, timeout: float) -> str: ...
 
-    def acquire(self, timeout: float) -> Any: ...
+    def locked(self, table: str, timeout: float) -> Any: ...
 
 
 READ = """select stage, authority, epoch, generation, barrier, traffic, requested,
@@ -390,12 +390,10 @@ class Control:
 
     @asynccontextmanager
     async def transaction(self, timeout: float | None = None) -> AsyncIterator[Any]:
-        """For changes of the control row. The lock of the table lets plain reads pass, and
-        makes new share locks of the row wait in line: an update alone would starve under
-        commits that overlap without a gap."""
-        acquired = self.needs_rows().acquire(self._timeout if timeout is None else timeout)
-        async with acquired as connection, connection.transaction():
-            await connection.execute("lock table crossfade.control in exclusive mode")
+        """For changes of the control row. The lock of the table makes new share locks of the
+        row wait in line: an update alone would starve under commits that overlap without a gap."""
+        seconds = self._timeout if timeout is None else timeout
+        async with self.needs_rows().locked("crossfade.control", seconds) as connection:
             yield connection
 
     async def change(self, query: str, *args: Any) -> str:

@@ -212,7 +212,7 @@ def drift(
 
 
 def _run(config: Path | None, work: "Callable[[Settings, Mappings, Lanes], Awaitable[int]]") -> int:
-    from crossfade.app import load_mappings
+    from crossfade.starting import load_mappings
 
     settings = load(config)
     mappings = load_mappings(settings.migration.mappings)

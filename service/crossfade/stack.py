@@ -23,6 +23,7 @@ from crossfade.settings import (
     ServerSettings,
     Settings,
 )
+from crossfade.starting import load_mappings
 from crossfade.stores.firestore import FirestoreStore, connect
 from crossfade.stores.postgres.evolve import bring_on
 from crossfade.telemetry import Telemetry
@@ -93,7 +94,7 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
             ),
         )
         # The data of a former start may be a former version's; nobody else works with them.
-        mappings = app.load_mappings(options.sample)
+        mappings = load_mappings(options.sample)
         dsn = settings.postgresql.dsn
         await bring_on(dsn, mappings, options.sample, database, timeout=UPGRADE_SECONDS)
         sidecar = await app.start(settings, Telemetry(settings.telemetry))

@@ -26,6 +26,7 @@ from crossfade.errors import (
     CrossfadeError,
     FailedPrecondition,
     InvalidArgument,
+    OutcomeUnknown,
     ResourceExhausted,
     Unavailable,
 )
@@ -315,7 +316,7 @@ class Transactions:
             await self._control.catch_up(call.left)
             snapshot = await self._control.admit(call.left)
         if snapshot.epoch != epoch:
-            await self._forget(transaction)
+            await self._let_go(transaction)
             raise _epoch_over()
         if (snapshot.authority is StoreName.FIRESTORE) != (transaction[:1] == _FIRESTORE):
             raise _unknown()
@@ -487,7 +488,14 @@ class Transactions:
                     writes, timeout=call.left(), transaction=handle
                 )
             seen = Seen(snapshot.epoch, handle, attempt=attempt)
-            return await self._migrator.commit(writes, call, request_id, seen)
+            try:
+                return await self._migrator.commit(writes, call, request_id, seen)
+            except OutcomeUnknown:
+                raise
+            except CrossfadeError:
+                # Perhaps it was not even sent, and Firestore would hold what it read.
+                await self._let_go(transaction)
+                raise
         opened = await self._use(transaction)
         if opened.read_only and writes:
             raise InvalidArgument("transaction: a read-only transaction cannot write")

@@ -21,7 +21,7 @@ from crossfade_client import CrossfadeError, Increment, OutcomeUnknownError
 from crossfade_client import Write as ClientWrite
 from tests.fault.rpc_proxy import Held
 from tests.fault.workload import Workload
-from tests.fault.world import World, Worlds, eventually, skew, world
+from tests.fault.world import Sidecar, World, Worlds, eventually, skew, world
 
 pytestmark = pytest.mark.timeout(180)
 ALL = bool(os.environ.get("FAULT_ALL"))
@@ -264,14 +264,27 @@ async def test_what_is_wrong_in_the_mirror_is_healed_by_a_recopy(two):
 # --- a sidecar that missed something -----------------------------------------------------------
 
 
+ASKED = [f"notes/{number}" for number in range(20)]
+"""What a sleeping sidecar is asked for: the first of it meets the state it fell asleep in."""
+
+
 async def asleep(two: World) -> None:
     """The first sidecar sleeps, and the authority is another meanwhile."""
     first, _ = two.sidecars
-    for name in ("notes/1", "notes/2"):
-        await first.client.set(name, N1)
+    await first.client.commit([ClientWrite.set(path, N1) for path in ASKED])
     await two.settled()
     first.process.stop()
     await two.stage("live", by=1)
+
+
+async def awake(sleeper: Sidecar) -> None:
+    """It goes on, and what it asks PostgreSQL first, for the control row among it, arrives
+    together with what it was asked for."""
+    sleeper.postgres.hold()
+    await asyncio.sleep(0.2)
+    sleeper.process.go_on()
+    await asyncio.sleep(0.3)
+    sleeper.postgres.release()
 
 
 async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_nothing(two):
@@ -282,12 +295,11 @@ async def test_a_sidecar_that_slept_through_a_flip_uses_the_old_authority_for_no
     first, second = two.sidecars
     # Firestore keeps the old state: the way back is held.
     held = second.methods.hold("Commit", of("notes/1"))
-    await second.client.set("notes/1", N2)
+    await second.client.commit([ClientWrite.set(path, N2) for path in ASKED])
     await arrived(held)
-    read = asyncio.create_task(first.client.get("notes/1", timeout=10))
-    await asyncio.sleep(0.2)
-    first.process.go_on()
-    assert (await read).fields == N2
+    reads = [asyncio.create_task(first.client.get(path, timeout=15)) for path in ASKED]
+    await awake(first)
+    assert [(await read).fields for read in reads] == [N2] * len(ASKED)
     held.release()
     await two.equal()
 
@@ -296,11 +308,11 @@ async def test_a_sidecar_that_slept_through_a_flip_writes_where_the_new_authorit
     """H25: the write is refused under the old epoch, and done under the new one."""
     await asleep(two)
     first, second = two.sidecars
-    write = asyncio.create_task(first.client.set("notes/2", N2, timeout=10))
-    await asyncio.sleep(0.2)
-    first.process.go_on()
-    await write
-    assert await two.in_postgres("notes/2") == N2
+    writes = [asyncio.create_task(first.client.set(path, N2, timeout=15)) for path in ASKED]
+    await awake(first)
+    for write in writes:
+        await write
+    assert [await two.in_postgres(path) for path in ASKED] == [N2] * len(ASKED)
     await second.client.merge("notes/2", {"m": 1})
     await two.equal()
     assert await two.in_firestore("notes/2") == {"n": 2, "m": 1}

@@ -4,6 +4,7 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 
+import asyncpg
 import grpc
 import pytest
 
@@ -276,3 +277,27 @@ async def nothing(*_args, **_kwargs) -> list[str]:
 async def _is_dual_write(stack: Running) -> bool:
     row = await stack.sidecar.control.row()
     return (row["stage"], row["authority"]) == ("dual_write", "firestore")
+
+
+async def test_a_process_that_stands_still_in_a_transaction_holds_up_no_writer(two):
+    """It holds the control row; the change waits for it, but not in the writers' way."""
+    first, _ = two
+    held = await asyncpg.connect(first.url)
+    try:
+        await held.execute("begin")
+        await held.fetchrow("select 1 from crossfade.control for share")
+        moving = asyncio.create_task(first.sidecar.coordinator.set_stage(Stage.LIVE))
+        await asyncio.sleep(0.3)
+        slowest = 0.0
+        for n in range(10):
+            began = time.monotonic()
+            await first.client.set("tasks/1", {"n": n})
+            slowest = max(slowest, time.monotonic() - began)
+            await asyncio.sleep(0.05)
+        assert slowest < 2.0
+        assert first.sidecar.control.lease.document.gate_open
+        assert not moving.done()
+        await held.execute("rollback")
+        await moving
+    finally:
+        await held.close()

@@ -14,6 +14,8 @@ from google.cloud import firestore
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from crossfade.plan import Stage
+from crossfade_client import Increment
+from crossfade_client import Write as ClientWrite
 from tests.listening import Conversation, Ended, Wire
 from tests.sidecar import DATABASE, Running, eventually, running
 
@@ -327,6 +329,23 @@ async def test_a_stream_ends_when_its_connection_is_lost(live):
         await again.close()
 
 
+async def test_a_commit_too_large_for_one_notification(live):
+    names = [f"notes/{number:03}{'x' * 100}" for number in range(300)]
+    async with grpc.aio.insecure_channel(live.sidecar.address) as channel:
+        conversation = Conversation(Wire(channel, DATABASE), DATABASE)
+        await conversation.follow(1, documents=[names[0], names[-1]])
+        await conversation.follow(2, query={"from": [{"collection_id": "notes"}]})
+        await conversation.snapshot()
+        await live.client.commit([ClientWrite.set(name, {"n": 1}) for name in names])
+        deadline = time.monotonic() + 20
+        while (view := await conversation.snapshot()) and time.monotonic() < deadline:
+            if len(view.ids(2)) == len(names):
+                break
+        assert len(view.ids(2)) == len(names)
+        assert len(view.ids(1)) == 2
+        await conversation.close()
+
+
 async def test_every_snapshot_is_of_one_moment(live):
     """Each commit keeps the sum of all documents: no snapshot may show another one."""
     names = [f"notes/{number}" for number in range(6)]
@@ -336,8 +355,6 @@ async def test_every_snapshot_is_of_one_moment(live):
     sums: list[int] = []
 
     async def moving(offset: int) -> None:
-        from crossfade_client import Increment, Write
-
         turn = offset
         while not stop.is_set():
             turn += 1
@@ -346,8 +363,8 @@ async def test_every_snapshot_is_of_one_moment(live):
                 continue
             await live.client.commit(
                 [
-                    Write.update(here, {"n": Increment(-1)}),
-                    Write.update(there, {"n": Increment(1)}),
+                    ClientWrite.update(here, {"n": Increment(-1)}),
+                    ClientWrite.update(there, {"n": Increment(1)}),
                 ]
             )
 

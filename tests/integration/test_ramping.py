@@ -21,6 +21,7 @@ LIMITS = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 50, "mi
 def quick(monkeypatch):
     monkeypatch.setattr("crossfade.jobs.ramp.PERIOD_SECONDS", 0.1)
     monkeypatch.setattr("crossfade.jobs.ramp.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("crossfade.jobs.ramp.IDLE_SECONDS", 0.5)
     monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", 0.3)
 
 
@@ -244,6 +245,30 @@ async def test_a_ramp_that_is_none_is_refused(url):
         ):
             with pytest.raises(grpc.aio.AioRpcError, match=words):
                 await begin(stack, **changes)
+
+
+async def test_without_a_ramp_the_figures_are_reported_seldom(url, monkeypatch):
+    monkeypatch.setattr("crossfade.jobs.ramp.IDLE_SECONDS", 3_600.0)
+    async with running(url, Stage.SHADOW) as stack:
+
+        async def reported() -> str:
+            return str(await stack.sql.fetchval("select max(at) from crossfade.figures"))
+
+        async def first() -> bool:
+            return await reported() != "None"
+
+        await eventually(first)
+        before = await reported()
+        await asyncio.sleep(0.5)
+        assert await reported() == before
+        await stack.client.set("notes/1", {"n": 1})
+        await begin(stack)
+        begun = await reported()
+
+        async def again() -> bool:
+            return await reported() > begun
+
+        await eventually(again)
 
 
 # --- the guard ---------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from crossfade.app import load_mappings
 from crossfade.cli import main
 from crossfade.document import Database, GeoPoint, identical
 from crossfade.errors import FailedPrecondition
 from crossfade.mapping import Mappings
+from crossfade.starting import load_mappings
 from crossfade.store import Intent
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes

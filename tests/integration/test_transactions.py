@@ -355,6 +355,9 @@ async def test_what_was_begun_before_a_change_of_authority_is_aborted(postgres_d
             ]
         with pytest.raises(Aborted):
             await transactions.get(identities[3], ["tasks/1"], call(stack))
+        # None of them holds anything in a store, though nobody has rolled one back.
+        assert len(stack.memory._transactions) == 0
+        assert len(transactions) == 0
         for identity in identities:
             await transactions.rollback(identity, call(stack))
         assert await fields_of(stack, "tasks/1") == {"n": 1}

@@ -27,6 +27,9 @@ from crossfade.telemetry import RAMP_MOVES, Telemetry
 log = structlog.get_logger(__name__)
 
 PERIOD_SECONDS = 1.0
+IDLE_SECONDS = 15.0
+"""Between two reports while no ramp runs anywhere and nobody guards: for the checks of a
+change of stage that is recent enough, and a report writes some kilobytes a collection."""
 LEASE_SECONDS = 5.0
 """A sidecar that has not looked for so long has lost its ramps to another one."""
 
@@ -54,6 +57,7 @@ class Ramping:
         self._guard = guard
         self._clock = clock
         self._id = uuid4().hex
+        self._reported = 0.0
         self._history: deque[tuple[float, Mapping[str, Tally]]] = deque()
         """What the sums were, for as long as the guard looks back."""
 
@@ -78,6 +82,9 @@ class Ramping:
 
     async def look(self) -> None:
         """Reports, moves what is due to move, and guards the rest."""
+        idle = self._guard is None and not await self._ramps.running()
+        if idle and self._clock() - self._reported < IDLE_SECONDS:
+            return
         sums = await self._report()
         ramps = await self._ramps.claim(self._id, LEASE_SECONDS)
         for ramp in ramps:
@@ -87,6 +94,7 @@ class Ramping:
 
     async def _report(self) -> Mapping[str, Tally]:
         await self._ramps.report(self._id, tallies(self._telemetry))
+        self._reported = self._clock()
         return await self._ramps.sums()
 
     # --- ramps --------------------------------------------------------------------------------

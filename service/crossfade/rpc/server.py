@@ -8,7 +8,8 @@ INVALID_ARGUMENT and not INTERNAL.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import grpc
@@ -43,6 +44,7 @@ NONE: Mapping[str, grpc.GenericRpcHandler] = {}
 
 Unary = Callable[[bytes, Call], Awaitable[bytes]]
 Streaming = Callable[[bytes, Call], AsyncIterator[bytes]]
+BothWays = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 
 
 class Front:
@@ -222,6 +224,26 @@ class Wrapper:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
+    def both_ways(self, name: str, method: BothWays) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """For streams that last as long as the caller likes."""
+
+        async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+            call = self._call(name, context)
+            started, status = time.perf_counter_ns(), "OK"
+            try:
+                async with aclosing(method(requests)) as frames:
+                    async for frame in frames:
+                        yield frame
+            except (asyncio.CancelledError, GeneratorExit):
+                status = "CANCELLED"
+                raise
+            except Exception as error:  # noqa: BLE001 - the last line of defence
+                status = refuse(context, name, error)
+            finally:
+                self._ended(name, call, status, started, context)
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
     def _call(self, name: str, context: Any) -> Call:
         left = context.time_remaining()
         timeout = self._default_timeout if left is None else left
@@ -301,6 +323,7 @@ def build(
     wrap: Wrapper,
     *,
     max_message_bytes: int,
+    watch: Streaming | None = None,
     services: Mapping[str, grpc.GenericRpcHandler] = NONE,
 ) -> tuple[grpc.aio.Server, Health]:
     """A server with the API, the admin service, health and reflection; not yet bound.
@@ -325,6 +348,8 @@ def build(
         "Aggregate": wrap.unary(f"{SERVICE}/Aggregate", front.aggregate),
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
+    if watch is not None:
+        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch)
     checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())

@@ -111,9 +111,9 @@ class Fences:
     async def begin(self, *, timeout: float) -> tuple[bytes, ControlDocument]:
         """A transaction that has read the control document, and what that says: a commit in it
         is Aborted if anybody changes the document before."""
-        transaction = await self._firestore.begin(timeout=timeout)
+        transaction, stored = await self._firestore.begin_reading(self._path, timeout=timeout)
         try:
-            return transaction, await self.read_in(transaction, timeout=timeout)
+            return transaction, self._parsed(stored)
         except CrossfadeError:
             await self.give_up(transaction, timeout=timeout)
             raise

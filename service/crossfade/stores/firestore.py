@@ -365,6 +365,31 @@ class FirestoreStore:
                     return value
         raise Unavailable("Firestore began a transaction without a name")
 
+    async def begin_reading(self, path: str, *, timeout: float) -> tuple[bytes, Stored]:
+        """A transaction that has read one document: both in one call."""
+        wanted = {self.database.full(path): path}
+        read_write = wire.field_bytes(3, b"")
+        request = (
+            wire.field_bytes(1, self.database.name.encode())
+            + b"".join(wire.field_bytes(2, name.encode()) for name in wanted)
+            + wire.field_bytes(5, read_write)
+        )
+        transaction, found = b"", None
+        call = self._batch_get(request, timeout=timeout, metadata=self._by_database)
+        try:
+            with _translated(not_found=FailedPrecondition):
+                async for frame in call:
+                    for number, value in wire.scan(frame):
+                        if number == 3 and isinstance(value, bytes):
+                            transaction = value
+                    stored, _ = _batch_frame(frame, wanted)
+                    found = stored or found
+        finally:
+            call.cancel()
+        if not transaction or found is None:
+            raise Unavailable("Firestore did not begin a transaction with a read")
+        return transaction, found
+
     async def rollback(self, transaction: bytes, *, timeout: float) -> None:
         request = wire.field_bytes(1, self.database.name.encode()) + wire.field_bytes(
             2, transaction

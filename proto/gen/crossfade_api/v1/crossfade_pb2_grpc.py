@@ -54,6 +54,11 @@ class CrossfadeStub:
                 request_serializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/crossfade.v1.Crossfade/Watch',
+                request_serializer=crossfade_dot_v1_dot_crossfade__pb2.WatchRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_crossfade__pb2.WatchReply.FromString,
+                _registered_method=True)
         self.Commit = channel.unary_unary(
                 '/crossfade.v1.Crossfade/Commit',
                 request_serializer=crossfade_dot_v1_dot_crossfade__pb2.CommitRequest.SerializeToString,
@@ -93,6 +98,14 @@ class CrossfadeServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """The documents of a query, or some by name, and from then on what changes of them, from
+        one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Commit(self, request, context):
         """Writes that all happen or none does.
         """
@@ -122,6 +135,11 @@ def add_CrossfadeServicer_to_server(servicer, server):
                     servicer.Aggregate,
                     request_deserializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=crossfade_dot_v1_dot_crossfade__pb2.WatchRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_crossfade__pb2.WatchReply.SerializeToString,
             ),
             'Commit': grpc.unary_unary_rpc_method_handler(
                     servicer.Commit,
@@ -237,6 +255,33 @@ class Crossfade:
             '/crossfade.v1.Crossfade/Aggregate',
             crossfade_dot_v1_dot_crossfade__pb2.AggregateRequest.SerializeToString,
             crossfade_dot_v1_dot_crossfade__pb2.AggregateReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crossfade.v1.Crossfade/Watch',
+            crossfade_dot_v1_dot_crossfade__pb2.WatchRequest.SerializeToString,
+            crossfade_dot_v1_dot_crossfade__pb2.WatchReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class CrossfadeStub:
     """A query's documents in order, many to a message."""
     Aggregate: _grpc.UnaryUnaryMultiCallable[_crossfade_pb2.AggregateRequest, _crossfade_pb2.AggregateReply]
     """Counts, sums and averages over what a query finds."""
+    Watch: _grpc.UnaryStreamMultiCallable[_crossfade_pb2.WatchRequest, _crossfade_pb2.WatchReply]
+    """The documents of a query, or some by name, and from then on what changes of them, from
+    one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+    """
     Commit: _grpc.UnaryUnaryMultiCallable[_crossfade_pb2.CommitRequest, _crossfade_pb2.CommitReply]
     """Writes that all happen or none does."""
 
@@ -59,6 +63,10 @@ class CrossfadeAsyncStub(CrossfadeStub):
     """A query's documents in order, many to a message."""
     Aggregate: _aio.UnaryUnaryMultiCallable[_crossfade_pb2.AggregateRequest, _crossfade_pb2.AggregateReply]  # type: ignore[assignment]
     """Counts, sums and averages over what a query finds."""
+    Watch: _aio.UnaryStreamMultiCallable[_crossfade_pb2.WatchRequest, _crossfade_pb2.WatchReply]  # type: ignore[assignment]
+    """The documents of a query, or some by name, and from then on what changes of them, from
+    one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+    """
     Commit: _aio.UnaryUnaryMultiCallable[_crossfade_pb2.CommitRequest, _crossfade_pb2.CommitReply]  # type: ignore[assignment]
     """Writes that all happen or none does."""
 
@@ -96,6 +104,16 @@ class CrossfadeServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_crossfade_pb2.AggregateReply, _abc.Awaitable[_crossfade_pb2.AggregateReply]]:
         """Counts, sums and averages over what a query finds."""
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _crossfade_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_crossfade_pb2.WatchReply], _abc.AsyncIterator[_crossfade_pb2.WatchReply]]:
+        """The documents of a query, or some by name, and from then on what changes of them, from
+        one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+        """
 
     @_abc_1.abstractmethod
     def Commit(

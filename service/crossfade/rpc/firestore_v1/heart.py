@@ -29,7 +29,6 @@ from crossfade.rpc.firestore_v1.server import (
     SERVICE,
     Streaming,
     Unary,
-    both_ways_handler,
     streaming_methods,
     unary_methods,
 )
@@ -345,8 +344,8 @@ def handler(heart: Heart, listen: HeartListen, wrap: Wrapper) -> grpc.GenericRpc
         name: wrap.streaming(f"{SERVICE}/{name}", _streaming(method))
         for name, method in streaming_methods(front).items()
     }
-    handlers["Listen"] = both_ways_handler("Listen", listen.serve)
-    handlers["Write"] = both_ways_handler("Write", WriteStreams(heart).serve)
+    handlers["Listen"] = wrap.both_ways(f"{SERVICE}/Listen", listen.serve)
+    handlers["Write"] = wrap.both_ways(f"{SERVICE}/Write", WriteStreams(heart).serve)
     return grpc.method_handlers_generic_handler(SERVICE, handlers)
 
 

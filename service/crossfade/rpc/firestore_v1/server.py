@@ -60,7 +60,7 @@ def _stream(name: str, method: Streaming) -> Any:
     return grpc.unary_stream_rpc_method_handler(handle)
 
 
-def both_ways_handler(name: str, method: BothWays) -> Any:
+def _both_ways(name: str, method: BothWays) -> Any:
     async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         try:
             async with aclosing(method(requests)) as frames:
@@ -113,7 +113,7 @@ def methods(backends: Backends, faults: Faults | None = None) -> dict[str, Any]:
         both_ways = {name: faults.streaming(method) for name, method in both_ways.items()}
     found = {name: _unary(name, method) for name, method in unary.items()}
     found |= {name: _stream(name, method) for name, method in streaming.items()}
-    return found | {name: both_ways_handler(name, method) for name, method in both_ways.items()}
+    return found | {name: _both_ways(name, method) for name, method in both_ways.items()}
 
 
 @dataclass(slots=True)

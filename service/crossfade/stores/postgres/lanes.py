@@ -64,6 +64,7 @@ class _Lane(asyncpg.Connection):
 
 CLOSE_SECONDS = 2.0
 STATEMENTS = 1_000
+LOCK_MILLISECONDS = 200
 _FETCH, _FETCHROW, _FIRST = _Lane.fetch, _Lane.fetchrow, _Lane.first
 _EXECUTE = asyncpg.Connection.execute
 _SETTINGS = {
@@ -219,6 +220,33 @@ class Lanes:
             yield
         except BaseException as error:  # noqa: BLE001 - it goes on, translated
             raise _translated(error, connection) from None
+
+    @asynccontextmanager
+    async def locked(self, table: str, timeout: float) -> AsyncIterator[Connection]:
+        """One transaction under the exclusive lock of a table; plain reads of it go on.
+
+        Whoever wants a lock of the table meanwhile waits in line behind this one. So it is
+        waited for only briefly at a time, and asked for again: a holder that stands still (its
+        process was stopped) holds up nobody else.
+        """
+        async with self.acquire(timeout) as connection:
+            while True:
+                await connection.execute("begin")
+                try:
+                    await connection.execute(f"set local lock_timeout = '{LOCK_MILLISECONDS}ms'")
+                    await connection.execute(f"lock table {table} in exclusive mode")
+                    await connection.execute("set local lock_timeout = 0")
+                    break
+                except asyncpg.LockNotAvailableError:
+                    await connection.execute("rollback")
+                    await asyncio.sleep(LOCK_MILLISECONDS / 1e3)
+            try:
+                yield connection
+            except (CrossfadeError, asyncpg.PostgresError):
+                if not connection.is_closed():
+                    await connection.execute("rollback")
+                raise
+            await connection.execute("commit")
 
     async def close(self) -> None:
         """Closes idle connections now and the others as they are given back."""

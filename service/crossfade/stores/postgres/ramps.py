@@ -35,6 +35,7 @@ _STOP = """update crossfade.ramps set state = jsonb_set(state, '{status}', '"sto
     reason = $2, updated_at = now()
 where ($1::text is null or collection_id = $1) and state ->> 'status' = 'running'
 returning collection_id"""
+_RUNNING = "select exists (select from crossfade.ramps where state ->> 'status' = 'running')"
 _ALL = """select collection_id, plan, state, baseline, reason, who
 from crossfade.ramps order by collection_id"""
 
@@ -87,6 +88,10 @@ class Ramps:
             who,
             timeout=self._timeout,
         )
+
+    async def running(self) -> bool:
+        """Whether any ramp runs, whoever carries it on."""
+        return bool(await self._lanes.fetchval(_RUNNING, timeout=self._timeout))
 
     async def claim(self, holder: str, lease: float) -> list[Ramp]:
         """The running ramps that `holder` carries on for the next `lease` seconds."""
