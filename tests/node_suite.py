@@ -53,6 +53,13 @@ def _missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+async def compiled(folder: Path) -> str:
+    """As `installed`; what the folder has in TypeScript is compiled."""
+    node = installed(folder)
+    await run(node, "node_modules/typescript/bin/tsc", folder=folder)
+    return node
+
+
 async def run(node: str, *arguments: str, folder: Path, **environment: str) -> str:
     """What Node prints; fails where it does not end well. The servers may run on this loop:
     nothing here blocks it."""

@@ -23,10 +23,7 @@ pytestmark = pytest.mark.timeout(node_suite.INSTALL_SECONDS + node_suite.RUN_SEC
 
 @pytest.fixture(scope="module")
 async def node() -> str:
-    """With the client, its tests and its examples compiled."""
-    found = node_suite.installed(CLIENT)
-    await node_suite.run(found, "node_modules/typescript/bin/tsc", folder=CLIENT)
-    return found
+    return await node_suite.compiled(CLIENT)
 
 
 @pytest.fixture(scope="module")
