@@ -44,11 +44,12 @@ export function request(query: Query | string, asked: Asked, numbers: Numbers): 
   if (entries.length === 0) {
     throw new InvalidArgumentError("aggregate: no aggregations");
   }
-  const { parent, query: structuredQuery } = queryRequest(query, numbers);
+  const { parent, query: structured } = queryRequest(query, numbers);
+  const queryType = structured && ({ $case: "structuredQuery", value: structured } as const);
   const aggregations = entries.map(
     ([alias, aggregation]): Message => ({ alias, operator: operator(aggregation) }),
   );
-  return { parent, query: { structuredQuery, aggregations } };
+  return { parent, query: { queryType, aggregations } };
 }
 
 function operator({ kind, field, upTo }: Aggregation): NonNullable<Message["operator"]> {

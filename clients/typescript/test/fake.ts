@@ -54,6 +54,9 @@ export class Fake {
         missing: [],
         readTime: time,
       })),
+      watch: this.#stream("watch", () => {
+        throw new Error("nobody watches it yet");
+      }),
       query: this.#stream(
         "query",
         (id): QueryReply => ({

@@ -87,6 +87,30 @@ export interface AggregationResult_AggregateFieldsEntry {
   value: Value | undefined;
 }
 
+export interface WatchRequest {
+  target:
+    | //
+    /** Some documents. */
+    { $case: "documents"; value: BatchGetDocumentsRequest }
+    | //
+    /** What a query finds. */
+    { $case: "query"; value: QueryRequest }
+    | undefined;
+}
+
+export interface WatchReply {
+  /** New, or other than they were. */
+  changed: Document[];
+  /**
+   * Full names of documents that are deleted, or not found by the query any more. Of
+   * documents that are watched by name also those that are missing from the start.
+   */
+  removed: string[];
+  /** true: with this reply and all before it the caller knows the state of read_time. */
+  consistent: boolean;
+  readTime: Timestamp | undefined;
+}
+
 export interface CommitRequest {
   /** At least one. At most 10 MiB together. */
   writes: Write[];
@@ -669,6 +693,144 @@ export const AggregationResult_AggregateFieldsEntry: MessageFns<AggregationResul
   },
 };
 
+function createBaseWatchRequest(): WatchRequest {
+  return { target: undefined };
+}
+
+export const WatchRequest: MessageFns<WatchRequest> = {
+  encode(message: WatchRequest, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    switch (message.target?.$case) {
+      case "documents":
+        BatchGetDocumentsRequest.encode(message.target.value, writer.uint32(10).fork()).join();
+        break;
+      case "query":
+        QueryRequest.encode(message.target.value, writer.uint32(18).fork()).join();
+        break;
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchRequest {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchRequest();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.target = { $case: "documents", value: BatchGetDocumentsRequest.decode(reader, reader.uint32()) };
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.target = { $case: "query", value: QueryRequest.decode(reader, reader.uint32()) };
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
+function createBaseWatchReply(): WatchReply {
+  return { changed: [], removed: [], consistent: false, readTime: undefined };
+}
+
+export const WatchReply: MessageFns<WatchReply> = {
+  encode(message: WatchReply, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
+    for (const v of message.changed) {
+      Document.encode(v!, writer.uint32(10).fork()).join();
+    }
+    for (const v of message.removed) {
+      writer.uint32(18).string(v!);
+    }
+    if (message.consistent !== false) {
+      writer.uint32(24).bool(message.consistent);
+    }
+    if (message.readTime !== undefined) {
+      Timestamp.encode(message.readTime, writer.uint32(34).fork()).join();
+    }
+    return writer;
+  },
+
+  decode(input: BinaryReader | Uint8Array, length?: number): WatchReply {
+    const reader = input instanceof BinaryReader ? input : new BinaryReader(input);
+    const previousRecursionDepth = (reader as any).__tsProtoDecodeDepth ?? 0;
+    if (previousRecursionDepth >= 100) {
+      throw new globalThis.Error("protobuf decode recursion limit exceeded");
+    }
+    (reader as any).__tsProtoDecodeDepth = previousRecursionDepth + 1;
+    try {
+      const end = length === undefined ? reader.len : reader.pos + length;
+      const message = createBaseWatchReply();
+      while (reader.pos < end) {
+        const tag = reader.uint32();
+        switch (tag >>> 3) {
+          case 1: {
+            if (tag !== 10) {
+              break;
+            }
+
+            message.changed.push(Document.decode(reader, reader.uint32()));
+            continue;
+          }
+          case 2: {
+            if (tag !== 18) {
+              break;
+            }
+
+            message.removed.push(reader.string());
+            continue;
+          }
+          case 3: {
+            if (tag !== 24) {
+              break;
+            }
+
+            message.consistent = reader.bool();
+            continue;
+          }
+          case 4: {
+            if (tag !== 34) {
+              break;
+            }
+
+            message.readTime = Timestamp.decode(reader, reader.uint32());
+            continue;
+          }
+        }
+        if ((tag & 7) === 4 || tag === 0) {
+          break;
+        }
+        reader.skip(tag & 7);
+      }
+      return message;
+    } finally {
+      (reader as any).__tsProtoDecodeDepth = previousRecursionDepth;
+    }
+  },
+};
+
 function createBaseCommitRequest(): CommitRequest {
   return { writes: [], requestId: "" };
 }
@@ -841,6 +1003,19 @@ export const CrossfadeService = {
     responseSerialize: (value: AggregateReply): Buffer => Buffer.from(AggregateReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): AggregateReply => AggregateReply.decode(value),
   },
+  /**
+   * The documents of a query, or some by name, and from then on what changes of them, from
+   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+   */
+  watch: {
+    path: "/crossfade.v1.Crossfade/Watch" as const,
+    requestStream: false as const,
+    responseStream: true as const,
+    requestSerialize: (value: WatchRequest): Buffer => Buffer.from(WatchRequest.encode(value).finish()),
+    requestDeserialize: (value: Buffer): WatchRequest => WatchRequest.decode(value),
+    responseSerialize: (value: WatchReply): Buffer => Buffer.from(WatchReply.encode(value).finish()),
+    responseDeserialize: (value: Buffer): WatchReply => WatchReply.decode(value),
+  },
   /** Writes that all happen or none does. */
   commit: {
     path: "/crossfade.v1.Crossfade/Commit" as const,
@@ -865,6 +1040,11 @@ export interface CrossfadeServer extends UntypedServiceImplementation {
   query: handleServerStreamingCall<QueryRequest, QueryReply>;
   /** Counts, sums and averages over what a query finds. */
   aggregate: handleUnaryCall<AggregateRequest, AggregateReply>;
+  /**
+   * The documents of a query, or some by name, and from then on what changes of them, from
+   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+   */
+  watch: handleServerStreamingCall<WatchRequest, WatchReply>;
   /** Writes that all happen or none does. */
   commit: handleUnaryCall<CommitRequest, CommitReply>;
 }
@@ -918,6 +1098,12 @@ export interface CrossfadeClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: AggregateReply) => void,
   ): ClientUnaryCall;
+  /**
+   * The documents of a query, or some by name, and from then on what changes of them, from
+   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
+   */
+  watch(request: WatchRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchReply>;
+  watch(request: WatchRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<WatchReply>;
   /** Writes that all happen or none does. */
   commit(
     request: CommitRequest,

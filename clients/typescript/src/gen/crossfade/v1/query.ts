@@ -116,8 +116,8 @@ export interface Cursor {
 
 /** A query, and what is to be found out about the documents that it finds. */
 export interface StructuredAggregationQuery {
-  structuredQuery:
-    | StructuredQuery
+  queryType:
+    | { $case: "structuredQuery"; value: StructuredQuery }
     | undefined;
   /** One to five. */
   aggregations: StructuredAggregationQuery_Aggregation[];
@@ -810,13 +810,15 @@ export const Cursor: MessageFns<Cursor> = {
 };
 
 function createBaseStructuredAggregationQuery(): StructuredAggregationQuery {
-  return { structuredQuery: undefined, aggregations: [] };
+  return { queryType: undefined, aggregations: [] };
 }
 
 export const StructuredAggregationQuery: MessageFns<StructuredAggregationQuery> = {
   encode(message: StructuredAggregationQuery, writer: BinaryWriter = new BinaryWriter()): BinaryWriter {
-    if (message.structuredQuery !== undefined) {
-      StructuredQuery.encode(message.structuredQuery, writer.uint32(10).fork()).join();
+    switch (message.queryType?.$case) {
+      case "structuredQuery":
+        StructuredQuery.encode(message.queryType.value, writer.uint32(10).fork()).join();
+        break;
     }
     for (const v of message.aggregations) {
       StructuredAggregationQuery_Aggregation.encode(v!, writer.uint32(26).fork()).join();
@@ -842,7 +844,7 @@ export const StructuredAggregationQuery: MessageFns<StructuredAggregationQuery> 
               break;
             }
 
-            message.structuredQuery = StructuredQuery.decode(reader, reader.uint32());
+            message.queryType = { $case: "structuredQuery", value: StructuredQuery.decode(reader, reader.uint32()) };
             continue;
           }
           case 3: {
