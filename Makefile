@@ -96,4 +96,5 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 		--group dev --constraint constraints.txt -o requirements.lock pyproject.toml
 
 clean: ## remove what the other targets made
-	rm -rf .venv build .crossfade tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .crossfade tests/node/node_modules clients/typescript/node_modules \
+		clients/typescript/build .mypy_cache .ruff_cache .pytest_cache .hypothesis
