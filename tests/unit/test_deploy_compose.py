@@ -1,5 +1,6 @@
 """docker-compose.yml and the images it builds, as far as no engine is needed."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -22,6 +23,7 @@ DOCKERFILES = {
 }
 VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 PINNED = re.compile(r"(?P<name>[\w./-]+):v?\d[\w.-]*")
+SEEDS = ("DATABASE_", "MIGRATION_", "FIRESTORE_", "GOOGLE_CLOUD_", "CROSSFADE_")
 # Images whose process begins as root and needs some of its powers to become another.
 BEGIN_AS_ROOT = {"postgresql", "firestore"}
 
@@ -160,6 +162,9 @@ def load(monkeypatch, tmp_path):
 
     def load(**given: str) -> settings.Settings:
         monkeypatch.chdir(tmp_path)
+        for name in os.environ:
+            if name.startswith(SEEDS):
+                monkeypatch.delenv(name)
         for word, rest in instructions(DOCKERFILES["sidecar"]):
             for item in shlex.split(rest) if word == "ENV" else []:
                 name, _, value = item.partition("=")
