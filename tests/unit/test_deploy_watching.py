@@ -41,7 +41,7 @@ SERIES = {
     for name in prometheus.series(item.name, item.unit, item.kind)
 } | {
     # Of the collector's own, and of Prometheus's.
-    "httpcheck_status": {"http_url", "http_status_class", "http_status_code"},
+    "httpcheck_status": {"http_url", "http_method", "http_status_class", "http_status_code"},
     "httpcheck_error": {"http_url", "error_message"},
     "ALERTS": {"alertname", "alertstate", "severity"},
 }
