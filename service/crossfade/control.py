@@ -33,6 +33,7 @@ GROUP = "default"
 POLL_SECONDS = 0.5
 AGREE_SECONDS = 0.05
 COPY_POLL_SECONDS = 0.1
+READY_SECONDS = 2.0
 
 
 class Rows(Protocol):
@@ -272,6 +273,21 @@ class Control:
                     "the authority is changing, for longer than the deadline"
                 ) from error
         return self.snapshot
+
+    async def check_ready(self) -> None:
+        """Raises InfrastructureError where the store in charge cannot be asked now. The other one
+        may be away: this stage is served without it."""
+        if self.snapshot.authority is StoreName.POSTGRESQL:
+            await self.refresh()
+            return
+        ends = time.monotonic() + READY_SECONDS
+
+        def left() -> float:
+            if (seconds := ends - time.monotonic()) <= 0:
+                raise DeadlineExceeded("the authority is changing")
+            return seconds
+
+        await self.admit(left)
 
     async def catch_up(self, left: Callable[[], float]) -> None:
         """After EpochChanged: what stands now, by the row, or else by Firestore's document."""

@@ -174,6 +174,7 @@ class Transactions:
         while True:
             identity = await self.begin(call, retry=earlier)
             done = False
+            wait = 0.0
             try:
                 replayed, attempt = await self._known(request_id, call)
                 transaction = Transaction(self, identity, call, replayed=replayed)
@@ -181,17 +182,22 @@ class Transactions:
                 if replayed:
                     return result
                 done = True
-                await self._commit(identity, transaction.writes, call, request_id, attempt)
+                outcome = await self._commit(
+                    identity, transaction.writes, call, request_id, attempt
+                )
+                if not outcome.replayed:
+                    return result
+                # The same request was done meanwhile: not by what was decided here, so the
+                # answer is what it leads to with that known.
+                earlier = None
             except Aborted:
+                earlier = identity
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311 - so that two do not meet again
                 if call.deadline - time.monotonic() <= wait:
                     raise
-            else:
-                return result
             finally:
                 if not done:
                     await self._let_go(identity)
-            earlier = identity
             await asyncio.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
 

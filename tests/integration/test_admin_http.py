@@ -40,18 +40,26 @@ async def test_alive_ready_and_status(served):
     assert (body["copied"], body["commits"]) == (False, "1")
 
 
-async def test_not_ready_when_the_control_row_cannot_be_read(served, monkeypatch):
+async def test_ready_means_that_the_store_in_charge_can_be_asked(served, monkeypatch):
     stack, address = served
 
-    async def gone():
-        raise Unavailable("PostgreSQL is away")
+    async def gone(*_args, **_options):
+        raise Unavailable("it is away")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(stack.sidecar.control, "refresh", gone)
+        assert (await fetch(address, "/readyz"))[0] == 200
+        patch.setattr(stack.sidecar.control.lease, "renew", gone)
+        patch.setattr(stack.sidecar.control.lease, "_until", 0.0)
+        assert await fetch(address, "/readyz") == (
+            503,
+            {"status": "not ready", "reason": "it is away"},
+        )
+        assert (await fetch(address, "/healthz"))[0] == 200
+    await stack.copy()
+    await stack.stage("live")
     monkeypatch.setattr(stack.sidecar.control, "refresh", gone)
-    assert await fetch(address, "/readyz") == (
-        503,
-        {"status": "not ready", "reason": "PostgreSQL is away"},
-    )
-    assert (await fetch(address, "/healthz"))[0] == 200
+    assert (await fetch(address, "/readyz"))[0] == 503
 
 
 async def test_a_taken_port_is_said():

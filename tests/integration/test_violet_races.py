@@ -150,14 +150,28 @@ async def test_the_same_request_is_done_once_however_often_it_comes(violet, turn
     await violet.miner(uid)
     assign = pb.AssignTaskRequest(request_id=f"a{name}", task_id=name, miner_uids=[uid])
     adjust = pb.AdjustMinerLoadRequest(request_id=f"l{name}", uid=uid, delta=2)
+    respond = pb.AddMinerResponseRequest(request_id=f"r{name}", task_id=f"{name}b", miner_uid=1)
+    seen = pb.MarkTaskSeenRequest(request_id=f"s{name}", task_id=f"{name}c", validator="v")
+    create = pb.CreateTaskRequest(request_id=f"c{name}", task_id=f"{name}d")
+    delete = pb.TaskRequest(request_id=f"d{name}", task_id=f"{name}e")
+    for letter in "bce":
+        await make_task(violet, f"{name}{letter}")
     replies, failed = await settle(
         [next(turns).tasks.AssignTask(assign) for _ in range(3)]
         + [next(turns).miners.AdjustMinerLoad(adjust) for _ in range(3)]
+        + [next(turns).tasks.AddMinerResponse(respond) for _ in range(3)]
+        + [next(turns).tasks.MarkTaskSeen(seen) for _ in range(3)]
+        + [next(turns).tasks.CreateTask(create) for _ in range(3)]
+        + [next(turns).tasks.DeleteTask(delete) for _ in range(3)]
     )
     assert failed == []
     assert await violet.loads(uid) == [3]
-    for reply in replies[:3]:  # whoever asks again hears what the first one did
-        assert list(reply.assigned) == [uid]
+    # Whoever asks again hears what the first one did.
+    assert [list(reply.assigned) for reply in replies[:3]] == [[uid]] * 3
+    assert [reply.outcome for reply in replies[6:9]] == ["accepted"] * 3
+    assert [reply.first for reply in replies[9:12]] == [True] * 3
+    assert [shown(reply)["task_id"] for reply in replies[12:15]] == [f"{name}d"] * 3
+    assert [reply.existed for reply in replies[15:]] == [True] * 3
 
 
 async def test_load_is_given_back_once(violet, turns, name, uid):
@@ -470,6 +484,7 @@ async def test_a_repeated_creation_is_one_user(violet, turns, name):
     assert failed == []
     assert len({reply.user_id for reply in replies}) == 1
     stored = await violet.fields(f"users/{replies[0].user_id}")
+    assert {reply.api_key for reply in replies} == {stored["api_key"]}
     again = await violet.users.CreateUser(request)
     assert (again.replayed, again.api_key) == (True, stored["api_key"])
 
@@ -493,6 +508,16 @@ async def test_after_rotations_at_once_one_key_is_valid(violet, turns, name):
         else:
             assert await refused(call) == "NOT_FOUND"
             assert index is None
+
+
+async def test_a_repeated_rotation_is_one_and_all_hear_of_its_key(violet, turns, name):
+    made = await violet.users.CreateUser(pb.CreateUserRequest(email=f"{name}@x", role="client"))
+    for round_ in range(3):
+        request = pb.RotateApiKeyRequest(request_id=f"{name}{round_}", user_id=made.user_id)
+        replies, failed = await settle([next(turns).users.RotateApiKey(request) for _ in range(4)])
+        assert failed == []
+        stored = await violet.fields(f"users/{made.user_id}")
+        assert {reply.api_key for reply in replies} == {stored["api_key"]}
 
 
 async def test_a_rotation_and_an_upgrade_leave_the_index_with_the_role(violet, turns, name):

@@ -35,7 +35,7 @@ def build(control: Control, status: StatusOf) -> Any:
     @app.get("/readyz", summary="The sidecar can serve in the present stage")
     async def readyz() -> JSONResponse:
         try:
-            await control.refresh()
+            await control.check_ready()
         except CrossfadeError as error:
             return JSONResponse({"status": "not ready", "reason": str(error)}, 503)
         return JSONResponse({"status": "ready", "stage": control.snapshot.stage.value})

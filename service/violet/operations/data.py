@@ -11,7 +11,7 @@ from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.call import Call
 from crossfade.document import Database, Document, check_id
-from crossfade.errors import Aborted, InvalidArgument, NotFound
+from crossfade.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from crossfade.migrator import Migrator
 from crossfade.query import CompositeFilter, FieldFilter, Filter, Op, Query
 from crossfade.transactions import Transaction, Transactions
@@ -123,7 +123,26 @@ class Data:
     async def _run(
         self, work: Callable[[Transaction], Awaitable[T]], call: Call, request_id: str | None
     ) -> T:
+        """A request that finds nothing to do, or is refused, is looked at once more: the same
+        request, sent twice at once, may have been done since this one asked whether it was,
+        and then what stands in its way is its own work."""
+        nothing = False
+
+        async def watched(transaction: Transaction) -> T:
+            nonlocal nothing
+            result = await work(transaction)
+            nothing = not transaction.writes and not transaction.replayed
+            return result
+
         try:
+            try:
+                result = await self._transactions.run(watched, call, request_id=request_id)
+            except (AlreadyExists, NotFound, FailedPrecondition):
+                if request_id is None:
+                    raise
+            else:
+                if request_id is None or not nothing:
+                    return result
             return await self._transactions.run(work, call, request_id=request_id)
         except Aborted:
             # Its own text names a document, whose id may be a key or an email.

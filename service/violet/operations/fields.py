@@ -26,7 +26,7 @@ def whole(value: Any) -> int | None:
     """An integer, also as a double (48.0), else None."""
     found = number(value)
     if isinstance(found, float):
-        return int(found) if found.is_integer() else None
+        return int(found) if found.is_integer() and -(2.0**63) <= found < 2.0**63 else None
     return found
 
 
