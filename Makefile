@@ -94,6 +94,10 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 		--exclude-newer "1 week" --no-emit-package crossfade-api --no-emit-package crossfade-client \
 		--no-annotate --custom-compile-command "make lock" \
 		--group dev --constraint constraints.txt -o requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock -o deploy/schemas.lock deploy/schemas.in
 
 clean: ## remove what the other targets made
-	rm -rf .venv build .crossfade tests/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .crossfade tests/node/node_modules clients/typescript/node_modules \
+		clients/typescript/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

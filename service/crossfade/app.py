@@ -221,6 +221,8 @@ async def _start(
         if pending is not None and firestore is not None and lease is not None
         else None
     )
+    if outbox is not None:
+        resources.push_async_callback(outbox.close)
     forward = (
         Forward(
             control,

@@ -10,7 +10,9 @@ opens again.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import structlog
@@ -31,7 +33,7 @@ from crossfade.pending import Pending
 from crossfade.plan import StoreName
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent
-from crossfade.stores.fences import ControlDocument
+from crossfade.stores.fences import ControlDocument, Fences
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.telemetry import OUTBOX, Telemetry
 from crossfade.write import Write
@@ -48,8 +50,48 @@ lease, and a gate that opened before that would keep it from writing for ever.""
 TIMEOUT = 5.0
 
 
+MOST_SPARES = 16
+SPARE_SECONDS = 1.0
+"""A spare transaction holds the control document against whoever wants to change it."""
+
+
 class NotSent(Unavailable):
     """The commit was not even sent: it is known not to have been applied."""
+
+
+class _Spares:
+    """Transactions that have read the control document, begun ahead: with one at hand, an outbox
+    commit takes one round trip, as any other. What one has read is checked by its commit, so its
+    age does no harm. Each that is taken is followed by another, while commits come."""
+
+    def __init__(self, fences: Fences) -> None:
+        self._fences = fences
+        self._ready: deque[tuple[bytes, ControlDocument, float]] = deque()
+        self._coming: set[asyncio.Task[None]] = set()
+
+    async def take(self, timeout: float) -> tuple[bytes, ControlDocument]:
+        """Raises the errors of `Fences.begin`."""
+        if len(self._ready) + len(self._coming) < MOST_SPARES:
+            task = asyncio.create_task(self._add())
+            self._coming.add(task)
+            task.add_done_callback(self._coming.discard)
+        while self._ready:
+            transaction, found, begun = self._ready.pop()
+            if time.monotonic() - begun < SPARE_SECONDS:
+                return transaction, found
+            await self._fences.give_up(transaction, timeout=TIMEOUT)
+        return await self._fences.begin(timeout=timeout)
+
+    async def _add(self) -> None:
+        begun = time.monotonic()
+        with suppress(CrossfadeError):
+            self._ready.append((*await self._fences.begin(timeout=TIMEOUT), begun))
+
+    async def give_up(self, older_than: float = 0.0) -> None:
+        """Lets those go that nobody took."""
+        before = time.monotonic() - older_than
+        while self._ready and self._ready[0][2] <= before:
+            await self._fences.give_up(self._ready.popleft()[0], timeout=TIMEOUT)
 
 
 class Outbox:
@@ -73,6 +115,7 @@ class Outbox:
         self.patience = patience
         """Seconds that PostgreSQL has to take the pending rows of a commit, before it counts as
         away: its slowness is not the application's either."""
+        self._spares = _Spares(lease.fences)
         self._closing = asyncio.Lock()
         self._waited = -1
         """The closing of the gate whose leases this sidecar has seen run out."""
@@ -101,7 +144,7 @@ class Outbox:
             gate = await self._closed_gate(snapshot, left)
             try:
                 if own is None:
-                    transaction, found = await self._fences.begin(timeout=left())
+                    transaction, found = await self._spares.take(left())
                 else:
                     transaction, found = own, await self._fences.read_in(own, timeout=left())
             except (Aborted, InvalidArgument):
@@ -112,6 +155,7 @@ class Outbox:
                 if own is not None:
                     raise Aborted("the transaction began before PostgreSQL's outage was seen")
                 await self._fences.give_up(transaction, timeout=TIMEOUT)
+                await self._spares.give_up()
                 self._lease.learn(found, time.monotonic() - self._lease.seconds)
                 continue
             try:
@@ -124,6 +168,7 @@ class Outbox:
             except Aborted:
                 if own is not None:
                     raise
+                await self._spares.give_up()
                 continue  # the control document, or a document of the commit, was in use
             reach("outbox.committed")
             self._telemetry.count(OUTBOX, "written")
@@ -167,12 +212,17 @@ class Outbox:
         log.warning("PostgreSQL takes no pending rows: commits go to the outbox", gate=closed.gate)
         return closed
 
+    async def close(self) -> None:
+        """Lets the spare transactions go, which hold the control document."""
+        await self._spares.give_up()
+
     # --- draining -----------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Runs for ever: as long as the gate is closed, entries become pending rows."""
         while True:
             await asyncio.sleep(BACK_SECONDS)
+            await self._spares.give_up(older_than=SPARE_SECONDS)
             snapshot = self._control.snapshot
             forward = snapshot.authority is StoreName.FIRESTORE and snapshot.rules.mirrored
             if not forward or (self._lease.document.gate_open and not self.mirror_is_out):

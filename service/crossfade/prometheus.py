@@ -15,7 +15,7 @@ UNITS = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "%": "percent", "1
 def family(name: str, unit: str, kind: str) -> str:
     """The name of an instrument ("counter", "gauge" or "histogram"), to which histograms
     append once more (see `series`). Raises ValueError for a unit that has no word here."""
-    parts = [part for part in re.split(r"[^A-Za-z0-9]+", name) if part]
+    parts = [part for part in re.split(r"[^A-Za-z0-9:]+", name) if part]
     word = "" if unit.startswith("{") else UNITS.get(unit)
     if word is None:
         raise ValueError(f"{name}: Prometheus's word for the unit {unit} is not known")

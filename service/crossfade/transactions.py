@@ -67,6 +67,11 @@ IDLE = 60.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 GIVE_UP_SECONDS = 2.0
 _FIRESTORE, _POSTGRESQL = b"f", b"p"
+"""What an id begins with; a read-only transaction's with the capital letter."""
+
+
+class BeginAnew(Aborted):
+    """Nothing can come of the transaction any more: what it has read is over."""
 
 
 @dataclass(slots=True)
@@ -236,12 +241,12 @@ class Transactions:
         epoch = snapshot.epoch.to_bytes(8, "big")
         if snapshot.authority is StoreName.FIRESTORE:
             earlier = None
-            if retry is not None and retry[:1] == _FIRESTORE:
+            if retry is not None and retry[:1].lower() == _FIRESTORE:
                 earlier = retry[9:]
             handle = await self._needs_firestore().begin(
                 timeout=call.left(), read_only=read_only, read_time=read_time, retry=earlier
             )
-            return _FIRESTORE + epoch + handle
+            return (_FIRESTORE.upper() if read_only else _FIRESTORE) + epoch + handle
         if retry is not None:
             await self._end(retry, call.left())
         if read_time is not None:
@@ -254,7 +259,8 @@ class Transactions:
             if opened.snapshot.epoch != snapshot.epoch:
                 await opened.snapshot.close()
                 raise _epoch_over()
-        identity = _POSTGRESQL + epoch + secrets.token_bytes(16)
+        kind = _POSTGRESQL.upper() if read_only else _POSTGRESQL
+        identity = kind + epoch + secrets.token_bytes(16)
         self._open[identity] = opened
         return identity
 
@@ -262,7 +268,7 @@ class Transactions:
         """A read-only transaction of a snapshot that somebody else has opened; ending it closes
         the snapshot."""
         now = self._clock()
-        identity = _POSTGRESQL + snapshot.epoch.to_bytes(8, "big") + secrets.token_bytes(16)
+        identity = _POSTGRESQL.upper() + snapshot.epoch.to_bytes(8, "big") + secrets.token_bytes(16)
         self._open[identity] = _Open(snapshot.epoch, now, now, snapshot, read_only=True)
         return identity
 
@@ -275,7 +281,7 @@ class Transactions:
         await self._end(transaction, call.left())
 
     async def _end(self, identity: bytes, timeout: float) -> None:
-        if identity[:1] == _FIRESTORE and self._firestore is not None:
+        if identity[:1].lower() == _FIRESTORE and self._firestore is not None:
             await self._firestore.rollback(identity[9:], timeout=timeout)
             return
         await self._forget(identity)
@@ -309,7 +315,7 @@ class Transactions:
         """The snapshot that stands, if the transaction is of its epoch. Raises Aborted where the
         authority has changed since, InvalidArgument for what is no transaction."""
         epoch = int.from_bytes(transaction[1:9], "big")
-        if len(transaction) <= 9 or transaction[:1] not in {_FIRESTORE, _POSTGRESQL}:
+        if len(transaction) <= 9 or transaction[:1].lower() not in {_FIRESTORE, _POSTGRESQL}:
             raise _unknown()
         snapshot = await self._control.admit(call.left)
         if snapshot.epoch < epoch:
@@ -318,7 +324,8 @@ class Transactions:
         if snapshot.epoch != epoch:
             await self._let_go(transaction)
             raise _epoch_over()
-        if (snapshot.authority is StoreName.FIRESTORE) != (transaction[:1] == _FIRESTORE):
+        kind = transaction[:1].lower()
+        if (snapshot.authority is StoreName.FIRESTORE) != (kind == _FIRESTORE):
             raise _unknown()
         return snapshot
 
@@ -358,7 +365,7 @@ class Transactions:
         for path, stored in found.items():
             if opened.reads.setdefault(path, stored.version) != stored.version:
                 await self._forget(transaction)
-                raise Aborted(f"document {path} has changed since the transaction read it")
+                raise BeginAnew(f"document {path} has changed since the transaction read it")
         return Reading(tuple(found[path] for path in paths), reading.read_time, reading.state)
 
     async def query(self, transaction: bytes, query: Query, call: Call) -> AsyncIterator[Page]:
@@ -551,14 +558,19 @@ def _over(opened: _Open, now: float) -> bool:
     return now > opened.begun + LIFETIME or now > opened.used + IDLE
 
 
+def reads_only(transaction: bytes) -> bool:
+    """Whether an id is that of a read-only transaction."""
+    return transaction[:1].isupper()
+
+
 def _unknown() -> InvalidArgument:
     return InvalidArgument(
         "transaction: the referenced transaction has expired or is no longer valid"
     )
 
 
-def _epoch_over() -> Aborted:
-    return Aborted("the authority has changed since the transaction began; begin it anew")
+def _epoch_over() -> BeginAnew:
+    return BeginAnew("the authority has changed since the transaction began; begin it anew")
 
 
 def _no_past(read_time: int) -> CrossfadeError:

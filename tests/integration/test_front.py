@@ -130,6 +130,65 @@ async def test_a_transaction_of_the_library(stack, connect):
     await asyncio.to_thread(works)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["to PostgreSQL", "to Firestore"])
+async def test_the_library_begins_anew_after_a_change_of_authority(flipping, connect, there):
+    """It does so by itself, wherever in the transaction the change comes."""
+    loop = asyncio.get_running_loop()
+    if not there:
+        await flipping.stage("live")
+    stages = ["live", "shadow"] if there else ["shadow", "live"]
+
+    def works() -> None:
+        client = connect(flipping)
+        here, other = client.document("notes/here"), client.document("tasks/other")
+        here.set({"n": 1})
+        other.set({"n": 10})
+        attempts: list[int] = []
+
+        @firestore.transactional
+        def move(transaction: Any) -> None:
+            n = here.get(transaction=transaction).to_dict()["n"]
+            if not attempts:
+                asyncio.run_coroutine_threadsafe(flipping.stage(stages[0]), loop).result(30)
+            attempts.append(n)
+            m = other.get(transaction=transaction).to_dict()["n"]
+            found = numbers(client.collection("notes").get(transaction=transaction))
+            assert found == {"here": n}
+            transaction.set(here, {"n": n + 1})
+            transaction.set(other, {"n": m - 1})
+
+        move(client.transaction())
+        assert len(attempts) == 2
+        assert here.get().to_dict() == {"n": 2}
+        assert other.get().to_dict() == {"n": 9}
+
+    await asyncio.to_thread(works)
+
+
+async def test_the_library_begins_anew_after_a_conflict_between_two_reads(stack, connect):
+    def works() -> None:
+        client = connect(stack)
+        here, other = client.document("notes/here"), client.document("notes/other")
+        here.set({"n": 1})
+        other.set({"n": 1})
+        attempts: list[int] = []
+
+        @firestore.transactional
+        def move(transaction: Any) -> None:
+            n = here.get(transaction=transaction).to_dict()["n"]
+            if not attempts:
+                here.set({"n": 5})
+            attempts.append(n)
+            other.get(transaction=transaction)
+            transaction.set(other, {"n": n + 1})
+
+        move(client.transaction())
+        assert attempts == [1, 5]
+        assert other.get().to_dict() == {"n": 6}
+
+    await asyncio.to_thread(works)
+
+
 async def test_bulk_writes_and_partitions(stack, connect):
     def works() -> None:
         client = connect(stack)
@@ -327,6 +386,32 @@ async def test_a_stream_ends_when_its_connection_is_lost(live):
         await again.snapshot()
         assert again.view.ids(1) == {"1": 1}
         await again.close()
+
+
+async def test_many_streams_share_few_connections(live):
+    for number in range(50):
+        await live.client.set(f"notes/{number}", {"n": number})
+    async with grpc.aio.insecure_channel(live.sidecar.address) as channel:
+        conversations = [Conversation(Wire(channel, DATABASE), DATABASE) for _ in range(40)]
+        for conversation in conversations:
+            await conversation.follow(1, query={"from": [{"collection_id": "notes"}]})
+        views = await asyncio.gather(*(one.snapshot() for one in conversations))
+        assert all(len(view.ids(1)) == 50 for view in views)
+        for number in range(50, 60):
+            await live.client.set(f"notes/{number}", {"n": number})
+
+        async def caught_up(conversation: Conversation) -> None:
+            while len((await conversation.snapshot()).ids(1)) < 60:
+                pass
+
+        async with asyncio.timeout(60):
+            await asyncio.gather(*map(caught_up, conversations))
+        connections = await live.sql.fetchval(
+            "select count(*) from pg_stat_activity where application_name = 'crossfade'"
+        )
+        assert connections < 30
+        for conversation in conversations:
+            await conversation.close()
 
 
 async def test_a_commit_too_large_for_one_notification(live):

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from crossfade.errors import (
 )
 from crossfade.plan import Stage, StoreName
 from crossfade.query import FieldFilter, Op, Query
+from crossfade.stores.firestore import FirestoreStore
 from crossfade.transactions import IDLE, LIFETIME, Transactions
 from crossfade.wire import parse_document
 from crossfade.write import Write
@@ -326,6 +328,37 @@ async def test_transactions_go_on_while_postgresql_is_away(postgres_database, mo
         assert first_fields(found) == {"n": 5}
 
 
+@pytest.mark.parametrize("lost", ["answer", "request"])
+async def test_an_answer_that_is_lost_does_nothing_twice(postgres_database, monkeypatch, lost):
+    async with running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack:
+        await stack.copy()
+        await put(stack, "notes/counter", n=0)
+        commit, losses = FirestoreStore.commit, 1
+
+        async def unanswered(self: Any, writes: Any, **options: Any) -> Any:
+            nonlocal losses
+            if losses and options.get("transaction") is not None:
+                losses -= 1
+                if lost == "answer":
+                    await commit(self, writes, **options)
+                raise Unavailable("lost")
+            return await commit(self, writes, **options)
+
+        monkeypatch.setattr(FirestoreStore, "commit", unanswered)
+
+        async def add(transaction: Any) -> None:
+            count = (await transaction.get("notes/counter")).fields["n"]
+            if not transaction.replayed:
+                transaction.write(Write("notes/counter", {"n": count + 1}))
+
+        for _ in range(3):
+            with suppress(Unavailable):  # it is known not to have been applied
+                await heart(stack).run(add, call(stack), request_id="one")
+        assert losses == 0
+        assert await fields_of(stack, "notes/counter") == {"n": 1}
+        await stack.settled()
+
+
 # --- a change of authority ---------------------------------------------------------------------
 
 
@@ -364,7 +397,11 @@ async def test_what_was_begun_before_a_change_of_authority_is_aborted(postgres_d
 
 
 async def test_no_update_is_lost_across_changes_of_authority(postgres_database):
-    async with running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack:
+    """Nor with two sidecars, of which one learns late."""
+    async with (
+        running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack,
+        stack.another(read_percent=100) as second,
+    ):
         await stack.copy()
         await put(stack, "tasks/1", n=0)
         stop = asyncio.Event()
@@ -374,13 +411,13 @@ async def test_no_update_is_lost_across_changes_of_authority(postgres_database):
             count = (await transaction.get("tasks/1")).fields["n"]
             transaction.write(Write("tasks/1", {"n": count + 1}))
 
-        async def adding() -> None:
+        async def adding(there: Running) -> None:
             nonlocal done
             while not stop.is_set():
-                await heart(stack).run(add, call(stack))
+                await heart(there).run(add, call(there))
                 done += 1
 
-        tasks = [asyncio.create_task(adding()) for _ in range(3)]
+        tasks = [asyncio.create_task(adding(there)) for there in (stack, stack, second, second)]
         for stage in ("live", "shadow", "live"):
             await asyncio.sleep(0.3)
             await stack.stage(stage)

@@ -200,7 +200,7 @@ def test_a_run_gives_every_test_its_outcome(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("FIRESTORE_APPLICATION_CREDENTIALS", "/a/developer's/own")
     monkeypatch.setenv("PYTEST_ADDOPTS", "--collect-only")
     tests = system(tmp_path)
-    outcomes = run("127.0.0.1:1", tests, tmp_path, "p")
+    outcomes = run("127.0.0.1:1", tests, tmp_path, "conformance-1")
     assert {name: outcome.kind for name, outcome in outcomes.items()} == {
         "test_system.py::test_lifted_0": "passed",
         "test_system.py::test_lifted_1": "passed",
@@ -224,7 +224,7 @@ def test_a_run_gives_every_test_its_outcome(tmp_path: Path, monkeypatch: pytest.
 
 def test_marks_that_are_gone_are_noticed(tmp_path: Path):
     with pytest.raises(ConformanceError, match="pytest ended with 4"):
-        run("127.0.0.1:1", system(tmp_path, LIFTED[1:]), tmp_path, "p")
+        run("127.0.0.1:1", system(tmp_path, LIFTED[1:]), tmp_path, "conformance-1")
     assert f"no test bears a skip mark with {LIFTED[0]}" in (tmp_path / "output.txt").read_text()
 
 
@@ -232,4 +232,4 @@ def test_tests_that_cannot_be_collected_are_no_run(tmp_path: Path):
     tests = system(tmp_path)
     (tests / "test_system_async.py").write_text("import no_such_module")
     with pytest.raises(ConformanceError, match="pytest ended with 2"):
-        run("127.0.0.1:1", tests, tmp_path, "p")
+        run("127.0.0.1:1", tests, tmp_path, "conformance-1")

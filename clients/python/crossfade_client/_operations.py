@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import grpc
@@ -26,7 +26,7 @@ class Operation(Generic[T]):
     sent again; `request_id`: of a commit that carries one."""
 
     method: str
-    request: Any
+    request: Any = field(repr=False)  # it holds documents
     read: Callable[[Any], T]
     stream: bool = False
     safe: bool = True

@@ -19,7 +19,7 @@ from crossfade.aggregate import Aggregation
 from crossfade.call import Call
 from crossfade.control import Control
 from crossfade.document import NAME, Database, Reference, Value, is_own
-from crossfade.errors import InvalidArgument, NotFound, Unavailable
+from crossfade.errors import Aborted, InvalidArgument, NotFound, Unavailable
 from crossfade.migrator import Migrator
 from crossfade.query import Cursor, Order, Query
 from crossfade.rpc.firestore_v1.backend import Watcher
@@ -38,10 +38,11 @@ from crossfade.store import NOW, At, CommitOutcome, Page, Reading
 from crossfade.stores.firestore import FirestoreStore, at_bytes
 from crossfade.stores.postgres.changes import Changes
 from crossfade.telemetry import Telemetry
-from crossfade.transactions import Transactions
+from crossfade.transactions import BeginAnew, Transactions, reads_only
 from crossfade.write import Write, check
 
 _NAMES_IN_PAGE = 300
+MOST_DOOMED = 10_000
 _CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 """The call that the backend's methods are part of."""
 
@@ -59,6 +60,7 @@ class Heart:
         changes: Changes | None = None,
     ) -> None:
         self._changes = changes
+        self._doomed: dict[bytes, None] = {}
         self._migrator = migrator
         self._transactions = transactions
         self._control = control
@@ -91,8 +93,11 @@ class Heart:
             _check_visible(path)
         if not paths:
             return Reading((), self.now())
-        if at.transaction is not None:
-            return await self._transactions.get(at.transaction, paths, call)
+        if at.transaction is not None and at.transaction not in self._doomed:
+            try:
+                return await self._transactions.get(at.transaction, paths, call)
+            except BeginAnew as error:
+                self._doom(at.transaction, error)
         if at.read_time is not None:
             return await self._transactions.get_at(at.read_time, paths, call)
         return await self._migrator.read(tuple(paths), call)
@@ -102,10 +107,17 @@ class Heart:
         _check_visible(query.parent)
         _check_visible(query.collection or "")
         everything = query.collection is None
-        if at.transaction is not None:
-            pages = self._transactions.query(at.transaction, query, call)
-        elif everything or at.read_time is not None:
-            pages = self._transactions.query_authority(query, call, at)
+        if at.transaction is not None and at.transaction not in self._doomed:
+            try:
+                async for page in self._transactions.query(at.transaction, query, call):
+                    yield _without_own(page, self._database) if everything else page
+            except BeginAnew as error:  # raised before the first page
+                self._doom(at.transaction, error)
+            else:
+                return
+        if everything or at.read_time is not None:
+            moment = At(read_time=at.read_time) if at.read_time is not None else NOW
+            pages = self._transactions.query_authority(query, call, moment)
         else:
             pages = self._migrator.query(query, call)
         async for page in pages:
@@ -117,8 +129,11 @@ class Heart:
         call = self._call(timeout)
         _check_visible(query.parent)
         _check_visible(query.collection or "")
-        if at.transaction is not None:
-            return await self._transactions.aggregate(at.transaction, query, aggregations, call)
+        if at.transaction is not None and at.transaction not in self._doomed:
+            try:
+                return await self._transactions.aggregate(at.transaction, query, aggregations, call)
+            except BeginAnew as error:
+                self._doom(at.transaction, error)
         if query.collection is None:
             return await self._aggregate_all(query, aggregations, at, call)
         if at.read_time is not None:
@@ -150,6 +165,9 @@ class Heart:
         for write in writes:
             check(write)
             _check_visible(write.path)
+        if transaction is not None and transaction in self._doomed:
+            del self._doomed[transaction]
+            raise Aborted("what the transaction read is over; begin it anew")
         if transaction is not None:
             return await self._transactions.commit(transaction, writes, call)
         if not writes:
@@ -164,7 +182,19 @@ class Heart:
         )
 
     async def rollback(self, transaction: bytes) -> None:
+        self._doomed.pop(transaction, None)
         await self._transactions.rollback(transaction, self._call())
+
+    def _doom(self, transaction: bytes, error: BeginAnew) -> None:
+        """Called for what can only be begun anew, while it is read. Clients do that by
+        themselves when the commit is ABORTED, some of them only then: so reads go on, of now,
+        and the commit is refused. A read-only transaction has no commit that would tell: raises
+        what the read did."""
+        if reads_only(transaction):
+            raise error
+        if len(self._doomed) >= MOST_DOOMED:
+            del self._doomed[next(iter(self._doomed))]
+        self._doomed[transaction] = None
 
     # --- names ----------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class _Moments:
         unsubscribe = self._changes.subscribe(lambda _, paths: missed.extend(paths))
         identity = b""
         try:
-            snapshot = await self._snapshots.open(SNAPSHOT_SECONDS)
+            snapshot = await self._snapshots.open(SNAPSHOT_SECONDS, SNAPSHOT_SECONDS)
             identity = self._transactions.adopt(snapshot)
             await self._changes.synced()
             unsubscribe()

@@ -111,10 +111,11 @@ class Snapshots:
         self._reader = Reader(lanes, DocumentTables(mappings, database), group)
         self._group = group
 
-    async def open(self, timeout: float) -> HeldSnapshot:
-        """Raises ResourceExhausted when all connections for snapshots are held."""
+    async def open(self, timeout: float, wait: float = WAIT_SECONDS) -> HeldSnapshot:
+        """Raises ResourceExhausted when all connections for snapshots are held for `wait`
+        seconds."""
         try:
-            connection = await self._lanes.hold(min(timeout, WAIT_SECONDS))
+            connection = await self._lanes.hold(min(timeout, wait))
         except DeadlineExceeded as error:
             raise ResourceExhausted(
                 "transaction: as many read-only transactions are open as PostgreSQL has "
