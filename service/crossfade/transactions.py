@@ -172,11 +172,12 @@ class Transactions:
         as others get in its way and the deadline is not over. What `work` raises ends it."""
         pause, earlier = FIRST_PAUSE, None
         while True:
+            # Asked before it begins: what is known as done then is seen by what it reads.
+            replayed, attempt = await self._known(request_id, call)
             identity = await self.begin(call, retry=earlier)
             done = False
             wait = 0.0
             try:
-                replayed, attempt = await self._known(request_id, call)
                 transaction = Transaction(self, identity, call, replayed=replayed)
                 result = await work(transaction)
                 if replayed:
