@@ -13,6 +13,8 @@ from crossfade.plan import Stage
 from crossfade_api.v1 import crossfade_pb2 as pb
 from crossfade_client import (
     AsyncCrossfade,
+    CallCancelledError,
+    Crossfade,
     InvalidArgumentError,
     Moment,
     Query,
@@ -95,10 +97,13 @@ async def test_an_empty_result_is_told_once(connect):
 async def test_a_stream_that_breaks_is_opened_again_unnoticed(connect):
     one = [told("abc"), told("x", consistent=False), UNAVAILABLE]
     other = [told("ac", consistent=False), told("d"), told("a", at=5)]
-    async with scripted(connect, one, [UNAVAILABLE], other) as (fake, client):
+    async with scripted(connect, one, [UNAVAILABLE], [grpc.StatusCode.CANCELLED], other) as (
+        fake,
+        client,
+    ):
         moments = await first(3, client.watch(Query("a").where("n", ">", 1)))
         assert spelled(moments) == [("abc", ""), ("d", "b"), ("a", "")]
-        assert fake.calls["Watch"] == 3
+        assert fake.calls["Watch"] == 4
 
 
 async def test_what_changed_while_the_stream_was_broken_is_told(connect):
@@ -165,4 +170,18 @@ async def test_a_sidecar_that_restarts_goes_unnoticed(connect):
         await fake.stop()
         assert await fake.start(target) == target
         assert spelled([await asyncio.wait_for(anext(told_), SECONDS)]) == [("", "a")]
+    await fake.stop()
+
+
+async def test_closing_the_client_ends_it():
+    fake = FakeSidecar(watches=[[told("a")], [told("a")]])
+    with Crossfade(await fake.start()) as client:
+        watching = client.watch("a")
+        assert spelled([await asyncio.to_thread(next, watching)]) == [("a", "")]
+        waiting = asyncio.ensure_future(asyncio.to_thread(next, watching))
+        await asyncio.sleep(0.05)
+        client.close()
+        with pytest.raises(CallCancelledError):
+            await asyncio.wait_for(waiting, SECONDS)
+    assert fake.calls["Watch"] == 1
     await fake.stop()

@@ -156,18 +156,18 @@ class AsyncCrossfade(Connection):
         """
         message = watching.request(target)
         told = watching.Watching(patience)
-        pairs = self._pairs(metadata)
         while True:
+            pairs = self._pairs(metadata)  # anew: a token may have been rotated meanwhile
             call = self._method("Watch", grpc.aio)(message, metadata=pairs)
             try:
                 async for reply in call:
                     if (moment := told.told(reply)) is not None:
                         yield moment
-                pause = told.broken().pause(grpc.StatusCode.UNAVAILABLE)
+                pause = told.broken(grpc.StatusCode.UNAVAILABLE)
                 if pause is None:
                     raise UnavailableError("the stream ended")
             except grpc.aio.AioRpcError as error:
-                pause = told.broken().pause(error.code())
+                pause = told.broken(error.code())
                 if pause is None:
                     raise from_status(error.code(), error.details() or "") from error
             finally:

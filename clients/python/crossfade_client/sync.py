@@ -146,19 +146,20 @@ class Crossfade(Connection):
         """The documents, and then what changes of them; see `AsyncCrossfade.watch`."""
         message = watching.request(target)
         told = watching.Watching(patience)
-        pairs = self._pairs(metadata)
         while True:
+            pairs = self._pairs(metadata)  # anew: a token may have been rotated meanwhile
             call = self._method("Watch", grpc)(message, metadata=pairs)
+            channel = self._channel
             try:
                 for reply in call:
                     if (moment := told.told(reply)) is not None:
                         yield moment
-                pause = told.broken().pause(grpc.StatusCode.UNAVAILABLE)
+                pause = told.broken(grpc.StatusCode.UNAVAILABLE)
                 if pause is None:
                     raise UnavailableError("the stream ended")
             except grpc.RpcError as error:
-                pause = told.broken().pause(error.code())
-                if pause is None:
+                pause = told.broken(error.code())
+                if pause is None or self._channel is not channel:  # closed: the caller's own doing
                     raise from_status(error.code(), error.details() or "") from error
             finally:
                 call.cancel()

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import grpc
+
 from crossfade_api.v1 import crossfade_pb2 as pb
 from crossfade_client import _codec, _requests, query
 from crossfade_client._requests import Attempts
@@ -84,10 +86,12 @@ class Watching:
             return None
         return Moment(changed, removed, _codec.decode_time(reply.read_time))
 
-    def broken(self) -> Attempts:
-        """What says whether, and when, to open the stream again."""
+    def broken(self, code: grpc.StatusCode) -> float | None:
+        """Seconds to wait before the stream is opened again; None: it is not."""
         if self._steady:
             self._attempts = Attempts(self._patience, _ALWAYS)
         self._steady, self._anew = False, True
         self._changed, self._removed = {}, {}
-        return self._attempts
+        # A server that stops may say either.
+        stopped = code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+        return self._attempts.pause(grpc.StatusCode.UNAVAILABLE) if stopped else None
