@@ -4,6 +4,7 @@ It counts calls, can be told to fail the next ones, and repeats a commit's answe
 a request_id it has seen, which is all that the client's retries rely on.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class FakeSidecar(rpc.CrossfadeServicer):
     calls: Counter[str] = field(default_factory=Counter)
     metadata: list[tuple[str, str]] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    watches: list[list[pb.WatchReply | grpc.StatusCode]] = field(default_factory=list)
     page: int = 3
     target: str = ""
     _now: int = 1_760_000_000_000_000
@@ -149,9 +151,13 @@ class FakeSidecar(rpc.CrossfadeServicer):
         return reply
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
-        """Nothing that is tested with this one watches."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Watch")
-        yield request
+        """Plays the next of `watches`; one that ends without a status stays open."""
+        await self._enter("Watch", context)
+        for reply in self.watches.pop(0):
+            if isinstance(reply, grpc.StatusCode):
+                await context.abort(reply, "told to")
+            yield reply
+        await asyncio.Event().wait()
 
     async def _enter(self, method: str, context: Any) -> Failure | None:
         """Counts the call; aborts it if told to, or returns the failure that comes later."""

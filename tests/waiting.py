@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
-from crossfade_client import Batch, CommitResult, Crossfade, Query, Snapshot
+from crossfade_client import Batch, CommitResult, Crossfade, Moment, Query, Snapshot
 
 
 class Waiting:
@@ -38,6 +38,14 @@ class Waiting:
                 yield snapshot
         finally:
             await asyncio.to_thread(found.close)
+
+    async def watch(self, target: Any, **options: Any) -> AsyncIterator[Moment]:
+        told = self.client.watch(target, **options)
+        try:
+            while True:  # left only between two moments: a thread that waits cannot be ended
+                yield await asyncio.to_thread(next, told)
+        finally:
+            await asyncio.to_thread(told.close)
 
     def batch(self) -> "WaitingBatch":
         return WaitingBatch(self.client.batch())

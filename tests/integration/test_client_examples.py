@@ -22,12 +22,14 @@ PRINTED = {
     ),
     "python/examples/unknown_outcome.py": "first: nobody knows\nsettled: True\npaid: 5\n",
     "python/examples/waiting.py": "pages 2 visits 8\nleft 0\n",
+    "python/examples/watch.py": "there: ['hello']\nnew: ['anybody?']\ngone: 1\n",
     "typescript/examples/numbers.ts": (
         "plain: 1 9007199254740993n 1.5\nexact: 1n 9007199254740993n 1.5\nas it was: true\n"
     ),
     "typescript/examples/tasks.ts": (
         "nobody else can create it\nprocessing 1\npage 1: 2\npage 2: 1\ncounted 3\nleft undefined\n"
     ),
+    "typescript/examples/watch.ts": "[ 'hello' ] 0\n[ 'anybody?' ] 0\n[] 1\n",
 }
 
 

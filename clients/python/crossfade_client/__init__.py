@@ -46,6 +46,7 @@ from crossfade_client.values import (
     Snapshot,
     WriteResult,
 )
+from crossfade_client.watching import Moment
 from crossfade_client.writes import Write
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "InvalidArgumentError",
     "Maximum",
     "Minimum",
+    "Moment",
     "NotFoundError",
     "Or",
     "OutOfRangeError",

@@ -7,15 +7,16 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from crossfade_client import _operations
+from crossfade_client import _operations, watching
 from crossfade_client._collected import Collected
 from crossfade_client._connection import CommitOptions, Connection, Metadata
 from crossfade_client._operations import Operation
 from crossfade_client._requests import RequestId, checked
 from crossfade_client.aggregates import Aggregates, Aggregation
-from crossfade_client.errors import NotFoundError
+from crossfade_client.errors import NotFoundError, UnavailableError, from_status
 from crossfade_client.query import Query
 from crossfade_client.values import Changes, CommitResult, FieldPath, Fields, Snapshot
+from crossfade_client.watching import Moment
 from crossfade_client.writes import Write
 
 __all__ = ["AsyncBatch", "AsyncCrossfade", "Metadata"]
@@ -138,6 +139,40 @@ class AsyncCrossfade(Connection):
     ) -> float | None:
         """The average of the numbers in the field; None where there is none."""
         return await self._run(_operations.average(query, field), timeout, metadata)
+
+    async def watch(
+        self,
+        target: Query | str | Sequence[str],
+        *,
+        patience: float = 60.0,
+        metadata: Metadata = (),
+    ) -> AsyncGenerator[Moment, None]:
+        """The documents of a query, of a collection (its path) or some by name (their paths),
+        and from then on what changes of them. Without end: leave the loop to end it.
+
+        A stream that breaks (the sidecar restarts, another store takes charge) is opened again
+        without the caller's noticing: what changed meanwhile is told as the next moment. Raises
+        UnavailableError after `patience` seconds in which that did not succeed.
+        """
+        message = watching.request(target)
+        told = watching.Watching(patience)
+        while True:
+            pairs = self._pairs(metadata)  # anew: a token may have been rotated meanwhile
+            call = self._method("Watch", grpc.aio)(message, metadata=pairs)
+            try:
+                async for reply in call:
+                    if (moment := told.told(reply)) is not None:
+                        yield moment
+                pause = told.broken(grpc.StatusCode.UNAVAILABLE)
+                if pause is None:
+                    raise UnavailableError("the stream ended")
+            except grpc.aio.AioRpcError as error:
+                pause = told.broken(error.code())
+                if pause is None:
+                    raise from_status(error.code(), error.details() or "") from error
+            finally:
+                call.cancel()
+            await asyncio.sleep(pause)
 
     # --- writes ---------------------------------------------------------------------------------
 

@@ -10,15 +10,16 @@ from typing import Self, TypeVar, Unpack
 
 import grpc
 
-from crossfade_client import _operations
+from crossfade_client import _operations, watching
 from crossfade_client._collected import Collected
 from crossfade_client._connection import CommitOptions, Connection, Metadata
 from crossfade_client._operations import Operation
 from crossfade_client._requests import RequestId
 from crossfade_client.aggregates import Aggregates, Aggregation
-from crossfade_client.errors import NotFoundError
+from crossfade_client.errors import NotFoundError, UnavailableError, from_status
 from crossfade_client.query import Query
 from crossfade_client.values import Changes, CommitResult, FieldPath, Fields, Snapshot
+from crossfade_client.watching import Moment
 from crossfade_client.writes import Write
 
 __all__ = ["Batch", "Crossfade"]
@@ -134,6 +135,35 @@ class Crossfade(Connection):
     ) -> float | None:
         """The average of the numbers in the field; None where there is none."""
         return self._run(_operations.average(query, field), timeout, metadata)
+
+    def watch(
+        self,
+        target: Query | str | Sequence[str],
+        *,
+        patience: float = 60.0,
+        metadata: Metadata = (),
+    ) -> Generator[Moment, None, None]:
+        """The documents, and then what changes of them; see `AsyncCrossfade.watch`."""
+        message = watching.request(target)
+        told = watching.Watching(patience)
+        while True:
+            pairs = self._pairs(metadata)  # anew: a token may have been rotated meanwhile
+            call = self._method("Watch", grpc)(message, metadata=pairs)
+            channel = self._channel
+            try:
+                for reply in call:
+                    if (moment := told.told(reply)) is not None:
+                        yield moment
+                pause = told.broken(grpc.StatusCode.UNAVAILABLE)
+                if pause is None:
+                    raise UnavailableError("the stream ended")
+            except grpc.RpcError as error:
+                pause = told.broken(error.code())
+                if pause is None or self._channel is not channel:  # closed: the caller's own doing
+                    raise from_status(error.code(), error.details() or "") from error
+            finally:
+                call.cancel()
+            time.sleep(pause)
 
     # --- writes ---------------------------------------------------------------------------------
 

@@ -1,68 +1,22 @@
 /** The client. */
 
-import { setTimeout as sleep } from "node:timers/promises";
-
-import {
-  type CallOptions as GrpcOptions,
-  type ChannelCredentials,
-  type ClientReadableStream,
-  type ClientUnaryCall,
-  credentials,
-  Metadata,
-  type ServiceError,
-} from "@grpc/grpc-js";
+import { status } from "@grpc/grpc-js";
 
 import * as aggregates from "./aggregates.js";
-import { Attempts } from "./attempts.js";
+import { Batch } from "./batch.js";
+import { type CallOptions, Calls, type ClientOptions, isServiceError, raised, READ, rest } from "./calls.js";
 import { decodeDocument } from "./codec.js";
-import { type CrossfadeError, fromStatus, InternalError, NotFoundError } from "./errors.js";
-import { CrossfadeClient } from "./gen/crossfade/v1/crossfade.js";
+import { InternalError, NotFoundError, UnavailableError } from "./errors.js";
 import * as queries from "./query.js";
 import * as replies from "./replies.js";
 import type { CommitResult, FieldPath, Fields, Numbers, Snapshot } from "./values.js";
+import * as watching from "./watching.js";
+import type { Moment, Watchable } from "./watching.js";
 import { type Changes, type Condition, Write } from "./writes.js";
 
-const MAX_MESSAGE_BYTES = 11 * 1_048_576;
-
-const CHANNEL_OPTIONS = {
-  "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
-  "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-  // One connection loads one worker of the sidecar: several addresses are used in turn, and two
-  // clients of one process do not share a connection.
-  "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
-  "grpc.use_local_subchannel_pool": 1,
-  // What is tried again is decided here, not by a service config found in DNS.
-  "grpc.service_config_disable_resolution": 1,
-  // A sidecar beside its application restarts in seconds: look for it sooner than gRPC would.
-  "grpc.initial_reconnect_backoff_ms": 100,
-  "grpc.max_reconnect_backoff_ms": 2000,
-};
-
-type Pairs = { readonly [name: string]: string | Buffer };
-
-/** Sent with a call, or what makes it anew for each call (a `traceparent`, say). */
-export type CallMetadata = Pairs | (() => Pairs);
-
-export interface ClientOptions {
-  /** Milliseconds that each operation may take, all its attempts together. 5,000. */
-  timeout?: number;
-  /** How often UNAVAILABLE is tried again, where that is safe. 4. */
-  retries?: number;
-  /** Goes with every call. */
-  metadata?: CallMetadata;
-  /** For TLS. */
-  credentials?: ChannelCredentials;
-  /** What becomes of integers and doubles. */
-  numbers?: Numbers;
-}
-
-export interface CallOptions {
-  /** Milliseconds, instead of the client's. */
-  timeout?: number;
-  /** Goes with this call, beside the client's. */
-  metadata?: CallMetadata;
-  /** Ends the call; it rejects with the signal's reason. A commit may have been applied. */
-  signal?: AbortSignal;
+export interface WatchOptions extends Omit<CallOptions, "timeout"> {
+  /** Milliseconds in which a stream that broke has to be open again. 60,000. */
+  patience?: number;
 }
 
 export interface CommitOptions extends CallOptions {
@@ -71,19 +25,6 @@ export interface CommitOptions extends CallOptions {
    * once, so it is tried again on UNAVAILABLE. null: neither.
    */
   requestId?: string | null;
-}
-
-type Method<Request, Reply> = (
-  request: Request,
-  metadata: Metadata,
-  options: Partial<GrpcOptions>,
-  callback: (error: ServiceError | null, reply: Reply) => void,
-) => ClientUnaryCall;
-
-/** The commit whose error it is. */
-interface Sent {
-  readonly commit: boolean;
-  readonly requestId: string | undefined;
 }
 
 /**
@@ -97,21 +38,17 @@ interface Sent {
  * `T` is the caller's word for the fields of a document; nothing checks it.
  */
 export class Crossfade {
-  readonly #target: string;
-  readonly #options: ClientOptions;
+  readonly #calls: Calls;
   readonly #numbers: Numbers;
-  #client: CrossfadeClient | undefined;
 
   constructor(target: string, options: ClientOptions = {}) {
-    this.#target = target;
-    this.#options = options;
+    this.#calls = new Calls(target, options);
     this.#numbers = options.numbers ?? "plain";
   }
 
-  /** Ends the connection once the calls under way have ended. A later call connects anew. */
+  /** Ends the calls under way and the connection. A later call connects anew. */
   close(): void {
-    this.#client?.close();
-    this.#client = undefined;
+    this.#calls.close();
   }
 
   [Symbol.dispose](): void {
@@ -122,7 +59,7 @@ export class Crossfade {
 
   /** The document at "tasks/1". Rejects with NotFoundError where there is none. */
   async get<T extends object = Fields>(path: string, options: CallOptions = {}): Promise<Snapshot<T>> {
-    const reply = await this.#unary((client) => client.getDocument, { name: path }, options);
+    const reply = await this.#calls.unary((client) => client.getDocument, { name: path }, options);
     return replies.getResult(reply, this.#numbers);
   }
 
@@ -150,7 +87,7 @@ export class Crossfade {
       return [];
     }
     const request = { names: [...paths] };
-    const stream = this.#stream(
+    const stream = this.#calls.stream(
       (client, metadata, more) => client.batchGetDocuments(request, metadata, more),
       options,
       { resumable: true },
@@ -177,7 +114,7 @@ export class Crossfade {
     options: CallOptions = {},
   ): AsyncGenerator<Snapshot<T>, void, undefined> {
     const request = queries.request(query, this.#numbers);
-    const stream = this.#stream(
+    const stream = this.#calls.stream(
       (client, metadata, more) => client.query(request, metadata, more),
       options,
       { resumable: false },
@@ -196,7 +133,7 @@ export class Crossfade {
     options: CallOptions = {},
   ): Promise<aggregates.Aggregates<T>> {
     const request = aggregates.request(query, asked, this.#numbers);
-    const reply = await this.#unary((client) => client.aggregate, request, options);
+    const reply = await this.#calls.unary((client) => client.aggregate, request, options);
     return aggregates.result(reply, asked, this.#numbers);
   }
 
@@ -227,6 +164,51 @@ export class Crossfade {
   ): Promise<number | null> {
     const { only } = await this.aggregate(query, { only: aggregates.average(field) }, options);
     return only === null ? null : Number(only);
+  }
+
+  /**
+   * The documents of a query, of a collection (its path) or some by name (their paths), and from
+   * then on what changes of them. Without end: leave the loop, or abort the signal, to end it.
+   *
+   * A stream that breaks (the sidecar restarts, another store takes charge) is opened again
+   * without the caller's noticing: what changed meanwhile is told as the next moment. Throws
+   * UnavailableError after `patience` milliseconds in which that did not succeed.
+   */
+  async *watch<T extends object = Fields>(
+    target: Watchable,
+    { patience = 60_000, ...options }: WatchOptions = {},
+  ): AsyncGenerator<Moment<T>, void, undefined> {
+    const request = watching.request(target, this.#numbers);
+    const told = new watching.Watching<T>(patience, this.#numbers);
+    const { signal } = options;
+    for (;;) {
+      signal?.throwIfAborted();
+      const client = this.#calls.connected();
+      const metadata = this.#calls.metadata(options); // anew: a token may have been rotated
+      let pause: number | undefined;
+      try {
+        for await (const reply of this.#calls.messages(client.watch(request, metadata), signal)) {
+          const moment = told.told(reply);
+          if (moment !== undefined) {
+            yield moment;
+          }
+        }
+        pause = told.broken(status.UNAVAILABLE);
+      } catch (error) {
+        signal?.throwIfAborted();
+        if (!isServiceError(error)) {
+          throw error;
+        }
+        pause = told.broken(error.code);
+        if (pause === undefined || !this.#calls.uses(client)) {
+          throw raised(error, READ);
+        }
+      }
+      if (pause === undefined) {
+        throw new UnavailableError("the stream ended");
+      }
+      await rest(pause, signal);
+    }
   }
 
   // --- writes --------------------------------------------------------------------------------
@@ -283,135 +265,9 @@ export class Crossfade {
   async commit(writes: readonly Write[], options: CommitOptions = {}): Promise<CommitResult> {
     const request = replies.commitRequest(writes, options.requestId, this.#numbers);
     const sent = { commit: true, requestId: request.requestId || undefined };
-    const reply = await this.#unary((client) => client.commit, request, options, sent);
+    const reply = await this.#calls.unary((client) => client.commit, request, options, sent);
     return replies.commitResult(reply, request, this.#numbers);
-  }
-
-  // --- calls ---------------------------------------------------------------------------------
-
-  async #unary<Request, Reply>(
-    method: (client: CrossfadeClient) => Method<Request, Reply>,
-    request: Request,
-    options: CallOptions,
-    sent: Sent = { commit: false, requestId: undefined },
-  ): Promise<Reply> {
-    const { signal } = options;
-    const attempts = this.#attempts(options, !sent.commit || sent.requestId !== undefined);
-    const metadata = this.#metadata(options);
-    for (;;) {
-      signal?.throwIfAborted();
-      const client = this.#connected();
-      let stop: (() => void) | undefined;
-      try {
-        return await new Promise<Reply>((resolve, reject) => {
-          const deadline = Date.now() + attempts.remaining();
-          const call = method(client).call(client, request, metadata, { deadline }, (error, reply) =>
-            error === null ? resolve(reply) : reject(error),
-          );
-          stop = () => call.cancel();
-          signal?.addEventListener("abort", stop);
-        });
-      } catch (error) {
-        await this.#pause(error, attempts, signal, sent);
-      } finally {
-        if (stop !== undefined) {
-          signal?.removeEventListener("abort", stop);
-        }
-      }
-    }
-  }
-
-  /**
-   * The messages of a stream. One that breaks is begun anew before its first message; a
-   * `resumable` one after that, too, which is said by an `undefined` among the messages.
-   */
-  async *#stream<Reply>(
-    open: (client: CrossfadeClient, metadata: Metadata, options: Partial<GrpcOptions>) => ClientReadableStream<Reply>,
-    options: CallOptions,
-    { resumable }: { resumable: boolean },
-  ): AsyncGenerator<Reply | undefined, void, undefined> {
-    const { signal } = options;
-    const attempts = this.#attempts(options, true);
-    const metadata = this.#metadata(options);
-    const sent = { commit: false, requestId: undefined };
-    let begun = false;
-    for (;;) {
-      signal?.throwIfAborted();
-      const deadline = Date.now() + attempts.remaining();
-      const call = open(this.#connected(), metadata, { deadline });
-      const stop = () => call.cancel();
-      signal?.addEventListener("abort", stop);
-      // What is left early is cancelled, and says so to nobody.
-      call.on("error", () => undefined);
-      try {
-        for await (const reply of call) {
-          begun = true;
-          yield reply as Reply;
-        }
-        return;
-      } catch (error) {
-        await this.#pause(error, begun && !resumable ? undefined : attempts, signal, sent);
-      } finally {
-        signal?.removeEventListener("abort", stop);
-        call.cancel();
-      }
-      if (begun) {
-        yield undefined;
-      }
-    }
-  }
-
-  /** Waits before the next attempt, or throws what the caller gets where there is none. */
-  async #pause(
-    error: unknown,
-    attempts: Attempts | undefined,
-    signal: AbortSignal | undefined,
-    sent: Sent,
-  ): Promise<void> {
-    signal?.throwIfAborted();
-    if (!isServiceError(error)) {
-      throw error;
-    }
-    const pause = attempts?.pause(error.code);
-    if (pause === undefined) {
-      throw raised(error, sent);
-    }
-    await sleep(pause, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
-  }
-
-  #attempts({ timeout }: CallOptions, safe: boolean): Attempts {
-    const { timeout: usual = 5000, retries = 4 } = this.#options;
-    return new Attempts(timeout ?? usual, retries, safe);
-  }
-
-  #metadata(options: CallOptions): Metadata {
-    const metadata = new Metadata();
-    for (const pairs of [this.#options.metadata, options.metadata]) {
-      const made = typeof pairs === "function" ? pairs() : (pairs ?? {});
-      for (const [name, value] of Object.entries(made)) {
-        metadata.set(name, value);
-      }
-    }
-    return metadata;
-  }
-
-  /** Connected at the first call. */
-  #connected(): CrossfadeClient {
-    this.#client ??= new CrossfadeClient(
-      this.#target,
-      this.#options.credentials ?? credentials.createInsecure(),
-      CHANNEL_OPTIONS,
-    );
-    return this.#client;
-  }
 }
-
-function isServiceError(error: unknown): error is ServiceError {
-  return error instanceof Error && "code" in error && typeof error.code === "number" && "metadata" in error;
-}
-
-function raised(error: ServiceError, sent: Sent): CrossfadeError {
-  return fromStatus(error.code, error.details, sent);
 }
 
 function answered(value: number | bigint | null): number | bigint {
@@ -419,49 +275,4 @@ function answered(value: number | bigint | null): number | bigint {
     throw new InternalError("the reply to an aggregation is no number");
   }
   return value;
-}
-
-/** Collects writes; `commit` sends them as one. Each of the other methods returns the batch. */
-export class Batch {
-  readonly #client: Crossfade;
-  readonly #writes: Write[] = [];
-
-  /** See `Crossfade.batch`. */
-  constructor(client: Crossfade) {
-    this.#client = client;
-  }
-
-  get size(): number {
-    return this.#writes.length;
-  }
-
-  set(path: string, fields: object, condition: Pick<Condition, "updateTime"> = {}): this {
-    return this.add(Write.set(path, fields, condition));
-  }
-
-  create(path: string, fields: object): this {
-    return this.add(Write.create(path, fields));
-  }
-
-  merge(path: string, fields: object, condition: Condition = {}): this {
-    return this.add(Write.merge(path, fields, condition));
-  }
-
-  update(path: string, changes: Changes, condition: Pick<Condition, "updateTime"> = {}): this {
-    return this.add(Write.update(path, changes, condition));
-  }
-
-  delete(path: string, condition: Condition = {}): this {
-    return this.add(Write.delete(path, condition));
-  }
-
-  add(write: Write): this {
-    this.#writes.push(write);
-    return this;
-  }
-
-  /** See `Crossfade.commit`. */
-  commit(options: CommitOptions = {}): Promise<CommitResult> {
-    return this.#client.commit(this.#writes, options);
-  }
 }

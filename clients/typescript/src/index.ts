@@ -6,14 +6,9 @@
  */
 
 export { type Aggregates, Aggregation, average, count, sum } from "./aggregates.js";
-export {
-  Batch,
-  type CallMetadata,
-  type CallOptions,
-  type ClientOptions,
-  type CommitOptions,
-  Crossfade,
-} from "./client.js";
+export { Batch } from "./batch.js";
+export type { CallMetadata, CallOptions, ClientOptions } from "./calls.js";
+export { type CommitOptions, Crossfade, type WatchOptions } from "./client.js";
 export * from "./errors.js";
 export { and, Filter, type Operator, or, Query, where } from "./query.js";
 export {
@@ -40,4 +35,5 @@ export {
   Vector,
   type WriteResult,
 } from "./values.js";
+export type { Moment, Watchable } from "./watching.js";
 export { type Changes, type Condition, Write } from "./writes.js";

@@ -2,7 +2,7 @@
 
 import { after } from "node:test";
 
-import { type handleUnaryCall, Server, ServerCredentials, status } from "@grpc/grpc-js";
+import { type handleUnaryCall, Server, ServerCredentials, type ServerWritableStream, status } from "@grpc/grpc-js";
 
 import { type ClientOptions, Crossfade } from "../src/index.js";
 import {
@@ -12,15 +12,19 @@ import {
   CrossfadeService,
   type GetDocumentReply,
   type QueryReply,
+  type WatchReply,
+  type WatchRequest,
 } from "../src/gen/crossfade/v1/crossfade.js";
 
 const time = { seconds: 1_760_000_000n, nanos: 123_456_000 };
 
-export const document = (id: string) => ({
-  name: `projects/p/databases/(default)/documents/a/${id}`,
+export const named = (id: string) => `projects/p/databases/(default)/documents/a/${id}`;
+
+export const document = (id: string, updateTime = time) => ({
+  name: named(id),
   fields: new Map(),
   createTime: time,
-  updateTime: time,
+  updateTime,
 });
 
 /** Fails the next calls of a method. `after`: once it is done; `pages`: once so many were sent. */
@@ -38,6 +42,7 @@ export class Fake {
   readonly commits: CommitRequest[] = [];
   readonly done = new Set<string>();
   failures: Failure[] = [];
+  watches: (WatchReply | status)[][] = [];
   /** Milliseconds before an answer. */
   delay = 0;
   cancelled = 0;
@@ -54,9 +59,7 @@ export class Fake {
         missing: [],
         readTime: time,
       })),
-      watch: this.#stream("watch", () => {
-        throw new Error("nobody watches it yet");
-      }),
+      watch: (call: ServerWritableStream<WatchRequest, WatchReply>) => this.#watch(call),
       query: this.#stream(
         "query",
         (id): QueryReply => ({
@@ -81,6 +84,19 @@ export class Fake {
 
   count(method: string): number {
     return this.calls.filter((call) => call === method).length;
+  }
+
+  /** Plays the next of `watches`; one that ends without a status stays open. */
+  #watch(call: ServerWritableStream<WatchRequest, WatchReply>): void {
+    this.calls.push("watch");
+    call.on("cancelled", () => (this.cancelled += 1));
+    for (const reply of this.watches.shift() ?? [status.UNAVAILABLE]) {
+      if (typeof reply === "number") {
+        call.emit("error", { code: reply, details: "told to" });
+      } else {
+        call.write(reply);
+      }
+    }
   }
 
   #commit(request: CommitRequest): CommitReply {

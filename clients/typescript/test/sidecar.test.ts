@@ -206,6 +206,30 @@ for (const collection of ["tasks", fresh()]) {
   });
 }
 
+test("a collection is watched from moment to moment", async () => {
+  const collection = fresh();
+  const path = (id: string) => `${collection}/${id}`;
+  await crossfade.set(path("a"), { n: 1 });
+  const known = new Map<string, number>();
+  const watching = crossfade.watch<{ n: number }>(collection);
+  const until = async (expected: [string, number][]) => {
+    while (JSON.stringify([...known].sort()) !== JSON.stringify(expected)) {
+      const { value } = await watching.next();
+      value?.changed.forEach(({ id, fields }) => known.set(id, fields.n));
+      value?.removed.forEach((each) => known.delete(each.slice(collection.length + 1)));
+    }
+  };
+  await until([["a", 1]]);
+  await crossfade.batch().update(path("a"), { n: 2 }).set(path("b"), { n: 3 }).commit();
+  await until([
+    ["a", 2],
+    ["b", 3],
+  ]);
+  await crossfade.delete(path("a"));
+  await until([["b", 3]]);
+  await watching.return();
+});
+
 test("subcollections and groups of them", async () => {
   const [parents, children] = [fresh(), fresh()];
   await crossfade.commit([1, 2].map((i) => Write.set(`${parents}/${i}/${children}/x`, { i })));
