@@ -48,7 +48,7 @@ OFFICIAL = 20
 KINDS: dict[str, Any] = {
     "unmapped": stories(listing=False),
     "mapped": fitting_stories(0.9),
-    "misfits": fitting_stories(0.5),
+    "misfits": fitting_stories(0.3),
 }
 
 
@@ -220,7 +220,8 @@ def _small(value: Any) -> bool:
 
 def test_half_of_the_values_are_misfits() -> None:
     """What KINDS promise, by the types of values; dangling and double ones come on top."""
-    assert 0.4 < _misfits("misfits") < 0.6
+    # How many fit by chance depends on what Hypothesis finds in the modules that are loaded.
+    assert 0.4 < _misfits("misfits") < 0.7
     assert _misfits("mapped") < 0.25
 
 
@@ -231,7 +232,7 @@ def _misfits(kind: str) -> float:
     mappings.pop("sub")  # derived: its columns are the owner's
 
     @seed(1)
-    @settings(max_examples=50, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=300, database=None, suppress_health_check=list(HealthCheck))
     @given(story=KINDS[kind])
     def count(story: Story) -> None:
         for write in (w for r in story.requests if isinstance(r, Commit) for w in r.writes):

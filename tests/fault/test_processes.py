@@ -5,7 +5,9 @@ import signal
 import pytest
 
 from crossfade.stores.postgres.lanes import Lanes
-from tests.fault.world import Server, skew, world
+from crossfade_client import CrossfadeError
+from tests.fault.world import Server, Sidecar, skew, world
+from tests.sidecar import eventually
 
 
 async def test_a_killed_postgresql_and_firestore_come_back_with_their_data(
@@ -24,6 +26,15 @@ async def test_a_killed_postgresql_and_firestore_come_back_with_their_data(
         assert await around.in_firestore("notes/1") == {"n": 1}
 
 
+async def _answers(sidecar: Sidecar) -> bool:
+    """Its connections may still be those that it did not answer while it stood still."""
+    try:
+        await sidecar.client.find("notes/1", timeout=1)
+    except CrossfadeError:
+        return False
+    return True
+
+
 async def test_a_sidecar_is_stopped_continued_killed_and_started_again(
     fault_server, fault_directory
 ):
@@ -33,6 +44,7 @@ async def test_a_sidecar_is_stopped_continued_killed_and_started_again(
         with pytest.raises(Exception, match=r"DEADLINE|UNAVAILABLE"):
             await sidecar.client.set("notes/1", {"n": 1}, timeout=0.5)
         sidecar.process.go_on()
+        await eventually(lambda: _answers(sidecar))
         await sidecar.client.set("notes/1", {"n": 2}, timeout=10)
         await sidecar.process.kill()
         assert sidecar.process.exit_code == -signal.SIGKILL
