@@ -38,9 +38,11 @@ def connect(request) -> Any:
 @asynccontextmanager
 async def scripted(connect, *watches) -> AsyncIterator[tuple[FakeSidecar, Any]]:
     fake = FakeSidecar(watches=[list(watch) for watch in watches])
-    async with connect(await fake.start()) as client:
-        yield fake, client
-    await fake.stop()
+    try:
+        async with connect(await fake.start()) as client:
+            yield fake, client
+    finally:
+        await fake.stop()
 
 
 def told(changed: str = "", removed: str = "", *, consistent: bool = True, at: int = 1) -> Any:

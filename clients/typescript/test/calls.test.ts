@@ -113,6 +113,18 @@ test("a commit that was done unseen is not done twice", async () => {
   assert.equal(fake.commits.length, 1);
 });
 
+test("each commit has a requestId of its own, and keeps it when it is sent again", async () => {
+  const [fake, crossfade] = await pair();
+  fake.failures = [{ method: "commit" }];
+  await crossfade.set("a/1", {});
+  await crossfade.set("a/1", {});
+  await crossfade.set("a/1", {}, { requestId: "mine" });
+  const ids = fake.commits.map(({ requestId }) => requestId);
+  assert.equal(new Set(ids).size, 3);
+  assert.equal(ids[2], "mine");
+  assert.equal(fake.count("commit"), 4);
+});
+
 test("without a requestId a commit is sent once", async () => {
   const [fake, crossfade] = await pair();
   fake.failures = [{ method: "commit", after: true }];
