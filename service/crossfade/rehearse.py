@@ -45,6 +45,8 @@ COMPARE_TIMEOUT = 30.0
 WRITES_PER_COMMIT = 100
 CALLERS = 3
 CALLER_PERIOD = 0.05
+LEASE_SECONDS, HORIZON_SECONDS = 0.5, 1.0
+"""Short, as everything is on one machine: a rehearsal need not wait for a network."""
 
 Start = Callable[[Settings, Telemetry], Awaitable[app.Sidecar]]
 
@@ -306,6 +308,8 @@ async def _stack(
                 mirror=options.mirror,
                 mappings=options.sample,
                 shadow_rate=1.0,
+                lease=LEASE_SECONDS,
+                horizon=HORIZON_SECONDS,
             ),
         )
         telemetry = Telemetry()
