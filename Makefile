@@ -23,8 +23,9 @@ $(STAMP): requirements.lock pyproject.toml proto/pyproject.toml clients/python/p
 run: setup ## the whole stack with live sample traffic; Ctrl-C stops it
 	$(BIN)/crossfade up
 
-test: setup ## every test that needs only Python and make
-	$(BIN)/pytest -q
+# A file's tests stay together; what one process makes (servers, databases) is its own.
+test: setup ## every test that needs only Python and make, in as many processes as there are CPUs
+	$(BIN)/pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 model: setup ## every state the protocol can reach: it holds, and without any one rule it does not
 	$(BIN)/python -m tests.model

@@ -5,6 +5,8 @@ Node and npm have to be installed, and the first run fetches packages from the n
 """
 
 import asyncio
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -28,9 +30,16 @@ def installed(folder: Path) -> str:
     version = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
     if int(version.stdout.strip().removeprefix("v").partition(".")[0]) < OLDEST:
         _missing(f"node {OLDEST} or newer is needed; this is {version.stdout.strip()}")
+    with (folder / "package-lock.json").open() as locked:
+        # Tests run in several processes; one installs, the others wait for it.
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        _install(folder, locked.read())
+    return found
+
+
+def _install(folder: Path, lock: str) -> None:
     # What was installed, beside it: another lock is installed anew.
     stamp = folder / "node_modules" / ".installed"
-    lock = (folder / "package-lock.json").read_text()
     if not stamp.exists() or stamp.read_text() != lock:
         npm = subprocess.run(
             # No package of the locks needs a script of its own to run.
@@ -44,7 +53,6 @@ def installed(folder: Path) -> str:
         if npm.returncode != 0:
             _missing(f"npm ci failed: {npm.stderr.strip()[-500:]}")
         stamp.write_text(lock)
-    return found
 
 
 def _missing(reason: str) -> NoReturn:
@@ -56,8 +64,22 @@ def _missing(reason: str) -> NoReturn:
 async def compiled(folder: Path) -> str:
     """As `installed`; what the folder has in TypeScript is compiled."""
     node = installed(folder)
-    await run(node, "node_modules/typescript/bin/tsc", folder=folder)
+    with (folder / "package-lock.json").open() as locked:
+        await asyncio.to_thread(fcntl.flock, locked, fcntl.LOCK_EX)
+        stamp, sources = folder / "node_modules" / ".compiled", _digest(folder)
+        if not stamp.exists() or stamp.read_text() != sources:
+            await run(node, "node_modules/typescript/bin/tsc", folder=folder)
+            stamp.write_text(sources)
     return node
+
+
+def _digest(folder: Path) -> str:
+    """Of everything that TypeScript would compile."""
+    found = hashlib.sha256((folder / "tsconfig.json").read_bytes())
+    for source in sorted(folder.rglob("*.ts")):
+        if "node_modules" not in source.parts and not source.name.endswith(".d.ts"):
+            found.update(f"{source.relative_to(folder)}\0".encode() + source.read_bytes())
+    return found.hexdigest()
 
 
 async def run(node: str, *arguments: str, folder: Path, **environment: str) -> str:
