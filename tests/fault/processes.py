@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import SystemRandom
 from typing import ClassVar, Self
 
 import asyncpg
@@ -31,15 +32,19 @@ MUTATION = os.environ.get("FAULT_MUTATION", "")
 """What every sidecar of this test run has switched off; see `mutations.py`."""
 
 
+_PORTS = SystemRandom()
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port that nobody has, and that no outgoing connection is given meanwhile: those come
+    from a range above (on Linux from 32768)."""
+    while True:
+        port = _PORTS.randrange(20_000, 32_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class ChildError(Exception):
