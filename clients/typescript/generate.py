@@ -40,6 +40,8 @@ OPTIONS = (
     "outputPartialMethods=false",
     "esModuleInterop=true",
     "importSuffix=.js",
+    # They stand in the .proto files; those of google/ are not ours to repeat.
+    "comments=false",
     # Which protoc it was is the lock file's business.
     "annotateFilesWithVersion=false",
 )

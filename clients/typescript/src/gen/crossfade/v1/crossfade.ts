@@ -25,13 +25,7 @@ export const protobufPackage = "crossfade.v1";
 
 export const protobufFileName = "crossfade/v1/crossfade.proto";
 
-/**
- * crossfade.v1: documents, queries and commits, answered by whichever store is
- * in charge. An application calls this instead of calling Firestore.
- */
-
 export interface GetDocumentRequest {
-  /** "tasks/42", or the full name. */
   name: string;
 }
 
@@ -43,21 +37,17 @@ export interface BatchGetDocumentsRequest {
   names: string[];
 }
 
-/** Field numbers of google.firestore.v1.BatchGetDocumentsResponse, repeated. */
 export interface BatchGetDocumentsReply {
   found: Document[];
-  /** Full names. */
   missing: string[];
   readTime: Timestamp | undefined;
 }
 
 export interface QueryRequest {
-  /** The document whose collections are queried; empty for the root. */
   parent: string;
   query: StructuredQuery | undefined;
 }
 
-/** Field numbers of google.firestore.v1.RunQueryResponse, documents repeated. */
 export interface QueryReply {
   documents: Document[];
   readTime: Timestamp | undefined;
@@ -66,19 +56,16 @@ export interface QueryReply {
 }
 
 export interface AggregateRequest {
-  /** As in QueryRequest. */
   parent: string;
   query: StructuredAggregationQuery | undefined;
 }
 
-/** Field numbers of google.firestore.v1.RunAggregationQueryResponse. */
 export interface AggregateReply {
   result: AggregationResult | undefined;
   readTime: Timestamp | undefined;
 }
 
 export interface AggregationResult {
-  /** By alias. */
   aggregateFields: Map<string, Value>;
 }
 
@@ -88,46 +75,24 @@ export interface AggregationResult_AggregateFieldsEntry {
 }
 
 export interface WatchRequest {
-  target:
-    | //
-    /** Some documents. */
-    { $case: "documents"; value: BatchGetDocumentsRequest }
-    | //
-    /** What a query finds. */
-    { $case: "query"; value: QueryRequest }
-    | undefined;
+  target: { $case: "documents"; value: BatchGetDocumentsRequest } | { $case: "query"; value: QueryRequest } | undefined;
 }
 
 export interface WatchReply {
-  /** New, or other than they were. */
   changed: Document[];
-  /**
-   * Full names of documents that are deleted, or not found by the query any more. Of
-   * documents that are watched by name also those that are missing from the start.
-   */
   removed: string[];
-  /** true: with this reply and all before it the caller knows the state of read_time. */
   consistent: boolean;
   readTime: Timestamp | undefined;
 }
 
 export interface CommitRequest {
-  /** At least one. At most 10 MiB together. */
   writes: Write[];
-  /**
-   * Any text of 1..128 bytes that is unique to this commit. A commit repeated
-   * with the same id is done once; the reply then has update times only.
-   */
   requestId: string;
 }
 
 export interface CommitReply {
-  /** One per write, in order. */
   writeResults: WriteResult[];
-  commitTime:
-    | Timestamp
-    | undefined;
-  /** true: this request_id had been committed before. */
+  commitTime: Timestamp | undefined;
   replayed: boolean;
 }
 
@@ -958,10 +923,6 @@ export const CommitReply: MessageFns<CommitReply> = {
 
 export type CrossfadeService = typeof CrossfadeService;
 export const CrossfadeService = {
-  /**
-   * One document. NOT_FOUND when the document does not exist; UNAVAILABLE when
-   * no store could answer truthfully. The two are never confused.
-   */
   getDocument: {
     path: "/crossfade.v1.Crossfade/GetDocument" as const,
     requestStream: false as const,
@@ -971,7 +932,6 @@ export const CrossfadeService = {
     responseSerialize: (value: GetDocumentReply): Buffer => Buffer.from(GetDocumentReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): GetDocumentReply => GetDocumentReply.decode(value),
   },
-  /** Several documents of one moment. Found and missing are listed apart. */
   batchGetDocuments: {
     path: "/crossfade.v1.Crossfade/BatchGetDocuments" as const,
     requestStream: false as const,
@@ -983,7 +943,6 @@ export const CrossfadeService = {
       Buffer.from(BatchGetDocumentsReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): BatchGetDocumentsReply => BatchGetDocumentsReply.decode(value),
   },
-  /** A query's documents in order, many to a message. */
   query: {
     path: "/crossfade.v1.Crossfade/Query" as const,
     requestStream: false as const,
@@ -993,7 +952,6 @@ export const CrossfadeService = {
     responseSerialize: (value: QueryReply): Buffer => Buffer.from(QueryReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): QueryReply => QueryReply.decode(value),
   },
-  /** Counts, sums and averages over what a query finds. */
   aggregate: {
     path: "/crossfade.v1.Crossfade/Aggregate" as const,
     requestStream: false as const,
@@ -1003,10 +961,6 @@ export const CrossfadeService = {
     responseSerialize: (value: AggregateReply): Buffer => Buffer.from(AggregateReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): AggregateReply => AggregateReply.decode(value),
   },
-  /**
-   * The documents of a query, or some by name, and from then on what changes of them, from
-   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
-   */
   watch: {
     path: "/crossfade.v1.Crossfade/Watch" as const,
     requestStream: false as const,
@@ -1016,7 +970,6 @@ export const CrossfadeService = {
     responseSerialize: (value: WatchReply): Buffer => Buffer.from(WatchReply.encode(value).finish()),
     responseDeserialize: (value: Buffer): WatchReply => WatchReply.decode(value),
   },
-  /** Writes that all happen or none does. */
   commit: {
     path: "/crossfade.v1.Crossfade/Commit" as const,
     requestStream: false as const,
@@ -1029,31 +982,15 @@ export const CrossfadeService = {
 } as const;
 
 export interface CrossfadeServer extends UntypedServiceImplementation {
-  /**
-   * One document. NOT_FOUND when the document does not exist; UNAVAILABLE when
-   * no store could answer truthfully. The two are never confused.
-   */
   getDocument: handleUnaryCall<GetDocumentRequest, GetDocumentReply>;
-  /** Several documents of one moment. Found and missing are listed apart. */
   batchGetDocuments: handleServerStreamingCall<BatchGetDocumentsRequest, BatchGetDocumentsReply>;
-  /** A query's documents in order, many to a message. */
   query: handleServerStreamingCall<QueryRequest, QueryReply>;
-  /** Counts, sums and averages over what a query finds. */
   aggregate: handleUnaryCall<AggregateRequest, AggregateReply>;
-  /**
-   * The documents of a query, or some by name, and from then on what changes of them, from
-   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
-   */
   watch: handleServerStreamingCall<WatchRequest, WatchReply>;
-  /** Writes that all happen or none does. */
   commit: handleUnaryCall<CommitRequest, CommitReply>;
 }
 
 export interface CrossfadeClient extends Client {
-  /**
-   * One document. NOT_FOUND when the document does not exist; UNAVAILABLE when
-   * no store could answer truthfully. The two are never confused.
-   */
   getDocument(
     request: GetDocumentRequest,
     callback: (error: ServiceError | null, response: GetDocumentReply) => void,
@@ -1069,7 +1006,6 @@ export interface CrossfadeClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: GetDocumentReply) => void,
   ): ClientUnaryCall;
-  /** Several documents of one moment. Found and missing are listed apart. */
   batchGetDocuments(
     request: BatchGetDocumentsRequest,
     options?: Partial<CallOptions>,
@@ -1079,10 +1015,8 @@ export interface CrossfadeClient extends Client {
     metadata?: Metadata,
     options?: Partial<CallOptions>,
   ): ClientReadableStream<BatchGetDocumentsReply>;
-  /** A query's documents in order, many to a message. */
   query(request: QueryRequest, options?: Partial<CallOptions>): ClientReadableStream<QueryReply>;
   query(request: QueryRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<QueryReply>;
-  /** Counts, sums and averages over what a query finds. */
   aggregate(
     request: AggregateRequest,
     callback: (error: ServiceError | null, response: AggregateReply) => void,
@@ -1098,13 +1032,8 @@ export interface CrossfadeClient extends Client {
     options: Partial<CallOptions>,
     callback: (error: ServiceError | null, response: AggregateReply) => void,
   ): ClientUnaryCall;
-  /**
-   * The documents of a query, or some by name, and from then on what changes of them, from
-   * one moment to the next. UNAVAILABLE ends it when another store takes charge: watch again.
-   */
   watch(request: WatchRequest, options?: Partial<CallOptions>): ClientReadableStream<WatchReply>;
   watch(request: WatchRequest, metadata?: Metadata, options?: Partial<CallOptions>): ClientReadableStream<WatchReply>;
-  /** Writes that all happen or none does. */
   commit(
     request: CommitRequest,
     callback: (error: ServiceError | null, response: CommitReply) => void,

@@ -11,24 +11,9 @@ export const protobufPackage = "crossfade.v1";
 
 export const protobufFileName = "crossfade/v1/document.proto";
 
-/**
- * The value and document messages of Crossfade.
- *
- * Every message of this file has the field numbers and types of its namesake in
- * google.firestore.v1, so that bytes written by one are read by the other: a
- * document that Firestore answered travels through the sidecar undecoded.
- * tests/unit/test_proto.py holds the two sides together.
- */
-
-/** One document: its full name, its fields and its two times. */
 export interface Document {
-  /**
-   * projects/{project}/databases/{database}/documents/{path}. In requests the
-   * path alone ("tasks/42") is accepted too.
-   */
   name: string;
   fields: Map<string, Value>;
-  /** Set by the store, ignored in requests. Microseconds. */
   createTime: Timestamp | undefined;
   updateTime: Timestamp | undefined;
 }
@@ -47,9 +32,7 @@ export interface Value {
     | { $case: "timestampValue"; value: Timestamp }
     | { $case: "stringValue"; value: string }
     | { $case: "bytesValue"; value: Uint8Array }
-    | //
-    /** A full document name. */
-    { $case: "referenceValue"; value: string }
+    | { $case: "referenceValue"; value: string }
     | { $case: "geoPointValue"; value: LatLng }
     | { $case: "arrayValue"; value: ArrayValue }
     | { $case: "mapValue"; value: MapValue }
@@ -69,17 +52,14 @@ export interface MapValue_FieldsEntry {
   value: Value | undefined;
 }
 
-/** Field paths in Firestore's notation: a.b.`odd name`. */
 export interface DocumentMask {
   fieldPaths: string[];
 }
 
-/** What must hold of the document for the write to be done. */
 export interface Precondition {
   conditionType: { $case: "exists"; value: boolean } | { $case: "updateTime"; value: Timestamp } | undefined;
 }
 
-/** A change computed by the store from the value it holds. */
 export interface DocumentTransform {
   document: string;
   fieldTransforms: DocumentTransform_FieldTransform[];
@@ -103,15 +83,6 @@ export enum DocumentTransform_FieldTransform_ServerValue {
   UNRECOGNIZED = -1,
 }
 
-/**
- * One write of a commit.
- *
- *   set     update, without update_mask
- *   merge   update with update_mask; a masked path absent from the fields is deleted
- *   create  set with current_document.exists = false
- *   update  merge with current_document.exists = true
- *   delete  delete
- */
 export interface Write {
   operation: { $case: "update"; value: Document } | { $case: "delete"; value: string } | {
     $case: "transform";
@@ -123,11 +94,7 @@ export interface Write {
 }
 
 export interface WriteResult {
-  /** Not set after a delete. */
-  updateTime:
-    | Timestamp
-    | undefined;
-  /** One value per transform, in order. */
+  updateTime: Timestamp | undefined;
   transformResults: Value[];
 }
 

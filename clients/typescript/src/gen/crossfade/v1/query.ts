@@ -10,11 +10,6 @@ export const protobufPackage = "crossfade.v1";
 
 export const protobufFileName = "crossfade/v1/query.proto";
 
-/**
- * The query message of Crossfade: the field numbers of
- * google.firestore.v1.StructuredQuery, for the same reason as document.proto.
- */
-
 export interface StructuredQuery {
   select: StructuredQuery_Projection | undefined;
   from: StructuredQuery_CollectionSelector[];
@@ -34,9 +29,7 @@ export enum StructuredQuery_Direction {
 }
 
 export interface StructuredQuery_CollectionSelector {
-  /** Empty: documents of every collection. */
   collectionId: string;
-  /** true: all descendants of the parent, not only its children. */
   allDescendants: boolean;
 }
 
@@ -110,16 +103,11 @@ export interface StructuredQuery_Projection {
 
 export interface Cursor {
   values: Value[];
-  /** true: the position just before the given values. */
   before: boolean;
 }
 
-/** A query, and what is to be found out about the documents that it finds. */
 export interface StructuredAggregationQuery {
-  queryType:
-    | { $case: "structuredQuery"; value: StructuredQuery }
-    | undefined;
-  /** One to five. */
+  queryType: { $case: "structuredQuery"; value: StructuredQuery } | undefined;
   aggregations: StructuredAggregationQuery_Aggregation[];
 }
 
@@ -129,21 +117,17 @@ export interface StructuredAggregationQuery_Aggregation {
     | { $case: "sum"; value: StructuredAggregationQuery_Aggregation_Sum }
     | { $case: "avg"; value: StructuredAggregationQuery_Aggregation_Avg }
     | undefined;
-  /** The result's name; field_1, field_2, ... for those that come without one. */
   alias: string;
 }
 
-/** How many documents there are; `up_to` ends the counting. */
 export interface StructuredAggregationQuery_Aggregation_Count {
   upTo: bigint | undefined;
 }
 
-/** The sum of the numbers in a field; of documents without it nothing is counted. */
 export interface StructuredAggregationQuery_Aggregation_Sum {
   field: StructuredQuery_FieldReference | undefined;
 }
 
-/** Their average; null where there is none. */
 export interface StructuredAggregationQuery_Aggregation_Avg {
   field: StructuredQuery_FieldReference | undefined;
 }

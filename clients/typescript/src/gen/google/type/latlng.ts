@@ -8,17 +8,8 @@ export const protobufPackage = "google.type";
 
 export const protobufFileName = "google/type/latlng.proto";
 
-/**
- * An object that represents a latitude/longitude pair. This is expressed as a
- * pair of doubles to represent degrees latitude and degrees longitude. Unless
- * specified otherwise, this object must conform to the
- * <a href="https://en.wikipedia.org/wiki/World_Geodetic_System#1984_version">
- * WGS84 standard</a>. Values must be within normalized ranges.
- */
 export interface LatLng {
-  /** The latitude in degrees. It must be in the range [-90.0, +90.0]. */
   latitude: number;
-  /** The longitude in degrees. It must be in the range [-180.0, +180.0]. */
   longitude: number;
 }
 
