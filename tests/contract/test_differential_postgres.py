@@ -48,7 +48,7 @@ OFFICIAL = 20
 KINDS: dict[str, Any] = {
     "unmapped": stories(listing=False),
     "mapped": fitting_stories(0.9),
-    "misfits": fitting_stories(0.3),
+    "misfits": fitting_stories(0.35),
 }
 
 
@@ -221,7 +221,7 @@ def _small(value: Any) -> bool:
 def test_half_of_the_values_are_misfits() -> None:
     """What KINDS promise, by the types of values; dangling and double ones come on top."""
     # How many fit by chance depends on what Hypothesis finds in the modules that are loaded.
-    assert 0.4 < _misfits("misfits") < 0.7
+    assert 0.4 < _misfits("misfits") < 0.6
     assert _misfits("mapped") < 0.25
 
 
