@@ -5,11 +5,15 @@ Exit codes: 0 nothing was found; 1 something was, and the seed that shows it was
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+# Before gRPC is loaded, as in tests/conftest.py: its fork handlers crash what is started here.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 from tests.fault import kills, mutations
 from tests.fault.world import Server, servers, world
