@@ -13,8 +13,8 @@ from math import exp
 
 SLOW, AGAIN = 1.5, 1.2
 """A commit with its rows against the usual one: from here it is slow, and from here not again."""
-LEAST_SECONDS = 0.02
-"""More than this must be lost: below it a busy machine's own noise decides."""
+LEAST_SLOW, LEAST_AGAIN = 0.02, 0.01
+"""Seconds: more than this must be lost, too; below it a busy machine's own noise would decide."""
 OPENINGS = 15
 """So many are looked at together: half of them have to be slow."""
 PROBES, APART_SECONDS = 4, 0.4
@@ -24,9 +24,10 @@ FALL_SECONDS, RISE_SECONDS = 30.0, 600.0
 """In which what is usual follows what is seen, downwards and upwards."""
 MOST_STEP_SECONDS = 10.0
 """One opening after a quiet night says no more than one after ten seconds."""
-FIRST_REST, MOST_REST = 10.0, 600.0
-"""Seconds between the end of slowness and the next: each round the double, up to the most. So
-however often the mirror changes its mind, the gate is not closed and opened more often."""
+FIRST_REST, MOST_REST, WELL_SECONDS = 5.0, 60.0, 300.0
+"""Seconds between the end of slowness and the next: each time the double, up to the most, until
+it was well for some minutes. So however often the mirror changes its mind, the gate is not
+closed and opened more often."""
 
 
 class Pace:
@@ -40,7 +41,9 @@ class Pace:
         self._usual: float | None = None
         self._learned = 0.0
         self._rest = FIRST_REST
-        self._rests_until = 0.0
+        self._rests_until = -WELL_SECONDS
+        self._began = 0.0
+        """When it became slow last."""
         self.slow = False
 
     @property
@@ -68,12 +71,10 @@ class Pace:
         lately = statistics.median(self._openings)
         if self._usual is None:
             self._usual, self._learned = lately, now
-        if now >= self._rests_until and self._lost(lately) > LEAST_SECONDS:
-            self.slow = self._ratio(lately) > SLOW
-        if self.slow:
-            self._probes.clear()
-        else:
+        if not self._costs(lately, SLOW, LEAST_SLOW):
             self._learn(lately, now)
+        elif now >= self._rests_until:
+            self.slow, self._began = True, now
 
     def probed(self, seconds: float, now: float) -> None:
         """PostgreSQL answered a probe, or took rows for which nobody waited."""
@@ -84,10 +85,10 @@ class Pace:
             return
         self._probes.append(seconds)
         self._probed = now
-        if len(self._probes) == PROBES and self._ratio(max(self._probes)) < AGAIN:
+        worst = max(self._probes)
+        if len(self._probes) == PROBES and not self._costs(worst, AGAIN, LEAST_AGAIN):
             self.slow = False
-            # A mirror that was well for long has its first rest again.
-            well = now - self._rests_until > MOST_REST
+            well = self._began - self._rests_until > WELL_SECONDS
             self._rest = FIRST_REST if well else min(2 * self._rest, MOST_REST)
             self._rests_until = now + self._rest
             self._openings.clear()
@@ -96,10 +97,11 @@ class Pace:
     def _lost(self, seconds: float) -> float:
         return seconds - self.usual
 
-    def _ratio(self, seconds: float) -> float:
-        """A commit whose rows take so long, against one whose rows take what is usual."""
+    def _costs(self, seconds: float, ratio: float, least: float) -> bool:
+        """Whether a commit whose rows take so long takes so many times what it usually does,
+        and so many seconds more."""
         commit = statistics.median(self._commits)
-        return (commit + seconds) / (commit + self.usual)
+        return self._lost(seconds) > least and commit + seconds > ratio * (commit + self.usual)
 
     def _learn(self, lately: float, now: float) -> None:
         passed = min(now - self._learned, MOST_STEP_SECONDS)

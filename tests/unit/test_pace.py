@@ -55,6 +55,8 @@ def test_what_a_busy_machine_loses_is_no_slowness():
     assert not days.pace.slow
     days.work(0.03, OPENINGS)
     assert days.pace.slow
+    days.probe(0.009)  # it would be three times as long for ever
+    assert not days.pace.slow
 
 
 def test_single_openings_that_take_long_say_nothing():
@@ -85,11 +87,11 @@ def test_it_is_quick_again_when_several_probes_in_a_row_were():
 
 def test_between_slow_and_quick_it_stays_what_it_was():
     """A commit that takes a third more: not enough to go around, too much to come back."""
-    third = USUAL + (USUAL + COMMIT) / 3
-    days = Days()
+    third = USUAL + (USUAL + 0.06) / 3
+    days = Days(commit=0.06)
     days.work(third, OPENINGS)
     assert not days.pace.slow
-    days.work(0.04, OPENINGS)
+    days.work(0.06, OPENINGS)
     days.probe(third, 20)
     assert days.pace.slow
 
@@ -150,9 +152,10 @@ def test_nothing_is_said_before_enough_was_seen():
 
 def test_a_mirror_that_changes_its_mind_is_gone_around_ever_more_rarely():
     days = Days()
-    hour = days.turns(3600, 0.04)
-    assert 2 <= hour < 3600 / FIRST_REST / 4
-    assert days.turns(3600, 0.04) <= 3600 / MOST_REST + 1
+    minute = days.turns(60, 0.04)
+    assert 2 <= minute < 60 / FIRST_REST / 2
+    days.turns(600, 0.04)
+    assert 2 <= days.turns(3600, 0.04) <= 3600 / MOST_REST
 
 
 def test_one_that_was_well_for_long_is_gone_around_at_once_again():
