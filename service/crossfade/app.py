@@ -28,6 +28,7 @@ from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
 from crossfade.migrator import Migrator
 from crossfade.outbox import Outbox
+from crossfade.pace import Pace
 from crossfade.pending import Pending
 from crossfade.plan import Stage, StoreName
 from crossfade.recopy import Recopy
@@ -217,7 +218,15 @@ async def _start(
     )
     shadow = shadowing.shadow
     outbox = (
-        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
+        Outbox(
+            control,
+            lease,
+            firestore,
+            pending,
+            telemetry,
+            settings.migration.patience,
+            Pace() if settings.migration.avoids_slow_mirror else None,
+        )
         if pending is not None and firestore is not None and lease is not None
         else None
     )

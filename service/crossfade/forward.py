@@ -197,9 +197,10 @@ class Forward:
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
         outbox: a barrier must not look like an outage."""
         outbox = self._outbox if self._mirror != "required" else None
-        if outbox is not None and outbox.mirror_is_out:
+        if outbox is not None and outbox.goes_around(snapshot):
             return False
         most = math.inf if outbox is None else outbox.patience
+        began = time.monotonic()
         horizon = None if self._fenced(request_id) else self._horizon
         try:
             done = await self._mirroring.open(
@@ -217,6 +218,8 @@ class Forward:
             log.warning("PostgreSQL takes no pending rows", error=error.code)
             outbox.mirror_is_out = True
             return False
+        if outbox is not None:
+            outbox.opened(time.monotonic() - began)
         return True if done is None else done
 
     def _fenced(self, request_id: str | None) -> bool:
@@ -259,7 +262,7 @@ class Forward:
             failure = error.code
             raise
         finally:
-            _record(call, writes, snapshot, started, failure)
+            self._record(call, writes, snapshot, started, failure)
 
     async def _found_out(
         self, intent: str, size: int, error: CrossfadeError
@@ -298,7 +301,20 @@ class Forward:
             failure = error.code
             raise
         finally:
-            _record(call, writes, snapshot, started, failure)
+            self._record(call, writes, snapshot, started, failure)
+
+    def _record(
+        self,
+        call: Call,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        started: int,
+        error: str | None,
+    ) -> None:
+        if error is None and self._outbox is not None:
+            self._outbox.committed((time.time_ns() - started) / 1e9)
+        collection, stage = collection_id(writes[0].path), snapshot.stage.value
+        call.record("commit", "firestore", "answered", collection, stage, started, error)
 
     async def _refused(self, intent: str, error: CrossfadeError, *, shared: bool) -> None:
         """Nothing was applied by this attempt: its rows can go.
@@ -343,14 +359,6 @@ class Forward:
         """Waits for the commits that are between the authority and the put."""
         if self._detached:
             await asyncio.wait(self._detached, timeout=timeout)
-
-
-def _record(
-    call: Call, writes: Sequence[Write], snapshot: Snapshot, started: int, error: str | None
-) -> None:
-    collection = collection_id(writes[0].path)
-    stage = snapshot.stage.value
-    call.record("commit", "firestore", "answered", collection, stage, started, error)
 
 
 def _answer(answer: Answer, outcome: CommitOutcome | None) -> None:

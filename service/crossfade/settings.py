@@ -156,7 +156,8 @@ class MigrationSettings(Section):
     intent document in the commit (one more write each), or the trust in `horizon`.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
     `patience`: seconds that PostgreSQL has to take a commit's pending rows, before commits go
-    past it.
+    past it. `slow_mirror`: they go past it when it is much slower than usual, too (around), or
+    wait for it up to the patience (wait); with another `mirror` than async they always wait.
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
@@ -169,11 +170,17 @@ class MigrationSettings(Section):
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
     patience: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 0.5
+    slow_mirror: Literal["around", "wait"] = "around"
     fence: Literal["document", "horizon"] = "document"
     allow_pin: bool = False
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
     horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
+
+    @property
+    def avoids_slow_mirror(self) -> bool:
+        """Who asked for answers to wait for the mirror waits for a slow one."""
+        return self.slow_mirror == "around" and self.mirror == "async"
 
 
 def _field_path(text: str) -> str:

@@ -160,7 +160,8 @@ MISMATCHES_DROPPED = Counter(
 OUTBOX = Counter(
     "crossfade.outbox",
     "{commit}",
-    "Commits past PostgreSQL while it was away, and their becoming pending rows",
+    "Commits past PostgreSQL while it was away or slow, their becoming pending rows, and how often "
+    "it became slow",
     ("crossfade.outcome",),
 )
 FOLLOWED = Counter(
