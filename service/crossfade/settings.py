@@ -39,6 +39,7 @@ from pydantic_settings import SettingsError as SourceError
 from crossfade.diff import Kind
 from crossfade.document import FieldPath, parse_field_path
 from crossfade.errors import InvalidArgument
+from crossfade.limits import Allowance
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.ramp import Limits
 from crossfade.rules import Rule
@@ -83,6 +84,40 @@ class ServerSettings(Section):
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
     stop_timeout: Seconds = 10.0
+
+
+class AccessSettings(Section):
+    """Who may call. Without tokens, everybody who reaches a listener.
+
+    `tokens_file`: TOML, a table [[token]] for each; it is read anew when it changes. `tokens`:
+    "NAME ROLE TOKEN" by commas, for the environment. `trust`: over these transports a caller
+    needs no token, and has the role `trusted_role`.
+    """
+
+    tokens_file: Path | None = None
+    tokens: SecretStr | None = None
+    trust: tuple[Literal["unix", "loopback"], ...] = ()
+    trusted_role: Literal["reader", "writer", "admin"] = "writer"
+
+
+class LimitSettings(Section):
+    """What callers may use, all together ([limits]) or one token; what is not set has no limit.
+
+    `concurrency` calls at a time; `rate` calls in a second, after `burst` at once (a second's
+    worth where it is not set); `message_kb` of a request; `documents` and `result_kb` of the
+    answer to one call; `seconds` that a call may take.
+    """
+
+    concurrency: Count | None = None
+    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    burst: Count | None = None
+    message_kb: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    documents: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    result_kb: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    seconds: Seconds | None = None
+
+    def allowance(self) -> Allowance:
+        return Allowance(**self.model_dump())
 
 
 class FirestoreSettings(Section):
@@ -376,6 +411,8 @@ class Settings(Section):
     """Everything Crossfade can be told. Frozen; made by `load`, or from arguments alone."""
 
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
+    limits: LimitSettings = LimitSettings()
     firestore: FirestoreSettings = FirestoreSettings()
     postgresql: PostgresqlSettings = PostgresqlSettings()
     migration: MigrationSettings = MigrationSettings()
