@@ -10,6 +10,7 @@ import re
 import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -70,6 +71,9 @@ class Caller:
 
 ANYONE = Caller("", Role.ADMIN)
 """While there are no tokens at all."""
+acting: ContextVar[Caller] = ContextVar("acting", default=ANYONE)
+"""Who calls, for what is done on their behalf."""
+SOMEBODY = "somebody over the admin API"
 _NOBODY = Token("", Role.READER, bytes(32), expires=0.0)
 
 
@@ -164,6 +168,14 @@ def check_role(caller: Caller, role: Role) -> None:
         raise PermissionDenied(
             f"this needs the role {role.name.lower()}; yours is {caller.role.name.lower()}"
         )
+
+
+def signed(who: str) -> str:
+    """For the audit trail: `who` the caller says to be, and who is known to be by the token."""
+    name = acting.get().name
+    if who and name:
+        return f"{who} (token {name})"
+    return who or name or SOMEBODY
 
 
 def _secret_of(authorization: str | None) -> str | None:

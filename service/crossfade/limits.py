@@ -34,13 +34,20 @@ UNLIMITED = Allowance()
 
 
 class Meter:
-    """What one caller uses of its allowance. `whose` is part of the refusals: "token app"."""
+    """What one caller uses of its allowance. `whose` is part of the refusals: "token app";
+    `refused` hears the limit's name of each."""
 
     def __init__(
-        self, allowance: Allowance, whose: str, clock: Callable[[], float] = time.monotonic
+        self,
+        allowance: Allowance,
+        whose: str,
+        *,
+        refused: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.allowance = allowance
         self.whose = whose
+        self._refused = refused
         self.under_way = 0
         self._clock = clock
         self._burst = 0.0
@@ -61,6 +68,14 @@ class Meter:
         most = self.allowance.concurrency
         if most is not None and self.under_way >= most:
             raise self._refusal("concurrency", f"{most} calls are under way", BUSY_SECONDS)
+        self.count()
+        self.under_way += 1
+
+    def end(self) -> None:
+        self.under_way -= 1
+
+    def count(self) -> None:
+        """One more of the calls in a second. Raises ResourceExhausted."""
         rate = self.allowance.rate
         if rate is not None:
             now = self._clock()
@@ -71,10 +86,6 @@ class Meter:
                     "rate", f"{rate:g} calls in a second", (1.0 - self._held) / rate
                 )
             self._held -= 1.0
-        self.under_way += 1
-
-    def end(self) -> None:
-        self.under_way -= 1
 
     def check_message(self, size: int) -> None:
         """`size`: bytes of a request. Raises ResourceExhausted, which no retry mends."""
@@ -100,6 +111,7 @@ class Meter:
     def _refusal(
         self, limit: str, reason: str, retry_after: float | None = None
     ) -> ResourceExhausted:
+        self._refused(limit)
         return ResourceExhausted(
             f"limit {limit} of {self.whose}: {reason}", limit=limit, retry_after=retry_after
         )

@@ -225,6 +225,11 @@ SETTINGS_REFUSED = Gauge(
 TOKENS_REFUSED = Gauge(
     "crossfade.access.refused", "1", "1 while the tokens file cannot be used as it is"
 )
+CERTIFICATE_REFUSED = Gauge(
+    "crossfade.certificate.refused",
+    "1",
+    "1 while the certificate's files cannot be used",
+)
 DENIED = Counter(
     "crossfade.access.denied",
     "{call}",
