@@ -6,6 +6,7 @@ from typing import Any
 
 from crossfade import app
 from crossfade.rpc import firestore_v1
+from crossfade.rpc.firestore_v1 import faults
 from crossfade.settings import (
     AccessSettings,
     FirestoreSettings,
@@ -55,9 +56,12 @@ async def guarded(
     server: dict[str, Any] | None = None,
     access: dict[str, Any] | None = None,
     limits: dict[str, Any] | None = None,
+    latency: str | None = None,
 ) -> AsyncIterator[app.Sidecar]:
-    """Sections of the settings; the rest stands as it does by default."""
-    firestore = await firestore_v1.serve(MemoryStores(), "127.0.0.1", 0)
+    """Sections of the settings; the rest stands as it does by default. `latency` of Firestore:
+    "MEAN,JITTER" in milliseconds."""
+    feigned = faults.parse(latency, (), 1)
+    firestore = await firestore_v1.serve(MemoryStores(), "127.0.0.1", 0, feigned)
     settings = Settings(
         server=ServerSettings(**({"port": 0} | (server or {}))),
         access=AccessSettings(**(access or {})),

@@ -14,7 +14,8 @@ from crossfade.access import ANYONE, EMULATOR, Access, Caller, Role, acting, che
 from crossfade.call import Call
 from crossfade.errors import (
     CrossfadeError,
-    DeadlineExceeded,
+    InfrastructureError,
+    OutcomeUnknown,
     PermissionDenied,
     ResourceExhausted,
     Unauthenticated,
@@ -171,13 +172,17 @@ class Passage:
             meter.check_result(self._documents, self._size)
 
     def judged(self, error: Exception) -> Exception:
-        """What the caller is told: of a deadline that a limit set, the limit. A write keeps its
-        DEADLINE_EXCEEDED: it may have been done, and nobody expects that of a refusal."""
-        if isinstance(error, DeadlineExceeded) and self._timed is not None:
-            refusal = self._timed.timed_out()
-            if self._needs.role is Role.READER:
-                return refusal
-        return error
+        """What the caller is told: of a deadline that a limit set, the limit. A write keeps the
+        error it has: it may have been done, and nobody expects that of a refusal."""
+        timed = self._timed
+        if (
+            timed is None
+            or not isinstance(error, InfrastructureError | OutcomeUnknown)
+            or time.monotonic() < self._call.deadline
+        ):
+            return error
+        refusal = timed.timed_out()
+        return refusal if self._needs.role is Role.READER else error
 
     def leave(self) -> None:
         self._gate.under_way -= 1
