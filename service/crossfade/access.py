@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
 from hashlib import sha256
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -74,7 +74,8 @@ ANYONE = Caller("", Role.ADMIN)
 acting: ContextVar[Caller] = ContextVar("acting", default=ANYONE)
 """Who calls, for what is done on their behalf."""
 SOMEBODY = "somebody over the admin API"
-_NOBODY = Token("", Role.READER, bytes(32), expires=0.0)
+_Known: TypeAlias = tuple[Token, Caller]
+_NOBODY = (Token("", Role.READER, bytes(32), expires=0.0), ANYONE)
 
 
 class Access:
@@ -92,8 +93,8 @@ class Access:
     ) -> None:
         self.trusted = trusted
         self._clock = clock
-        self._by_digest: Mapping[bytes, Token] = {}
-        self._by_certificate: Mapping[str, Token] = {}
+        self._by_digest: Mapping[bytes, _Known] = {}
+        self._by_certificate: Mapping[str, _Known] = {}
         self.tokens: tuple[Token, ...] = ()
         self.replace(tokens)
 
@@ -103,8 +104,9 @@ class Access:
         return not self.tokens
 
     def replace(self, tokens: Sequence[Token]) -> None:
-        self._by_digest = {token.digest: token for token in tokens if token.digest}
-        self._by_certificate = {each.certificate: each for each in tokens if each.certificate}
+        known = [(each, Caller(each.name, each.role, each.allowance)) for each in tokens]
+        self._by_digest = {each[0].digest: each for each in known if each[0].digest}
+        self._by_certificate = {each[0].certificate: each for each in known if each[0].certificate}
         self.tokens = tuple(tokens)
 
     def role_of(self, authorization: str | None) -> Role | None:
@@ -146,7 +148,7 @@ class Access:
             )
         digest = sha256(secret.encode()).digest()
         found = self._by_digest.get(digest, _NOBODY)
-        if not hmac.compare_digest(found.digest, digest):
+        if not hmac.compare_digest(found[0].digest, digest):
             raise Unauthenticated("the token is not known, or has expired")
         return self._current(found, "token")
 
@@ -156,10 +158,11 @@ class Access:
         check_role(caller, role)
         return caller
 
-    def _current(self, token: Token, what: str) -> Caller:
+    def _current(self, known: "_Known", what: str) -> Caller:
+        token, caller = known
         if token.expires is not None and token.expires <= self._clock():
             raise Unauthenticated(f"the {what} is not known, or has expired")
-        return Caller(token.name, token.role, token.allowance)
+        return caller
 
 
 def check_role(caller: Caller, role: Role) -> None:
