@@ -16,7 +16,9 @@ from crossfade.document import Database
 from crossfade.plan import Stage
 from crossfade.rpc import firestore_v1
 from crossfade.settings import (
+    AccessSettings,
     FirestoreSettings,
+    LimitSettings,
     MigrationSettings,
     PostgresqlSettings,
     RampSettings,
@@ -122,12 +124,18 @@ async def beside(
     collections: dict[str, Any] | None = None,
     ramp: dict[str, Any] | None = None,
     source: app.Source | None = None,
+    server_settings: dict[str, Any] | None = None,
+    access: dict[str, Any] | None = None,
+    limits: dict[str, Any] | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
-    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`, `ramp`
-    and `migration` are sections of its settings; `source`: the file that it watches."""
+    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`, `ramp`,
+    `server_settings`, `access`, `limits` and `migration` are sections of its settings; `source`:
+    the file that it watches."""
     settings = Settings(
-        server=ServerSettings(port=0),
+        server=ServerSettings(**({"port": 0} | (server_settings or {}))),
+        access=AccessSettings(**(access or {})),
+        limits=LimitSettings(**(limits or {})),
         firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
         postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
         migration=MigrationSettings(

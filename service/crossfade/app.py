@@ -20,6 +20,7 @@ from crossfade.budget import Budget
 from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
 from crossfade.document import Database, FieldPath
+from crossfade.doors import Doors
 from crossfade.errors import InfrastructureError
 from crossfade.follower import Follower
 from crossfade.forward import Forward
@@ -93,7 +94,7 @@ Source = tuple[Path, Callable[[], Settings]]
 
 @dataclass
 class Sidecar:
-    """A running sidecar. `address` is host:port."""
+    """A running sidecar. `address` is host:port, or unix:PATH where there is no TCP."""
 
     address: str
     control: Control
@@ -153,6 +154,7 @@ async def _start(
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
     requested = settings.requested_stage()
+    doors = Doors(settings, telemetry)
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:
         sizes = {
@@ -294,7 +296,10 @@ async def _start(
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
         ramping = Ramping(control, ramps, audit, telemetry, guard=guard)
     wrap = rpc.Wrapper(
-        telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
+        telemetry,
+        settings.server.default_timeout,
+        allow_pin=settings.migration.allow_pin,
+        gate=doors.gate,
     )
     server, checker = rpc.build(
         rpc.Front(migrator, database),
@@ -327,7 +332,8 @@ async def _start(
             **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
         },
     )
-    address = await _bind(server, settings)
+    resources.callback(doors.close)
+    address = await doors.bind(server)
 
     gauges.show(telemetry, control, lease, shadow)
     if settings.admin.port is not None:
@@ -345,6 +351,8 @@ async def _start(
         admin.settings_problem = lambda: watch.problem
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(supervise("settings", watch.run))
+    admin.settings_problem = doors.problems(admin.settings_problem)
+    tasks.append(supervise("access", doors.run))
     tasks.append(supervise("control", control.follow))
     tasks.append(supervise("transactions", transactions.run_sweeps))
     if lease is not None:
@@ -527,19 +535,6 @@ def _repair(pending: Pending) -> Mark:
         await pending.mark(paths, epoch, "repair", authority)
 
     return repair
-
-
-async def _bind(server: grpc.aio.Server, settings: Settings) -> str:
-    host, port = settings.server.host, settings.server.port
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise OSError(
-            f"port {port} of {host} is taken or not allowed; choose another with --port, "
-            f"[server] port or CROSSFADE_SERVER__PORT (0 takes a free one)"
-        ) from error
-    await server.start()
-    return f"{host}:{bound}"
 
 
 def _needs_lease(control: Control) -> bool:

@@ -39,6 +39,7 @@ from pydantic_settings import SettingsError as SourceError
 from crossfade.diff import Kind
 from crossfade.document import FieldPath, parse_field_path
 from crossfade.errors import InvalidArgument
+from crossfade.limits import Allowance
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.ramp import Limits
 from crossfade.rules import Rule
@@ -72,7 +73,13 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds.
+    """Where the sidecar listens: TCP (`tcp`), a unix-domain socket, or both. Port 0 takes a free
+    one; `default_timeout` is seconds.
+
+    `socket`: the path of the unix-domain socket, which gets the permissions `socket_mode`.
+    `cert` and `key` (PEM) make TCP a TLS listener; with `client_ca` callers need a certificate
+    that it signed. The three are read anew when they change. `insecure`: listen although a
+    network could reach it without TLS, or without showing who calls.
 
     `stop_timeout`: seconds that calls under way, and after them puts, have to end in when the
     sidecar is told to stop.
@@ -80,9 +87,63 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7600
+    tcp: bool = True
+    socket: Path | None = None
+    socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0600"
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    insecure: bool = False
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
     stop_timeout: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _listens(self) -> "ServerSettings":
+        if not self.tcp and self.socket is None:
+            raise ValueError("tcp = false needs a socket to listen on instead")
+        if (self.cert is None) is not (self.key is None):
+            raise ValueError("cert and key belong together")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key")
+        # A path of a socket has at most 107 bytes, and gRPC would cut it without a word.
+        if self.socket is not None and len(os.fsencode(self.socket)) > 107:
+            raise ValueError("the path of a socket has at most 107 bytes")
+        return self
+
+
+class AccessSettings(Section):
+    """Who may call. Without tokens, everybody who reaches a listener.
+
+    `tokens_file`: TOML, a table [[token]] for each; it is read anew when it changes. `tokens`:
+    "NAME ROLE TOKEN" by commas, for the environment. `trust`: over these transports a caller
+    needs no token, and has the role `trusted_role`.
+    """
+
+    tokens_file: Path | None = None
+    tokens: SecretStr | None = None
+    trust: tuple[Literal["unix", "loopback"], ...] = ()
+    trusted_role: Literal["reader", "writer", "admin"] = "writer"
+
+
+class LimitSettings(Section):
+    """What callers may use, all together ([limits]) or one token; what is not set has no limit.
+
+    `concurrency` calls at a time; `rate` calls in a second, after `burst` at once (a second's
+    worth where it is not set); `message_kb` of a request; `documents` and `result_kb` of the
+    answer to one call; `seconds` that a call may take.
+    """
+
+    concurrency: Count | None = None
+    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    burst: Count | None = None
+    message_kb: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    documents: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    result_kb: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    seconds: Seconds | None = None
+
+    def allowance(self) -> Allowance:
+        return Allowance(**self.model_dump())
 
 
 class FirestoreSettings(Section):
@@ -383,6 +444,8 @@ class Settings(Section):
     """Everything Crossfade can be told. Frozen; made by `load`, or from arguments alone."""
 
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
+    limits: LimitSettings = LimitSettings()
     firestore: FirestoreSettings = FirestoreSettings()
     postgresql: PostgresqlSettings = PostgresqlSettings()
     migration: MigrationSettings = MigrationSettings()
@@ -394,6 +457,15 @@ class Settings(Section):
     telemetry: TelemetrySettings = TelemetrySettings()
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def certified(self) -> bool:
+        """Whether callers show who they are: by a token or a certificate."""
+        return (
+            self.access.tokens is not None
+            or self.access.tokens_file is not None
+            or self.server.client_ca is not None
+        )
 
     def requested_stage(self) -> Stage | None:
         """The stage that the file or the seed variables ask for; None: no request."""

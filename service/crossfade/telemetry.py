@@ -223,6 +223,27 @@ BUDGET_SPENT = Counter(
 SETTINGS_REFUSED = Gauge(
     "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )
+TOKENS_REFUSED = Gauge(
+    "crossfade.access.refused", "1", "1 while the tokens file cannot be used as it is"
+)
+CERTIFICATE_REFUSED = Gauge(
+    "crossfade.certificate.refused",
+    "1",
+    "1 while the certificate's files cannot be used",
+)
+DENIED = Counter(
+    "crossfade.access.denied",
+    "{call}",
+    "Calls refused because of who called: no token, an unknown or expired one, too small a role",
+    ("rpc.method", "rpc.response.status_code"),
+)
+LIMITED = Counter(
+    "crossfade.limits.refused",
+    "{call}",
+    "Calls refused by a limit, by its name and whose it is: all, or the name of a token",
+    ("crossfade.limit", "crossfade.caller"),
+)
+UNDER_WAY = Gauge("crossfade.calls.under_way", "{call}", "Calls that are being answered")
 SHADOW_QUEUE = Gauge("crossfade.shadow.queue", "{read}", "Shadow reads that wait")
 UPTIME = Gauge("process.uptime", "s", "Time since the sidecar's start")
 

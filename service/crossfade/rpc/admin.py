@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import structlog
 
+from crossfade.access import signed
 from crossfade.barrier import Coordinator
 from crossfade.call import Call
 from crossfade.checks import checks_of, run_checks
@@ -21,7 +22,6 @@ from crossfade.jobs.backfill import backfill
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
-from crossfade.rpc.ramps import SOMEBODY
 from crossfade.rpc.ramps import answers as as_messages
 from crossfade.rpc.server import Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
@@ -161,7 +161,7 @@ class Admin:
         log.info("changed", action=action, collection=collection, before=before, after=after)
         if self._audit is None:
             return
-        who = who or SOMEBODY
+        who = signed(who)
         try:
             await self._audit.add(Change(who, action, before, after, reason, collection, checks))
         except InfrastructureError as error:
