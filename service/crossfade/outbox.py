@@ -11,7 +11,7 @@ opens again.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -162,7 +162,7 @@ class Outbox:
                 outcome = await self._firestore.commit(
                     writes,
                     timeout=left(),
-                    intent=replace(intent, outbox=True),
+                    intent=replace(intent, outbox=self._entry(intent, writes)),
                     transaction=transaction,
                 )
             except Aborted:
@@ -174,6 +174,11 @@ class Outbox:
             self._telemetry.count(OUTBOX, "written")
             return outcome
         raise Aborted("the commit met others again and again; it was not applied")
+
+    def _entry(self, intent: Intent, writes: Sequence[Write]) -> Mapping[str, Sequence[str]]:
+        """Which paths the commit's entry is to name."""
+        paths = tuple(dict.fromkeys(write.path for write in writes))
+        return intent.outbox or {self._control.group.name: paths}
 
     async def _closed_gate(self, snapshot: Snapshot, left: Callable[[], float]) -> int:
         """The generation of the closed gate, once no lease with an open one runs anywhere."""

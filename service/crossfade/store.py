@@ -5,8 +5,8 @@ document *bytes* (a serialised Document message): Firestore's are passed through
 undecoded, PostgreSQL's are built once, and only what compares or copies decodes.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from crossfade.aggregate import Aggregation
@@ -112,8 +112,8 @@ class Intent:
     Firestore writes the intent document with it; PostgreSQL checks `epoch`, keeps
     the request row and, when `mirrored`, the pending rows in the same transaction.
     `others`: ids under which the same request may have been done while the other store
-    was the authority. `outbox`: there are no pending rows, PostgreSQL being away: the
-    intent document stands for them until it was drained.
+    was the authority. `outbox`: there are no pending rows, PostgreSQL being away: intent
+    documents stand for them until they are drained, of these paths, by their groups.
     """
 
     id: str
@@ -121,7 +121,7 @@ class Intent:
     mirrored: bool
     request_id: str | None = None
     others: tuple[str, ...] = ()
-    outbox: bool = False
+    outbox: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 Result: TypeAlias = tuple[tuple[str, int], ...]
