@@ -95,6 +95,20 @@ class Control:
 
     # --- following the row ------------------------------------------------------------------
 
+    async def check(self, requested: Stage) -> None:
+        """Raises FailedPrecondition where the control state cannot begin, or go on, so."""
+        if self._rows is None:
+            if requested is not Stage.OFF:
+                raise FailedPrecondition(f"stage {requested} needs PostgreSQL; set DATABASE_URL")
+            return
+        rules = STAGES[requested]
+        held = rules.authority is StoreName.POSTGRESQL and rules.mirrored
+        if await self.row() is None and held:
+            raise FailedPrecondition(
+                f"stage {requested} cannot be the first: PostgreSQL holds nothing yet. Start "
+                f"with MIGRATION_READ_PRIMARY=firestore, copy the documents, then change it"
+            )
+
     async def open(self, requested: Stage, *, explicit: bool) -> Stage | None:
         """Seeds an empty control state with the requested stage, else follows the row.
 
@@ -102,17 +116,11 @@ class Control:
         they did last (`explicit`: they ask for one at all). The same request again
         is none: what an operator set meanwhile stands.
         """
+        await self.check(requested)
         if self._rows is None:
-            if requested is not Stage.OFF:
-                raise FailedPrecondition(f"stage {requested} needs PostgreSQL; set DATABASE_URL")
             return None
         row = await self.row()
         if row is None:
-            if STAGES[requested].authority is StoreName.POSTGRESQL and STAGES[requested].mirrored:
-                raise FailedPrecondition(
-                    f"stage {requested} cannot be the first: PostgreSQL holds nothing yet. Start "
-                    f"with MIGRATION_READ_PRIMARY=firestore, copy the documents, then change it"
-                )
             await self._seed(requested)
             row = await self.row()
         await self.refresh()
