@@ -57,17 +57,17 @@ class Running:
         """A second sidecar on the same stores (an asynchronous context)."""
         return beside(self.stores, self.firestore_server, self.url, **migration)
 
-    async def stage(self, stage: str) -> None:
-        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage))
+    async def stage(self, stage: str, group: str = "") -> None:
+        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage, group=group))
 
     async def percent(self, percent: float, shadow_rate: float = 0.0) -> None:
         await self.admin.SetTraffic(
             admin_pb2.SetTrafficRequest(read_percent=percent, shadow_rate=shadow_rate)
         )
 
-    async def copy(self) -> admin_pb2.CopyProgress:
+    async def copy(self, group: str = "") -> admin_pb2.CopyProgress:
         steps: list[admin_pb2.CopyProgress] = [
-            step async for step in self.admin.Copy(admin_pb2.CopyRequest())
+            step async for step in self.admin.Copy(admin_pb2.CopyRequest(group=group))
         ]
         return steps[-1]
 
@@ -76,9 +76,10 @@ class Running:
         await eventually(self._is_settled, seconds)
 
     async def _is_settled(self) -> bool:
-        lease = self.sidecar.control.lease
-        if lease is not None and await lease.fences.entries(timeout=5):
-            return False  # what the outbox has is not pending yet
+        for member in self.sidecar.members.values():
+            lease = member.lease
+            if lease is not None and await lease.fences.entries(timeout=5):
+                return False  # what the outbox has is not pending yet
         rows = await self.sql.fetchval("select count(*) from crossfade.pending where not dead")
         return not rows and self.sidecar.shadow.idle
 
@@ -122,6 +123,7 @@ async def beside(
     *,
     shadow: dict[str, Any] | None = None,
     collections: dict[str, Any] | None = None,
+    groups: dict[str, Any] | None = None,
     ramp: dict[str, Any] | None = None,
     source: app.Source | None = None,
     server_settings: dict[str, Any] | None = None,
@@ -129,9 +131,9 @@ async def beside(
     limits: dict[str, Any] | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
-    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`, `ramp`,
-    `server_settings`, `access`, `limits` and `migration` are sections of its settings; `source`:
-    the file that it watches."""
+    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`,
+    `groups`, `ramp`, `server_settings`, `access`, `limits` and `migration` are sections of its
+    settings; `source`: the file that it watches."""
     settings = Settings(
         server=ServerSettings(**({"port": 0} | (server_settings or {}))),
         access=AccessSettings(**(access or {})),
@@ -145,6 +147,7 @@ async def beside(
         ),
         shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
         collections=collections or {},
+        groups=groups or {},
         ramp=RampSettings(**(ramp or {})),
         recopy=RecopySettings(interval=0.05, attempts=3),
     )

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -114,8 +114,9 @@ class Outbox:
         pace: Pace | None = None,
     ) -> None:
         self._control = control
+        self.group = control.group.name
         self._lease = lease
-        self._fences = lease.fences
+        self.fences = lease.fences
         self._firestore = firestore
         self._pending = pending
         self._telemetry = telemetry
@@ -170,39 +171,46 @@ class Outbox:
         self,
         writes: Sequence[Write],
         intent: Intent,
-        snapshot: Snapshot,
+        entries: "Sequence[Entries]",
         left: Callable[[], float],
         own: bytes | None = None,
     ) -> CommitOutcome:
-        """The commit with its entry, in a transaction that has seen the gate closed: the
-        caller's `own`, if it has one, whose commit is not tried twice.
+        """The commit with its entries (the first is this outbox's), in a transaction that has
+        seen all their gates closed: the caller's `own`, if it has one, whose commit is not
+        tried twice.
 
         Raises NotSent or EpochChanged when nothing was sent, else as the Firestore store's
         commit does.
         """
         for _ in range(TRIES):
-            gate = await self._closed_gate(snapshot, left)
+            gates = [await each.outbox.closed_gate(each.snapshot, left) for each in entries]
             try:
                 if own is None:
                     transaction, found = await self._spares.take(left())
                 else:
-                    transaction, found = own, await self._fences.read_in(own, timeout=left())
+                    transaction, found = own, await self.fences.read_in(own, timeout=left())
+                others = [
+                    await each.outbox.fences.read_in(transaction, timeout=left())
+                    for each in entries[1:]
+                ]
             except (Aborted, InvalidArgument):
                 raise
             except CrossfadeError as error:
                 raise NotSent(f"Firestore began no transaction: {error}") from error
-            if found.gate != gate or not found.open or found.epoch != snapshot.epoch:
+            checked = list(zip(entries, gates, [found, *others], strict=True))
+            if not all(each.holds(gate, document) for each, gate, document in checked):
                 if own is not None:
                     raise Aborted("the transaction began before PostgreSQL's outage was seen")
-                await self._fences.give_up(transaction, timeout=TIMEOUT)
+                await self.fences.give_up(transaction, timeout=TIMEOUT)
                 await self._spares.give_up()
-                self._lease.learn(found, time.monotonic() - self._lease.seconds)
+                for each, _, document in checked:
+                    each.outbox.learn_of(document)
                 continue
             try:
                 outcome = await self._firestore.commit(
                     writes,
                     timeout=left(),
-                    intent=replace(intent, outbox=True),
+                    intent=replace(intent, outbox={each.name: each.paths for each in entries}),
                     transaction=transaction,
                 )
             except Aborted:
@@ -215,7 +223,11 @@ class Outbox:
             return outcome
         raise Aborted("the commit met others again and again; it was not applied")
 
-    async def _closed_gate(self, snapshot: Snapshot, left: Callable[[], float]) -> int:
+    def learn_of(self, document: ControlDocument) -> None:
+        """It was so some time ago: that begins no lease."""
+        self._lease.learn(document, time.monotonic() - self._lease.seconds)
+
+    async def closed_gate(self, snapshot: Snapshot, left: Callable[[], float]) -> int:
         """The generation of the closed gate, once no lease with an open one runs anywhere."""
         if self._is_closed(snapshot):
             return self._waited
@@ -242,7 +254,7 @@ class Outbox:
         """Closes the gate while commits go on with their rows."""
         self._wanted = False
         ends = time.monotonic() + TIMEOUT + self._lease.over_after
-        await self._closed_gate(snapshot, lambda: max(0.0, ends - time.monotonic()))
+        await self.closed_gate(snapshot, lambda: max(0.0, ends - time.monotonic()))
 
     def _is_closed(self, snapshot: Snapshot) -> bool:
         """Whether it is known to be closed, for so long that no lease with an open one runs."""
@@ -251,7 +263,7 @@ class Outbox:
     async def _close(self, document: ControlDocument) -> ControlDocument:
         began = time.monotonic()
         try:
-            closed = await self._fences.change(
+            closed = await self.fences.change(
                 document, replace(document, gate=document.gate + 1), timeout=TIMEOUT
             )
         except Aborted:
@@ -302,12 +314,12 @@ class Outbox:
             return False
         if seconds <= self.patience / 2:  # slower, it would count as away again at once
             self.mirror_is_out = False
-        entries = await self._fences.entries(timeout=TIMEOUT)
+        entries = await self.fences.entries(timeout=TIMEOUT)
         self._probed(max(seconds, await self._queue(entries, snapshot)))
         reach("drain.inserted")
         if entries:
             try:
-                await self._fences.clear(entries, timeout=TIMEOUT)
+                await self.fences.clear(entries, timeout=TIMEOUT)
             except NotFound:
                 log.info("entries of the outbox were cleared by another")
             reach("drain.cleared")
@@ -319,7 +331,7 @@ class Outbox:
         if self._lease.document.gate_open or not self._quiet(used=avoided):
             return False
         began = time.monotonic()
-        opened = await self._fences.reopen(timeout=TIMEOUT)
+        opened = await self.fences.reopen(timeout=TIMEOUT)
         if opened is None:
             return True
         reach("drain.opened")
@@ -359,3 +371,21 @@ class Outbox:
         if used or gate != self._used[0]:
             self._used = (gate, now)
         return now - self._used[1] > QUIET_LEASES * self._lease.over_after
+
+
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What a commit leaves in the outbox of one of its groups: the paths that it writes there,
+    under a snapshot of the group."""
+
+    outbox: Outbox
+    snapshot: Snapshot
+    paths: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        return self.outbox.group
+
+    def holds(self, gate: int, document: ControlDocument) -> bool:
+        """Whether the control document is as it was when the leases had run out."""
+        return document.gate == gate and document.open and document.epoch == self.snapshot.epoch

@@ -37,8 +37,9 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from crossfade.diff import Kind
-from crossfade.document import FieldPath, parse_field_path
+from crossfade.document import FieldPath, check_id, is_own, parse_field_path
 from crossfade.errors import InvalidArgument
+from crossfade.groups import DEFAULT, Groups
 from crossfade.limits import Allowance
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.ramp import Limits
@@ -252,6 +253,16 @@ def _field_path(text: str) -> str:
     return text
 
 
+def _collection_id(text: str) -> str:
+    try:
+        check_id(text, "collection", numeric=False)
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+    if is_own(text):
+        raise ValueError(f"{text} is Crossfade's own")
+    return text
+
+
 FieldName = Annotated[str, AfterValidator(_field_path)]
 Bound = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -322,6 +333,18 @@ class CollectionSettings(Section):
         if value is not None and len(value.encode()) > 64:
             raise ValueError("a salt has at most 64 bytes")
         return value
+
+
+CollectionId = Annotated[str, AfterValidator(_collection_id)]
+GroupName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+
+
+class GroupSettings(Section):
+    """A group of collections that is migrated for itself: their ids, wherever they lie, and the
+    stage asked for, as that of [migration] is for all other collections."""
+
+    collections: Annotated[tuple[CollectionId, ...], Field(min_length=1, max_length=1000)]
+    stage: Stage | None = None
 
 
 class ShadowSettings(Section):
@@ -449,6 +472,7 @@ class Settings(Section):
     firestore: FirestoreSettings = FirestoreSettings()
     postgresql: PostgresqlSettings = PostgresqlSettings()
     migration: MigrationSettings = MigrationSettings()
+    groups: dict[GroupName, GroupSettings] = {}
     collections: dict[str, CollectionSettings] = {}
     shadow: ShadowSettings = ShadowSettings()
     ramp: RampSettings = RampSettings()
@@ -467,9 +491,28 @@ class Settings(Section):
             or self.server.client_ca is not None
         )
 
-    def requested_stage(self) -> Stage | None:
-        """The stage that the file or the seed variables ask for; None: no request."""
-        return self.migration.stage
+    @model_validator(mode="after")
+    def _of_one_group(self) -> "Settings":
+        if DEFAULT in self.groups:
+            raise ValueError(
+                f"groups: {DEFAULT} has the collections that no other has, and its stage is that "
+                f"of [migration]"
+            )
+        counts = Counter(name for each in self.groups.values() for name in each.collections)
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"groups: {name} is named {count} times; it is of one group")
+        return self
+
+    def requested_stages(self) -> dict[str, Stage]:
+        """The stage that the file or the seed variables ask for, by group; without a request,
+        nothing."""
+        asked = {DEFAULT: self.migration.stage}
+        asked |= {name: group.stage for name, group in self.groups.items()}
+        return {name: stage for name, stage in asked.items() if stage is not None}
+
+    def grouping(self) -> Groups:
+        return Groups({name: group.collections for name, group in self.groups.items()})
 
     def redacted(self) -> dict[str, Any]:
         """Plain data for display, in the order of the sections; never a password."""
@@ -646,6 +689,11 @@ def _resolve_stage(settings: Settings) -> Stage | None:
             f"remove [migration] stage or make the two agree"
         )
     stage = asked or seeded
+    for name, group in settings.groups.items():
+        if group.stage not in {None, Stage.OFF} and settings.postgresql.url is None:
+            raise SettingsError(
+                f"[groups.{name}] stage needs PostgreSQL: set DATABASE_URL to {URL_FORM}"
+            )
     if stage not in {None, Stage.OFF} and settings.postgresql.url is None:
         reason = "DATABASE_TYPE=" + os.environ["DATABASE_TYPE"] if seeded else f"stage {stage}"
         raise SettingsError(f"{reason} needs PostgreSQL: set DATABASE_URL to {URL_FORM}")

@@ -78,6 +78,7 @@ class Latency(Instrument):
 
 
 COLLECTION, STORE, ROLE = "db.collection.name", "db.system.name", "crossfade.role"
+GROUP = "crossfade.group"
 
 STORE_DURATION = Latency(
     "db.client.operation.duration",
@@ -179,19 +180,26 @@ RAMP_MOVES = Counter(
 )
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
-PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")
-OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row")
-DEAD_LETTERS = Gauge("crossfade.dead_letters", "{document}", "Documents that failed too often")
+PENDING = Gauge(
+    "crossfade.pending", "{document}", "Documents whose mirror copy may be behind", (GROUP,)
+)
+OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row", (GROUP,))
+DEAD_LETTERS = Gauge(
+    "crossfade.dead_letters", "{document}", "Documents that failed too often", (GROUP,)
+)
 FOREIGN = Gauge(
     "crossfade.dead_letters.foreign",
     "{document}",
     "Dead letters for which Firestore holds what nobody here wrote",
+    (GROUP,),
 )
 FOLLOWER_LAG = Gauge(
     "crossfade.follower.lag", "s", "How far following Firestore's change stream is behind"
 )
-STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
-EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
+STAGE = Gauge(
+    "crossfade.stage", "1", "1 for the current stage of a group", ("crossfade.stage", GROUP)
+)
+EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority", (GROUP,))
 EFFECTIVE_PERCENT = Gauge(
     "crossfade.read_percent.effective",
     "%",
@@ -202,6 +210,7 @@ GATE_OPEN = Gauge(
     "crossfade.gate.open",
     "1",
     "0 while commits may be in the outbox, and the mirror answers nothing",
+    (GROUP,),
 )
 READ_PERCENT = Gauge(
     "crossfade.read_percent", "%", "Share of reads that PostgreSQL answers", (COLLECTION,)
@@ -210,7 +219,7 @@ ROLLBACK_LOSES = Gauge(
     "crossfade.rollback.loses",
     "{write}",
     "Acknowledged writes that a rollback would lose now",
-    ("crossfade.rollback",),
+    ("crossfade.rollback", GROUP),
 )
 BUDGET_LEFT = Gauge(
     "crossfade.budget.left",

@@ -12,7 +12,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from crossfade.call import Call
 from crossfade.document import Database
-from crossfade.migrator import Migrator
+from crossfade.migrator import Documents
 from crossfade.rpc.methods import FINDS, READS, WRITES, Needs
 from crossfade.rpc.server import Unary, Wrapper, parse
 from crossfade.transactions import Transactions
@@ -48,7 +48,7 @@ READERS = frozenset(
 
 
 def handlers(
-    migrator: Migrator, transactions: Transactions, database: Database, wrap: Wrapper
+    migrator: Documents, transactions: Transactions, database: Database, wrap: Wrapper
 ) -> dict[str, grpc.GenericRpcHandler]:
     """The services by their full names."""
     data = Data(migrator, transactions, database)

@@ -40,7 +40,7 @@ def cut(monkeypatch):
         async def away(*_args, **_kwargs):
             raise Unavailable("PostgreSQL is away")
 
-        mirror = stack.sidecar._forward._pending.mirror
+        mirror = stack.sidecar.members["default"].forward._pending.mirror
         patch = pytest.MonkeyPatch()
         for name in ("_open", "takes_rows", "put", "claim"):
             patch.setattr(mirror, name, away)
@@ -80,7 +80,9 @@ async def test_an_outage_of_the_mirror_is_none_of_the_application(first, cut):
 
 
 async def _open(stack: Running) -> bool:
-    return gate(stack) % 2 == 0 and not stack.sidecar._forward._outbox.mirror_is_out
+    return (
+        gate(stack) % 2 == 0 and not stack.sidecar.members["default"].forward.outbox.mirror_is_out
+    )
 
 
 async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(first, second, cut):
@@ -134,7 +136,7 @@ async def test_a_gate_that_was_opened_and_closed_again_is_another(first, second,
     """A commit that waited for an earlier closing is refused under the next."""
     mend = cut(first)
     await first.client.set("tasks/1", {"n": 1}, timeout=5)
-    outbox = first.sidecar._forward._outbox
+    outbox = first.sidecar.members["default"].forward.outbox
     assert outbox._waited == 1
     mend()
     await eventually(lambda: _open(first))
@@ -178,7 +180,7 @@ async def test_a_late_outbox_commit_is_refused_once_the_gate_is_open(first, cut,
     reached = asyncio.Event()
 
     async def late(self, writes, deadline, transaction=None):
-        mine = self is first.sidecar._forward._firestore
+        mine = self is first.sidecar.members["default"].forward._firestore
         if mine and transaction is not None and not reached.is_set():
             reached.set()
             await held.wait()
@@ -325,7 +327,7 @@ def slow_down():
     function mends it."""
 
     def slow_down(stack: Running, seconds: float):
-        mirror, patch = stack.sidecar._forward._pending.mirror, pytest.MonkeyPatch()
+        mirror, patch = stack.sidecar.members["default"].mirror, pytest.MonkeyPatch()
 
         def late(real):
             async def call(*args, **kwargs):

@@ -23,7 +23,7 @@ from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
 from crossfade.errors import InvalidArgument, NotFound, PermissionDenied
-from crossfade.migrator import Migrator
+from crossfade.migrator import Documents
 from crossfade.plan import StoreName
 from crossfade.rpc.gate import Gate
 from crossfade.rpc.methods import Needs, needs_of
@@ -52,7 +52,7 @@ BothWays = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 class Front:
     """The methods of the service, from request bytes to reply bytes."""
 
-    def __init__(self, migrator: Migrator, database: Database) -> None:
+    def __init__(self, migrator: Documents, database: Database) -> None:
         self._migrator = migrator
         self._database = database
 
