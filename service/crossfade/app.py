@@ -14,6 +14,7 @@ import structlog
 from crossfade import gauges
 from crossfade import group as group_parts
 from crossfade.admin import http
+from crossfade.authority import Authority
 from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.controls import Controls
@@ -200,13 +201,14 @@ async def _start(
     shadow = shadowing.shadow
     hearts = {name: member.heart(shared, shadow) for name, member in members.items()}
     documents: Documents = Dispatch(groups, hearts) if len(hearts) > 1 else hearts[DEFAULT]
+    by_group = {name: each.postgres for name, each in members.items() if each.postgres is not None}
+    authority = Authority(groups, controls, firestore, by_group)
     transactions = Transactions(
         groups,
         controls,
         documents,
         database,
-        firestore,
-        {name: each.postgres for name, each in members.items() if each.postgres is not None},
+        authority,
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
     changes = Changes(lanes["listen"]) if lanes else None
