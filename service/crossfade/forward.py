@@ -247,10 +247,15 @@ class Forward:
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
         outbox: a barrier must not look like an outage. Of several groups each has rows, or
         all have the way around them."""
-        outbox = self.outbox if self._mirror != "required" else None
-        if outbox is not None and outbox.goes_around(parts[0].snapshot):
+        outboxes = {
+            part.forward.outbox: part.snapshot
+            for part in parts
+            if part.mirrored and part.forward.outbox is not None and self._mirror != "required"
+        }
+        away = any(outbox.mirror_is_out for outbox in outboxes)
+        if outboxes and (away or all([each.goes_around(at) for each, at in outboxes.items()])):
             return False
-        most = math.inf if outbox is None else outbox.patience
+        most = min((outbox.patience for outbox in outboxes), default=math.inf)
         horizon = None if self._fenced(request_id, parts) else self._horizon
         opened: list[_Part] = []
         done: Request | None = None
@@ -267,7 +272,7 @@ class Forward:
                     request_id,
                     horizon,
                 )
-                if outbox is not None and part.forward.outbox is not None:
+                if outboxes and part.forward.outbox is not None:
                     part.forward.outbox.opened(time.monotonic() - began)
                 if done is not None:
                     # Another attempt was settled meanwhile, whose rows these are too.
@@ -280,10 +285,11 @@ class Forward:
             raise
         except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
             call.left()  # the caller's own deadline says nothing about PostgreSQL
-            if outbox is None:
+            if not outboxes:
                 raise
             log.warning("PostgreSQL takes no pending rows", error=error.code)
-            outbox.mirror_is_out = True
+            for outbox in outboxes:
+                outbox.mirror_is_out = True
             return False
         return True if done is None else done
 

@@ -273,6 +273,36 @@ async def test_a_spanning_commit_goes_past_a_postgresql_that_is_away(together):
     await eventually(opened)
 
 
+async def test_what_a_sidecar_left_of_a_spanning_commit_another_settles(together, monkeypatch):
+    """It ends after the commit and before the puts: rows of both groups stand, for anybody."""
+
+    async def lost(*_args: Any, **_kwargs: Any) -> None:
+        raise Unavailable("the sidecar is gone")
+
+    monkeypatch.setattr("crossfade.pending.LEASE_SECONDS", 0.2)
+    patch = pytest.MonkeyPatch()
+    for member in together.sidecar.members.values():
+        patch.setattr(member.pending, "settle", lost)
+        patch.setattr(member.mirror, "claim", lost)
+    await together.client.commit([Write.set("tasks/1", {"n": 1}), Write.set("notes/1", {"n": 1})])
+
+    async def left() -> bool:
+        rows = await together.sql.fetch("select path from crossfade.pending order by path")
+        return [row[0] for row in rows] == ["notes/1", "tasks/1"]
+
+    await eventually(left)
+    await together.sidecar.stop(0)
+    patch.undo()
+    async with beside(
+        together.stores, together.firestore_server, together.url, groups=TEXT
+    ) as other:
+        await other.settled()
+        for path in ("tasks/1", "notes/1"):
+            assert await in_postgres(other, path), path
+        await other.stage("live", "text")
+        assert (await other.client.get("notes/1")).fields == {"n": 1}
+
+
 # --- transactions and the other fronts -----------------------------------------------------------
 
 
