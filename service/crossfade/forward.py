@@ -253,7 +253,7 @@ class Forward:
             if part.mirrored and part.forward.outbox is not None and self._mirror != "required"
         }
         away = any(outbox.mirror_is_out for outbox in outboxes)
-        if outboxes and (away or all([each.goes_around(at) for each, at in outboxes.items()])):
+        if outboxes and (away or all(each.goes_around(at) for each, at in outboxes.items())):
             return False
         most = min((outbox.patience for outbox in outboxes), default=math.inf)
         horizon = None if self._fenced(request_id, parts) else self._horizon
