@@ -8,8 +8,8 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -423,13 +423,14 @@ class Forward:
             await asyncio.wait(self._detached, timeout=timeout)
 
 
-@contextmanager
-def _writing(parts: Sequence[_Part]) -> Iterator[None]:
+def _writing(parts: Sequence[_Part]) -> AbstractContextManager[object]:
     """Marks a commit as begun, in each of its groups."""
-    with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(part.forward.control.writing())
-        yield
+    if len(parts) == 1:
+        return parts[0].forward.control.writing()
+    stack = ExitStack()
+    for part in parts:
+        stack.enter_context(part.forward.control.writing())
+    return stack
 
 
 async def _refused(
