@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 
 
-class Bearer(grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.UnaryStreamClientInterceptor):  # type: ignore[misc]
+class Bearer(grpc.aio.UnaryUnaryClientInterceptor, grpc.aio.UnaryStreamClientInterceptor):
     def __init__(self, token: str) -> None:
         self._pair = ("authorization", f"Bearer {token}")
 
