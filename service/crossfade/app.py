@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from crossfade import gauges
+from crossfade import gauges, redaction
 from crossfade import group as group_parts
 from crossfade.admin import http
 from crossfade.authority import Authority
@@ -26,6 +26,7 @@ from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
+from crossfade.mapping import Mappings
 from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
@@ -134,6 +135,7 @@ async def _start(
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
+    _hide_ids(settings, mappings)
     doors = Doors(settings, telemetry)
     groups = settings.grouping()
     check_groups(groups, mappings)
@@ -350,6 +352,13 @@ async def _start(
         tasks,
         AsyncExitStack(),
     )
+
+
+def _hide_ids(settings: Settings, mappings: Mappings) -> None:
+    key = settings.shadow.hash_key
+    secret = {mapping.collection_id for mapping in mappings if mapping.secret_ids}
+    secret |= {name for name, each in settings.collections.items() if each.secret_ids}
+    redaction.install(secret, None if key is None else key.get_secret_value().encode())
 
 
 def _workers(

@@ -310,11 +310,13 @@ def field_paths(texts: Iterable[str]) -> tuple[FieldPath, ...]:
 
 class CollectionSettings(Section):
     """Reads of one collection and how they are compared; None takes the default of
-    [migration]. `clear`: fields whose values samples of mismatches may show."""
+    [migration]. `clear`: fields whose values samples of mismatches may show. `secret_ids`: the
+    ids of its documents are secrets, also where the mapping does not say so."""
 
     read_percent: Percent | None = None
     shadow_rate: Rate | None = None
     salt: str | None = None
+    secret_ids: bool = False
     clear: tuple[FieldName, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
 
