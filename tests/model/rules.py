@@ -66,6 +66,21 @@ class AuthorityRules:
 
 
 @dataclass(frozen=True, slots=True)
+class CoordinatorRules:
+    """A change of authority that several coordinators carry on."""
+
+    step_compares: bool = rule("H34", "the next step is set by who has the turn at the former")
+    open_compares: bool = rule("H34", "an authority is opened by who has the turn at that step")
+    give_up_compares: bool = rule("H34", "a change is given up by who has the turn, at its step")
+    settle_compares: bool = rule("H34", "a change is ended by who has the turn at its last step")
+    document_compares: bool = rule("H34", "the document is written over what was read only")
+    no_later_document: bool = rule("H34", "a document of a later epoch is left alone")
+    epoch_of_its_turn: bool = rule("H34", "a turn ends with the epoch in which it was taken")
+    waits_for_leases: bool = rule("H17", "PostgreSQL opens when the leases of before are over")
+    waits_for_pending: bool = rule("H26", "PostgreSQL opens when nothing is pending")
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRules:
     """A commit that is sent again with its request_id."""
 
@@ -89,12 +104,19 @@ class TombstoneRules:
 
 
 AnyRules = (
-    ForwardRules | ReverseRules | AuthorityRules | RequestRules | SnapshotRules | TombstoneRules
+    ForwardRules
+    | ReverseRules
+    | AuthorityRules
+    | CoordinatorRules
+    | RequestRules
+    | SnapshotRules
+    | TombstoneRules
 )
 TABLE: tuple[type[AnyRules], ...] = (
     ForwardRules,
     ReverseRules,
     AuthorityRules,
+    CoordinatorRules,
     RequestRules,
     SnapshotRules,
     TombstoneRules,
