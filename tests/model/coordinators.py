@@ -196,7 +196,7 @@ class Coordinators:
             mend = Coordinator("mend", None, row.epoch, row.epoch)
             yield Step(f"{who} sees that the document is not as the row", s.coordinator(j, mend))
 
-    def _mine(self, s: State, j: int, c: Coordinator, *, compares: bool) -> bool:
+    def _mine(self, s: State, c: Coordinator, *, compares: bool) -> bool:
         """What every change of the row asks: the epoch, the change, the step, whose turn."""
         if not compares:
             return True
@@ -242,7 +242,7 @@ class Coordinators:
                     s.coordinator(j, c._replace(at="lapse", since=since)),
                 )
             case "open":
-                if not self._mine(s, j, c, compares=self.rules.open_compares):
+                if not self._mine(s, c, compares=self.rules.open_compares):
                     yield self._lost(s, j, who)
                     return
                 yield Step(
@@ -250,7 +250,7 @@ class Coordinators:
                     s.opened(POSTGRESQL, None).coordinator(j, Coordinator()),
                 )
             case "move":
-                if not self._mine(s, j, c, compares=self.rules.open_compares):
+                if not self._mine(s, c, compares=self.rules.open_compares):
                     yield self._lost(s, j, who)
                     return
                 after = c.change.following()
@@ -262,7 +262,7 @@ class Coordinators:
                     ),
                 )
             case _:
-                if not self._mine(s, j, c, compares=self.rules.settle_compares):
+                if not self._mine(s, c, compares=self.rules.settle_compares):
                     yield self._lost(s, j, who)
                     return
                 yield Step(
@@ -273,7 +273,7 @@ class Coordinators:
     def _give_up(self, s: State, j: int, c: Coordinator, who: str) -> Step[State]:
         """It is late: the former authority opens again, in the next epoch."""
         assert c.change
-        if not self._mine(s, j, c, compares=self.rules.give_up_compares):
+        if not self._mine(s, c, compares=self.rules.give_up_compares):
             return self._lost(s, j, who)
         epoch = s.row.epoch + 1
         s = s._replace(late=s.late - 1)
@@ -288,7 +288,7 @@ class Coordinators:
 
     def _advance(self, s: State, j: int, c: Coordinator, who: str) -> Step[State]:
         assert c.change
-        if not self._mine(s, j, c, compares=self.rules.step_compares):
+        if not self._mine(s, c, compares=self.rules.step_compares):
             return self._lost(s, j, who)
         after = c.change.following()
         return Step(

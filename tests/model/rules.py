@@ -44,10 +44,10 @@ class ReverseRules:
     """PostgreSQL is the authority: the put into Firestore."""
 
     precondition: bool = rule("H22", "the commit needs the update_time that is remembered")
-    remember_attempt: bool = rule("H22", "what is about to be sent is remembered before")
-    fence_per_claim: bool = rule("H23", "a claim revokes the ones before it, unless they applied")
-    still_claimant: bool = rule("H23", "only the claimant remembers, and deletes rows")
-    rows_seen_only: bool = rule("H24", "only the rows that the read has seen are deleted")
+    remember_attempt: bool = rule("H22", "what is about to be sent is written down before")
+    revoke_former: bool = rule("H23", "attempts that nobody has settled are revoked before")
+    still_claimant: bool = rule("H23", "only the claimant writes down, remembers, and deletes")
+    own_rows_only: bool = rule("H24", "only the rows that the claim holds are deleted")
 
 
 @dataclass(frozen=True, slots=True)
