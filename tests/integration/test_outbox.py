@@ -375,7 +375,7 @@ async def test_a_slow_mirror_is_gone_around_and_nobody_waits_for_the_gate(
 
     monkeypatch.setattr(Outbox, "commit", commit)
     mend = slow_down(wary, 0.08)
-    pace = wary.sidecar._forward._outbox.pace
+    pace = wary.sidecar.members["default"].forward.outbox.pace
     for _ in range(8 * OPENINGS):
         await commits(wary, 1)
         if wary.count(OUTBOX, "written"):
