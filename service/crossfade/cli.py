@@ -159,6 +159,7 @@ def up(
     firestore: str | None = None,
     postgres: str | None = None,
     port: Port = 7600,
+    dashboard_port: Port | None = None,
     data_dir: Path = Path(".crossfade"),
     traffic: bool = True,
     tasks: Positive = 300,
@@ -168,7 +169,8 @@ def up(
 
     Starts PostgreSQL and Firestore (embedded, unless you name your own), the sidecar in
     stage shadow, and an application that reads and writes through it. Prints
-    "sidecar HOST:PORT" on stdout when it is ready and a status line on stderr.
+    "sidecar HOST:PORT" and "dashboard URL" on stdout when it is ready, and a status line
+    on stderr.
     Ctrl-C stops everything; the next start goes on with the same data.
 
     Example: crossfade up --port 7700 --no-traffic
@@ -176,6 +178,8 @@ def up(
     :param firestore: HOST:PORT of a Firestore emulator to use instead of the embedded one.
     :param postgres: URL of a PostgreSQL database to use instead of the embedded one.
     :param port: Where the sidecar listens on 127.0.0.1; 0 takes a free port.
+    :param dashboard_port: Where dashboard and admin API do. Default: the port after the
+        sidecar's, or a free one where that is 0.
     :param data_dir: Where the embedded stores keep their data.
     :param traffic: Whether sample traffic runs.
     :param tasks: How many sample tasks an empty Firestore is filled with.
@@ -189,6 +193,7 @@ def up(
         firestore=firestore,
         postgres=postgres,
         port=port,
+        dashboard_port=(port and port + 1) if dashboard_port is None else dashboard_port,
         traffic=traffic,
         tasks=tasks,
         rate=rate,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from time import time_ns
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -24,6 +24,7 @@ from opentelemetry.sdk.metrics.export import (
     Metric,
     MetricExporter,
     MetricExportResult,
+    MetricReader,
     MetricsData,
     PeriodicExportingMetricReader,
     ResourceMetrics,
@@ -36,6 +37,9 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from crossfade.settings import TelemetrySettings
+
+if TYPE_CHECKING:
+    from crossfade.scraping import Scrape
 
 SCOPE = "crossfade"
 EXPORT_SECONDS = 5
@@ -95,6 +99,8 @@ class Exporters:
         self._series = series
         self._started_ns = time_ns()
         self._providers: list[TracerProvider | MeterProvider] = []
+        self._resource = resource
+        self._meters: MeterProvider | None = None
         self.tracer: Any = None
         if span_processors:
             # telemetry.py has sampled already: the SDK keeps what it is given.
@@ -109,9 +115,24 @@ class Exporters:
                 interval * 1000,
                 EXPORT_SECONDS * 1000,
             )
-            meters = MeterProvider([reader], resource, shutdown_on_exit=False)
-            self._providers.append(meters)
-            self._observe(meters.get_meter(SCOPE))
+            self._metered(reader)
+
+    def _metered(self, *readers: MetricReader) -> MeterProvider:
+        """The provider of everything that reads metrics. It flushes, and closes, only the
+        readers that it is made with."""
+        if self._meters is None:
+            self._meters = MeterProvider(readers, self._resource, shutdown_on_exit=False)
+            self._providers.append(self._meters)
+            self._observe(self._meters.get_meter(SCOPE))
+        return self._meters
+
+    def scraped(self) -> "Scrape":
+        """What Prometheus fetches; from the first call on it can be."""
+        from crossfade.scraping import Scrape
+
+        scrape = Scrape(self._histograms)
+        self._metered().add_metric_reader(scrape.reader)
+        return scrape
 
     def _observe(self, meter: Any) -> None:
         make = {

@@ -454,10 +454,14 @@ class TelemetrySettings(Section):
 
 
 class AdminSettings(Section):
-    """The admin API over HTTP; without a port it is not served."""
+    """The admin API and the dashboard, over HTTP; without a port they are not served.
+
+    `hosts`: names that browsers and Prometheus reach it by, beside localhost and addresses.
+    """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    hosts: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = ()
 
 
 class LogSettings(Section):

@@ -26,7 +26,7 @@ from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
 from crossfade.redaction import present
 from crossfade.rpc.ramps import answers as as_messages
-from crossfade.rpc.server import Wrapper, check_visible, parse
+from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.audit import Audit, Change
@@ -446,17 +446,23 @@ def _refusal(target: Stage, answers: Iterable[Answer]) -> str:
     return f"stage {target} is not reached: {why}"
 
 
+def unary(admin: Admin) -> dict[str, Unary]:
+    """The methods with one reply, by name."""
+    return {
+        "GetStatus": admin.get_status,
+        "SetStage": admin.set_stage,
+        "SetTraffic": admin.set_traffic,
+        "ListDeadLetters": admin.list_dead_letters,
+        "RetryDeadLetters": admin.retry_dead_letters,
+    }
+
+
 def handler(
     admin: Admin, wrap: Wrapper, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 ) -> grpc.GenericRpcHandler:
     """The whole service; `more` are its methods of other modules, by name."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "GetStatus": wrap.unary(f"{SERVICE}/GetStatus", admin.get_status),
-        "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
-        "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
-        "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
-        "ListDeadLetters": wrap.unary(f"{SERVICE}/ListDeadLetters", admin.list_dead_letters),
-        "RetryDeadLetters": wrap.unary(f"{SERVICE}/RetryDeadLetters", admin.retry_dead_letters),
-        **more,
+        name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(admin).items()
     }
+    methods |= {"Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy), **more}
     return grpc.method_handlers_generic_handler(SERVICE, methods)
