@@ -134,11 +134,11 @@ class Bench:
                 mirror=mirror,
             )
         )
-        asyncio.run(_fill(address))
+        asyncio.run(fill(address))
         return pid, address
 
 
-async def _fill(target: str) -> None:
+async def fill(target: str) -> None:
     async with AsyncCrossfade(target, timeout=30.0) as client:
         await client.commit(
             [Write.set(path, fields) for path, fields in data.PARENTS.items()]

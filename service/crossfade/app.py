@@ -166,6 +166,9 @@ async def _start(
             resources.push_async_callback(lanes[role].close)
     control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
 
+    if lanes:
+        telemetry.locate("postgresql", *settings.postgresql.target.rsplit("/", 1))
+
     async def open_postgresql() -> Stage | None:
         if lanes:
             await create_schema(lanes["mirror"], mappings)
@@ -185,6 +188,8 @@ async def _start(
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
+        where = settings.firestore.emulator or "firestore.googleapis.com:443"
+        telemetry.locate("firestore", where, settings.firestore.database)
         lease = control.lease = Lease(
             Fences(firestore), settings.migration.lease, settings.firestore.timeout
         )

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 
 from crossfade import app
 from crossfade.document import Database, Fields
+from crossfade.durations import quantile
 from crossfade.embedded import EmbeddedFirestore, EmbeddedPostgres
 from crossfade.forward import MirrorMode
 from crossfade.jobs.compare import Comparison, compare
@@ -34,7 +35,7 @@ from crossfade.settings import (
     Settings,
 )
 from crossfade.stores.firestore import FirestoreStore, connect
-from crossfade.telemetry import COMMITS, READS, VERDICTS, Telemetry, quantile
+from crossfade.telemetry import COMMITS, READS, VERDICTS, Telemetry
 from crossfade.verdict import BAD
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc

@@ -9,7 +9,7 @@ import pytest
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind, aggregate
-from crossfade.comparing import Comparer, Sums, read_query
+from crossfade.comparing import Comparer, Sums, read_pages, stored_documents
 from crossfade.diff import Kind
 from crossfade.document import Database, Document
 from crossfade.plan import StoreName
@@ -113,8 +113,8 @@ class Pair:
         if isinstance(asked, tuple):
             documents = (await store.get(asked, timeout=1)).documents
         elif isinstance(asked, Query):
-            reading = await read_query(cast("Any", store), asked, DATABASE, 1)
-            documents = reading.documents
+            pages = await read_pages(cast("Any", store), asked, 1)
+            documents = stored_documents(pages, DATABASE)
         else:
             totals = (await self._totals(authority, asked, 1)).values
         self.firestore.calls = self.postgres.calls = 0

@@ -27,6 +27,7 @@ from crossfade.migrator import Migrator
 from crossfade.plan import StoreName
 from crossfade.rpc.status import refuse
 from crossfade.telemetry import Telemetry
+from crossfade.tracing import current
 from crossfade.write import MAX_COMMIT_BYTES, Write, check
 from crossfade_api.v1 import crossfade_pb2, document_pb2
 
@@ -254,6 +255,8 @@ class Wrapper:
             elif key.startswith(OWN_METADATA):
                 asked = {**(asked or {}), key: value}
         trace = self._telemetry.start(name, traceparent)
+        if trace is not None:
+            current.set(trace)  # each call is handled in a context of its own
         return Call(self._telemetry, time.monotonic() + timeout, trace, asked)
 
     def _ask(self, call: Call) -> None:
