@@ -33,7 +33,7 @@ from crossfade.plan import Stage, StoreName
 from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
-from crossfade.rpc import firestore_v1, mismatches
+from crossfade.rpc import firestore_v1, latency, mismatches
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -313,7 +313,8 @@ async def _start(
                     ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
                 ),
                 wrap,
-            ),
+            )
+            | latency.methods(latency.LatencyMethods(telemetry.paired), wrap),
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,

@@ -1,6 +1,7 @@
 """The comparison of latencies: pairs by collection and operation, and over time."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_moments_are_even_and_say_where_nothing_was_compared(paired, clock):
     paired.add("users", "get", 0.001, 0.004)
     found = paired.moments(60.0)
     assert [each.count for each in found] == [0, 0, 1, 0, 0, 2]
-    assert [b.at - a.at for a, b in zip(found, found[1:], strict=False)] == [SLOT_SECONDS] * 5
+    assert [b.at - a.at for a, b in pairwise(found)] == [SLOT_SECONDS] * 5
     assert found[0].difference is None
     assert found[-1].difference is not None
     assert found[-1].difference.p50 == pytest.approx(0.003, rel=0.1)

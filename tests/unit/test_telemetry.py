@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from crossfade import logs, telemetry
+from crossfade.durations import SIGNED_BOUNDS, Durations, Spread
 from crossfade.plan import StoreName
 from crossfade.settings import LogSettings, TelemetrySettings
-from crossfade.durations import SIGNED_BOUNDS, Durations, Spread
 from crossfade.telemetry import Counter, Gauge, Instrument, Latency, Telemetry
 from crossfade.tracing import MAX_HELD, Trace, current
 

@@ -206,7 +206,11 @@ class Wrapper:
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def streaming(self, name: str, method: Streaming) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def streaming(
+        self, name: str, method: Streaming, *, lasting: bool = False
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """`lasting`: it goes on for as long as the caller likes."""
+
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
             call = self._call(name, context)
             started, status = time.perf_counter_ns(), "OK"
@@ -221,7 +225,7 @@ class Wrapper:
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = refuse(context, name, error)
             finally:
-                self._ended(name, call, status, started, context)
+                self._ended(name, call, status, started, context, lasting=lasting)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
@@ -241,7 +245,7 @@ class Wrapper:
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = refuse(context, name, error)
             finally:
-                self._ended(name, call, status, started, context)
+                self._ended(name, call, status, started, context, lasting=True)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -276,12 +280,21 @@ class Wrapper:
                     f"{key}: unknown; there are {STORE_METADATA} and {EXPLAIN_METADATA}"
                 )
 
-    def _ended(self, name: str, call: Call, status: str, started: int, context: Any) -> None:
+    def _ended(
+        self,
+        name: str,
+        call: Call,
+        status: str,
+        started: int,
+        context: Any,
+        *,
+        lasting: bool = False,
+    ) -> None:
         if call.asked and call.asked.get(EXPLAIN_METADATA) == "1" and call.served_by:
             context.set_trailing_metadata(((SERVED_METADATA, call.served_by),))
         self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
         if call.trace is not None:
-            call.trace.end(status)
+            call.trace.end(status, lasting=lasting)
 
 
 def _gone(call: Call) -> str:
@@ -352,7 +365,7 @@ def build(
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
     if watch is not None:
-        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch)
+        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch, lasting=True)
     checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())
