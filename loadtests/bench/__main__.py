@@ -155,7 +155,7 @@ async def _go_live(target: str) -> None:
         admin = admin_pb2_grpc.AdminStub(channel)
         async for _ in admin.Copy(admin_pb2.CopyRequest()):
             pass
-        await admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
+        await admin.SetStage(admin_pb2.SetStageRequest(stage="live", force=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,7 +24,8 @@ from crossfade.errors import InfrastructureError
 from crossfade.follower import Follower
 from crossfade.forward import Forward
 from crossfade.jobs.ramp import Ramping
-from crossfade.jobs.settings_watch import Apply, SettingsWatch
+from crossfade.jobs.settings_watch import Apply, Changed, SettingsWatch
+from crossfade.jobs.trail import Trail
 from crossfade.lease import Lease
 from crossfade.migrator import Migrator
 from crossfade.outbox import Outbox
@@ -56,7 +57,7 @@ from crossfade.starting import (
 from crossfade.store import Aggregating, Stores
 from crossfade.stores.fences import Fences
 from crossfade.stores.firestore import FirestoreStore, connect
-from crossfade.stores.postgres.audit import Audit
+from crossfade.stores.postgres.audit import Audit, Change
 from crossfade.stores.postgres.budget import BudgetTable
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
@@ -273,6 +274,7 @@ async def _start(
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
+    trail = Trail(audit) if audit is not None else None
     admin = admin_rpc.Admin(
         control,
         coordinator,
@@ -282,7 +284,7 @@ async def _start(
         mirror,
         mapped,
         ramps=ramps,
-        audit=audit,
+        trail=trail,
         limits=settings.ramp.limits(),
     )
     ramping = None
@@ -338,7 +340,8 @@ async def _start(
         supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
-        watch = SettingsWatch(*source, shadowing.applier(control), settings)
+        told = partial(_tell, trail, str(source[0])) if trail is not None else None
+        watch = SettingsWatch(*source, shadowing.applier(control), settings, told)
         admin.settings_problem = lambda: watch.problem
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(supervise("settings", watch.run))
@@ -353,6 +356,8 @@ async def _start(
             await settle_stage(coordinator)
         tasks.append(supervise("stage", coordinator.run))
         tasks.append(supervise("gauges", gauges.watch(control, admin, telemetry)))
+    if trail is not None:
+        tasks.append(supervise("trail", trail.run))
     if ramping is not None:
         tasks.append(supervise("ramp", ramping.run))
     recopy = None
@@ -517,6 +522,13 @@ def _shadowing(
     if shadow.raises:
         log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
     return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, budget, table)
+
+
+async def _tell(trail: Trail, file: str, changed: Sequence[Changed]) -> None:
+    for each in changed:
+        await trail.add(
+            Change("settings file", "traffic", each.before, each.after, file, each.collection)
+        )
 
 
 def _repair(pending: Pending) -> Mark:

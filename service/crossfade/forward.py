@@ -174,6 +174,7 @@ class Forward:
             try:
                 await self._mirroring.settle(intent, folded, outcome, snapshot.epoch, shared=shared)
                 reach("write.put")
+                self._telemetry.record_lag("put", (time.time_ns() - started) / 1e9)
             except CrossfadeError as error:
                 # The authority has it and the rows stand: a worker recopies. Never an error.
                 failure = error.code

@@ -245,7 +245,6 @@ async def _set_stage(
         admin_pb2.SetStageRequest(
             stage=target,
             timeout_seconds=timeout,
-            check=True,
             dry_run=dry_run,
             force=force,
             without_postgresql=lossy,

@@ -8,9 +8,11 @@ import grpc
 import pytest
 
 from crossfade import cli, logs
+from crossfade.errors import Unavailable
 from crossfade.plan import Stage
 from crossfade.settings import LogSettings
 from crossfade.stage_commands import duration, moment, share
+from crossfade.stores.postgres.lanes import Lanes
 from crossfade_api.v1 import admin_pb2
 from crossfade_client import Query
 from tests.sidecar import Running, eventually, running
@@ -109,6 +111,44 @@ async def test_rollback_takes_one_command(stack, typed):
     assert {snapshot.plan_of(name).threshold for name in ("", "notes", "tasks")} == {0}
     _, out, _ = await typed("ramp")
     assert "stopped" in out
+
+
+async def test_rollback_by_force_needs_no_postgresql_and_is_told_when_it_is_back(
+    stack, typed, monkeypatch
+):
+    await typed("stage", "set", "live", "--force")
+    await stack.client.set("notes/1", {"n": 2})
+    await stack.settled()
+    away = True
+
+    def refusing(real: Any) -> Any:
+        async def call(self, *args):
+            if away:
+                raise Unavailable("PostgreSQL cannot be reached")
+            return await real(self, *args)
+
+        return call
+
+    for name in ("_take", "_call"):
+        monkeypatch.setattr(Lanes, name, refusing(getattr(Lanes, name)))
+    code, _, err = await typed("rollback", "--reason", "it is gone")
+    assert code == 1
+    assert "PostgreSQL cannot be reached" in err
+    assert stack.sidecar.control.snapshot.stage is Stage.LIVE
+    code, out, _ = await typed("rollback", "--force", "--reason", "it is gone")
+    assert (code, out) == (0, "stage dual_write: Firestore decides; PostgreSQL does not answer\n")
+    await stack.client.set("notes/1", {"n": 3})
+    away = False
+
+    async def audited() -> bool:
+        _, out, _ = await typed("audit", "--json")
+        stages = [each for each in json.loads(out)["entries"] if each["action"] == "stage"]
+        return [(each["before"], each["after"], each["reason"]) for each in stages[:1]] == [
+            ("live", "dual_write", "it is gone (by force, without PostgreSQL)")
+        ]
+
+    await eventually(audited, 20)
+    assert (await stack.client.get("notes/1")).fields == {"n": 3}
 
 
 async def test_traffic_is_shown_set_and_reset(stack, typed):

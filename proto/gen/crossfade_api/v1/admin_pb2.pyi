@@ -51,7 +51,7 @@ class SetStageRequest(_message.Message):
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
     check: _builtins.bool
-    """Asks the checks of this change first; one that does not pass refuses it."""
+    """No matter: the checks of a change are asked in any case, and refuse it. Going back has none."""
     dry_run: _builtins.bool
     """Only says what the checks say."""
     force: _builtins.bool
@@ -275,7 +275,7 @@ class Status(_message.Message):
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
-        """What the checks said; in replies to SetStage with check or dry_run."""
+        """What the checks said; in replies to SetStage."""
 
     def __init__(
         self,

@@ -111,8 +111,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetStage(self, request, context):
-        """Moves the migration to a stage; returns when it is reached. A change of
-        authority is a barrier: writes wait for it, none fails because of it.
+        """Moves the migration to a stage, if the checks of the change pass; returns when it is
+        reached. A change of authority is a barrier: writes wait for it, none fails because of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -33,8 +33,8 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.Status]
     SetStage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetStageRequest, _admin_pb2.Status]
-    """Moves the migration to a stage; returns when it is reached. A change of
-    authority is a barrier: writes wait for it, none fails because of it.
+    """Moves the migration to a stage, if the checks of the change pass; returns when it is
+    reached. A change of authority is a barrier: writes wait for it, none fails because of it.
     """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetTrafficRequest, _admin_pb2.Status]
     """Sets read percent and shadow rate of one collection, or the defaults."""
@@ -63,8 +63,8 @@ class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.Status]  # type: ignore[assignment]
     SetStage: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetStageRequest, _admin_pb2.Status]  # type: ignore[assignment]
-    """Moves the migration to a stage; returns when it is reached. A change of
-    authority is a barrier: writes wait for it, none fails because of it.
+    """Moves the migration to a stage, if the checks of the change pass; returns when it is
+    reached. A change of authority is a barrier: writes wait for it, none fails because of it.
     """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetTrafficRequest, _admin_pb2.Status]  # type: ignore[assignment]
     """Sets read percent and shadow rate of one collection, or the defaults."""
@@ -102,8 +102,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.SetStageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Status, _abc.Awaitable[_admin_pb2.Status]]:
-        """Moves the migration to a stage; returns when it is reached. A change of
-        authority is a barrier: writes wait for it, none fails because of it.
+        """Moves the migration to a stage, if the checks of the change pass; returns when it is
+        reached. A change of authority is a barrier: writes wait for it, none fails because of it.
         """
 
     @_abc_1.abstractmethod
