@@ -11,6 +11,7 @@ Exit codes: 0 within the targets; 1 over one, not resolved, or comparisons were 
 
 import argparse
 import asyncio
+import os
 import statistics
 import sys
 import tempfile
@@ -220,6 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=("shadow", "live"), action="append", help="(both)")
     parser.add_argument("--embedded", action="store_true", help="even if the official is there")
     options = parser.parse_args(arguments)
+    # Processes are started while channels are open; gRPC's fork handlers would crash them.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     good = True
     try:
         for stage in options.stage or ("shadow", "live"):
