@@ -4,7 +4,8 @@ A sidecar in stage dual_write with Firestore 20 ms away, under calls at a steady
 turns: undisturbed, undisturbed again (the control), PostgreSQL down, PostgreSQL stalled
 (it takes everything and says nothing), PostgreSQL slow. Only ratios within one run are
 told: p99 against the undisturbed one of the same round. The first write of an outage may
-wait for the gate, so it is made before the clock runs.
+wait for the gate, and the first of slowness wait for PostgreSQL until the gate is closed: so
+the same calls are made for some seconds, in every phase, before the clock runs.
 
 Exit codes: 0 no error and every ratio within the target; 1 otherwise, or not resolved.
 """
@@ -32,6 +33,8 @@ SLOW = 0.02
 """Seconds to PostgreSQL, each way, while it is slow."""
 DOCUMENTS = 200
 WARM_SECONDS = 30.0
+SETTLE_SECONDS = 5.0
+"""Of calls that are not counted: to notice slowness, and for a lease to end."""
 
 Disturb = Callable[[Sidecar], Awaitable[None]]
 
@@ -111,6 +114,7 @@ async def _phase(around: World, phase: Phase, seconds: float, rate: float) -> No
     sidecar.firestore.latency = ONE_WAY
     await phase.disturb(sidecar)
     await _warm(sidecar)
+    await _load(sidecar, phase, SETTLE_SECONDS, rate)
     times = await _load(sidecar, phase, seconds, rate)
     times.sort()
     phase.p50.append(times[len(times) // 2] * 1e3)

@@ -16,7 +16,9 @@ from crossfade.document import Database
 from crossfade.plan import Stage
 from crossfade.rpc import firestore_v1
 from crossfade.settings import (
+    AccessSettings,
     FirestoreSettings,
+    LimitSettings,
     MigrationSettings,
     PostgresqlSettings,
     RampSettings,
@@ -32,6 +34,8 @@ from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade
 
 DATABASE = Database("test")
+QUIET = {"slow_mirror": "wait"}
+"""However busy the machine is, commits go around the mirror only in the tests of that."""
 
 
 @dataclass
@@ -53,18 +57,19 @@ class Running:
         """A second sidecar on the same stores (an asynchronous context)."""
         return beside(self.stores, self.firestore_server, self.url, **migration)
 
-    async def stage(self, stage: str) -> None:
+    async def stage(self, stage: str, group: str = "") -> None:
         """Whatever the checks say."""
-        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage, force=True))
+        request = admin_pb2.SetStageRequest(stage=stage, group=group, force=True)
+        await self.admin.SetStage(request)
 
     async def percent(self, percent: float, shadow_rate: float = 0.0) -> None:
         await self.admin.SetTraffic(
             admin_pb2.SetTrafficRequest(read_percent=percent, shadow_rate=shadow_rate)
         )
 
-    async def copy(self) -> admin_pb2.CopyProgress:
+    async def copy(self, group: str = "") -> admin_pb2.CopyProgress:
         steps: list[admin_pb2.CopyProgress] = [
-            step async for step in self.admin.Copy(admin_pb2.CopyRequest())
+            step async for step in self.admin.Copy(admin_pb2.CopyRequest(group=group))
         ]
         return steps[-1]
 
@@ -73,9 +78,10 @@ class Running:
         await eventually(self._is_settled, seconds)
 
     async def _is_settled(self) -> bool:
-        lease = self.sidecar.control.lease
-        if lease is not None and await lease.fences.entries(timeout=5):
-            return False  # what the outbox has is not pending yet
+        for member in self.sidecar.members.values():
+            lease = member.lease
+            if lease is not None and await lease.fences.entries(timeout=5):
+                return False  # what the outbox has is not pending yet
         rows = await self.sql.fetchval("select count(*) from crossfade.pending where not dead")
         return not rows and self.sidecar.shadow.idle
 
@@ -119,23 +125,31 @@ async def beside(
     *,
     shadow: dict[str, Any] | None = None,
     collections: dict[str, Any] | None = None,
+    groups: dict[str, Any] | None = None,
     ramp: dict[str, Any] | None = None,
     source: app.Source | None = None,
+    server_settings: dict[str, Any] | None = None,
+    access: dict[str, Any] | None = None,
+    limits: dict[str, Any] | None = None,
     **migration: Any,
 ) -> AsyncIterator[Running]:
-    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`, `ramp`
-    and `migration` are sections of its settings; `source`: the file that it watches."""
+    """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`,
+    `groups`, `ramp`, `server_settings`, `access`, `limits` and `migration` are sections of its
+    settings; `source`: the file that it watches."""
     settings = Settings(
-        server=ServerSettings(port=0),
+        server=ServerSettings(**({"port": 0} | (server_settings or {}))),
+        access=AccessSettings(**(access or {})),
+        limits=LimitSettings(**(limits or {})),
         firestore=FirestoreSettings(project=DATABASE.project, emulator=server.address),
         postgresql=PostgresqlSettings(url=SecretStr(postgres_url)),
         migration=MigrationSettings(
             stage=stage,
             mappings="violet",
-            **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | migration),
+            **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | QUIET | migration),
         ),
         shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
         collections=collections or {},
+        groups=groups or {},
         ramp=RampSettings(**(ramp or {})),
         recopy=RecopySettings(interval=0.05, attempts=3),
     )

@@ -1,38 +1,33 @@
 """The composition root: settings in, a running sidecar out. Only here are stores named."""
 
 import asyncio
-import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import grpc.aio
 import structlog
 
 from crossfade import gauges
+from crossfade import group as group_parts
 from crossfade.admin import http
 from crossfade.barrier import Coordinator
-from crossfade.budget import Budget
-from crossfade.comparing import Comparer, Sums
 from crossfade.control import Control
-from crossfade.document import Database, FieldPath
+from crossfade.controls import Controls
+from crossfade.dispatch import Dispatch
+from crossfade.document import Database
+from crossfade.doors import Doors
 from crossfade.errors import InfrastructureError
 from crossfade.follower import Follower
-from crossfade.forward import Forward
+from crossfade.groups import DEFAULT
 from crossfade.jobs.ramp import Ramping
-from crossfade.jobs.settings_watch import Apply, Changed, SettingsWatch
+from crossfade.jobs.settings_watch import SettingsWatch
 from crossfade.jobs.trail import Trail
-from crossfade.lease import Lease
-from crossfade.migrator import Migrator
-from crossfade.outbox import Outbox
-from crossfade.pending import Pending
+from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
-from crossfade.recopy import Recopy
-from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import firestore_v1, latency, mismatches
 from crossfade.rpc import ramps as ramp_rpc
@@ -40,52 +35,38 @@ from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
 from crossfade.rpc.firestore_v1.heart_listen import HeartListen
 from crossfade.rpc.watch import Watching
-from crossfade.rules import Rule
-from crossfade.samples import Redactor, Samples
-from crossfade.settings import Settings, field_paths
-from crossfade.shadow import Bounds, Shadow
-from crossfade.snapshot import Traffic
+from crossfade.settings import Settings
+from crossfade.shadow import Shadow
+from crossfade.shadowing import build as build_shadowing
+from crossfade.shadowing import traffic_of
 from crossfade.starting import (
     carry_out,
+    check_groups,
     load_mappings,
     load_services,
+    open_controls,
     open_later,
     settle_stage,
     start_without_postgresql,
     supervise,
 )
-from crossfade.store import Aggregating, Stores
-from crossfade.stores.fences import Fences
-from crossfade.stores.firestore import FirestoreStore, connect
-from crossfade.stores.postgres.audit import Audit, Change
-from crossfade.stores.postgres.budget import BudgetTable
+from crossfade.store import Stores
+from crossfade.stores.firestore import connect
+from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
 from crossfade.stores.postgres.lanes import Lanes
-from crossfade.stores.postgres.mirror import Mirror
-from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
 from crossfade.stores.postgres.snapshots import Snapshots
-from crossfade.stores.postgres.store import PostgresStore
-from crossfade.telemetry import (
-    BUDGET_LEFT,
-    BUDGET_SPENT,
-    FOLLOWER_LAG,
-    MISFITS,
-    SETTINGS_REFUSED,
-    Telemetry,
-)
+from crossfade.telemetry import FOLLOWER_LAG, MISFITS, SETTINGS_REFUSED, Labels, Telemetry
 from crossfade.transactions import Transactions
-from crossfade.verdict import Judge, Totals
 from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
 LISTEN_LANES = 4
 """Connections while anybody listens: two that hear of commits, and two for what is read then."""
-LEASE_SECONDS = 2.0
-"""For a comparison that finds no lease."""
 
 Source = tuple[Path, Callable[[], Settings]]
 """The file of the settings, and what reads them anew. Raises SettingsError."""
@@ -93,7 +74,9 @@ Source = tuple[Path, Callable[[], Settings]]
 
 @dataclass
 class Sidecar:
-    """A running sidecar. `address` is host:port."""
+    """A running sidecar. `address` is host:port, or unix:PATH where there is no TCP; `members`
+    are its groups of collections, and `control`, `coordinator` and `stores` those of the
+    default one."""
 
     address: str
     control: Control
@@ -102,9 +85,8 @@ class Sidecar:
     shadow: Shadow
     stores: Stores
     transactions: Transactions
+    members: Mapping[str, group_parts.Member]
     _changes: Changes | None
-    _forward: Forward | None
-    _recopy: Recopy | None
     _server: grpc.aio.Server
     _health: rpc.Health
     _tasks: list[asyncio.Task[None]]
@@ -124,10 +106,10 @@ class Sidecar:
         ends = time.monotonic() + grace
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
-        if self._forward is not None:
-            await self._forward.drain(max(0.0, ends - time.monotonic()))
-        if self._recopy is not None:
-            await self._recopy.drain(max(0.0, ends - time.monotonic()))
+        for member in self.members.values():
+            for part in (member.forward, member.recopy):
+                if part is not None:
+                    await part.drain(max(0.0, ends - time.monotonic()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,7 +134,9 @@ async def _start(
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
-    requested = settings.requested_stage()
+    doors = Doors(settings, telemetry)
+    groups = settings.grouping()
+    check_groups(groups, mappings)
     lanes: dict[str, Lanes] = {}
     if settings.postgresql.url is not None:
         sizes = {
@@ -165,24 +149,33 @@ async def _start(
         for role, size in sizes.items():
             lanes[role] = Lanes(settings.postgresql.dsn, size)
             resources.push_async_callback(lanes[role].close)
-    control = Control(lanes.get("mirror"), None, _traffic(settings), settings.postgresql.timeout)
+    controls = Controls(
+        groups,
+        {
+            group.name: Control(
+                lanes.get("mirror"), None, traffic_of(settings), settings.postgresql.timeout, group
+            )
+            for group in groups.all
+        },
+    )
 
     if lanes:
         telemetry.locate("postgresql", *settings.postgresql.target.rsplit("/", 1))
 
-    async def open_postgresql() -> Stage | None:
+    async def open_postgresql() -> dict[str, Stage]:
         if lanes:
             await create_schema(lanes["mirror"], mappings)
             await refuse_strays(lanes["mirror"], mappings, timeout=settings.postgresql.timeout)
-        return await control.open(requested or Stage.OFF, explicit=requested is not None)
+        return await open_controls(controls, settings)
 
-    away, to_request = None, None
+    away, to_request = None, dict[str, Stage]()
     try:
         to_request = await open_postgresql()
     except InfrastructureError as error:
         away = error
-    firestore = lease = None
-    if control.snapshot.stage is not Stage.COMPLETE or settings.firestore.emulator is not None:
+    firestore = None
+    over = all(each.snapshot.stage is Stage.COMPLETE for each in controls.values())
+    if not over or settings.firestore.emulator is not None:
         firestore = connect(
             database,
             settings.firestore.emulator,
@@ -191,81 +184,43 @@ async def _start(
         resources.push_async_callback(firestore.close)
         where = settings.firestore.emulator or "firestore.googleapis.com:443"
         telemetry.locate("firestore", where, settings.firestore.database)
-        lease = control.lease = Lease(
-            Fences(firestore), settings.migration.lease, settings.firestore.timeout
-        )
+        for control in controls.values():
+            control.lease = group_parts.lease_of(control.group, settings, firestore)
     if away is not None:
-        await start_without_postgresql(control, lease, away)
-    coordinator = Coordinator(
-        control,
-        lease,
-        horizon=settings.migration.horizon,
-        timeout=settings.postgresql.timeout,
-    )
-    enforce = settings.migration.constraints == "enforce"
-    postgres = (
-        PostgresStore(lanes["answer"], mappings, database, enforce=enforce) if lanes else None
-    )
-    mirror = Mirror(lanes["mirror"], mappings, database) if lanes else None
-    pending = (
-        Pending(mirror, firestore, database, settings.postgresql.timeout)
-        if mirror is not None and firestore is not None
-        else None
-    )
-    stores = _stores(firestore, postgres)
-    shadow_stores = _stores(
-        # Shadows have connections of their own: they never queue before an answer.
-        firestore,
-        PostgresStore(lanes["shadow"], mappings, database) if lanes else None,
-    )
-    shadowing = _shadowing(
-        settings, telemetry, shadow_stores, database, lanes.get("shadow"), pending, control
-    )
-    shadow = shadowing.shadow
-    outbox = (
-        Outbox(control, lease, firestore, pending, telemetry, settings.migration.patience)
-        if pending is not None and firestore is not None and lease is not None
-        else None
-    )
-    if outbox is not None:
-        resources.push_async_callback(outbox.close)
-    forward = (
-        Forward(
-            control,
-            firestore,
-            pending,
-            outbox,
-            telemetry,
-            settings.migration.mirror,
-            settings.migration.fence,
-            settings.migration.horizon,
-        )
-        if firestore is not None
-        else None
-    )
-    migrator = Migrator(
-        control,
-        stores,
-        forward,
-        pending,
-        shadow,
+        await start_without_postgresql(controls, away)
+    shared = group_parts.Shared(settings, telemetry, database, mappings, lanes, firestore)
+    members = {name: group_parts.build(control, shared) for name, control in controls.items()}
+    for member in members.values():
+        if member.outbox is not None:
+            resources.push_async_callback(member.outbox.close)
+    shadowing = build_shadowing(
+        settings,
         telemetry,
         database,
-        settings.migration.mirror,
+        lanes.get("shadow"),
+        groups,
+        controls,
+        {name: member.shadow_stores for name, member in members.items()},
+        {name: each.pending for name, each in members.items() if each.pending is not None},
     )
+    shadow = shadowing.shadow
+    hearts = {name: member.heart(shared, shadow) for name, member in members.items()}
+    documents: Documents = Dispatch(groups, hearts) if len(hearts) > 1 else hearts[DEFAULT]
     transactions = Transactions(
-        control,
-        migrator,
+        groups,
+        controls,
+        documents,
         database,
         firestore,
-        postgres,
+        {name: each.postgres for name, each in members.items() if each.postgres is not None},
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
     changes = Changes(lanes["listen"]) if lanes else None
-    google = heart.Heart(migrator, transactions, control, telemetry, database, changes)
+    google = heart.Heart(documents, transactions, telemetry, database, changes)
     listen = HeartListen(
         google,
-        control,
+        groups,
+        controls,
         transactions,
         firestore,
         changes,
@@ -276,12 +231,14 @@ async def _start(
     audit = Audit(lanes["mirror"]) if lanes else None
     trail = Trail(audit) if audit is not None else None
     admin = admin_rpc.Admin(
-        control,
-        coordinator,
+        controls,
+        {
+            name: admin_rpc.Led(member.coordinator, member.mirror)
+            for name, member in members.items()
+        },
         telemetry,
         database,
         firestore,
-        mirror,
         mapped,
         ramps=ramps,
         trail=trail,
@@ -290,18 +247,21 @@ async def _start(
     ramping = None
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
-        ramping = Ramping(control, ramps, audit, telemetry, guard=guard)
+        ramping = Ramping(controls, ramps, audit, telemetry, guard=guard)
     wrap = rpc.Wrapper(
-        telemetry, settings.server.default_timeout, allow_pin=settings.migration.allow_pin
+        telemetry,
+        settings.server.default_timeout,
+        allow_pin=settings.migration.allow_pin,
+        gate=doors.gate,
     )
     server, checker = rpc.build(
-        rpc.Front(migrator, database),
+        rpc.Front(documents, database),
         admin_rpc.handler(
             admin,
             wrap,
             mismatches.methods(
                 mismatches.MismatchMethods(
-                    control,
+                    controls,
                     database,
                     shadowing.comparer,
                     shadowing.redactor,
@@ -323,14 +283,15 @@ async def _start(
         watch=Watching(listen, database).watch,
         services={
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
-            **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
+            **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },
     )
-    address = await _bind(server, settings)
+    resources.callback(doors.close)
+    address = await doors.bind(server)
 
-    gauges.show(telemetry, control, lease, shadow)
+    gauges.show(telemetry, controls, shadow)
     if settings.admin.port is not None:
-        application = http.build(control, admin.status)
+        application = http.build(controls, admin.status)
         web = http.HttpServer(application, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
@@ -340,67 +301,59 @@ async def _start(
         supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
-        told = partial(_tell, trail, str(source[0])) if trail is not None else None
-        watch = SettingsWatch(*source, shadowing.applier(control), settings, told)
+        told = partial(trail.add_of_file, str(source[0])) if trail is not None else None
+        watch = SettingsWatch(*source, shadowing.applier(controls), settings, told)
         admin.settings_problem = lambda: watch.problem
         telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
         tasks.append(supervise("settings", watch.run))
-    tasks.append(supervise("control", control.follow))
+    admin.settings_problem = doors.problems(admin.settings_problem)
+    tasks.append(supervise("access", doors.run))
     tasks.append(supervise("transactions", transactions.run_sweeps))
-    if lease is not None:
-        tasks.append(supervise("lease", partial(lease.run, partial(_needs_lease, control))))
-    if outbox is not None:
-        tasks.append(supervise("outbox", outbox.run))
     if lanes:
-        if away is None:
-            await settle_stage(coordinator)
-        tasks.append(supervise("stage", coordinator.run))
-        tasks.append(supervise("gauges", gauges.watch(control, admin, telemetry)))
+        tasks.append(supervise("gauges", gauges.watch(controls, admin, telemetry)))
     if trail is not None:
         tasks.append(supervise("trail", trail.run))
     if ramping is not None:
         tasks.append(supervise("ramp", ramping.run))
-    recopy = None
-    if pending is not None and firestore is not None:
-        recopy = Recopy(
-            control,
-            pending,
-            firestore,
-            telemetry,
-            database,
-            request_window=settings.migration.request_window,
-            **settings.recopy.model_dump(),
-        )
-        coordinator.wake_recopy = pending.woken.set
-        tasks.append(supervise("recopy", recopy.run))
-        if settings.follower.enabled:
-            follower = Follower(
-                control,
-                pending,
-                firestore,
-                telemetry,
-                database,
-                settings.follower.collections or mapped,
-                settle=settings.follower.settle,
+    for member in members.values():
+        if lanes and away is None:
+            await settle_stage(member.coordinator)
+        tasks += [supervise(name, run) for name, run in _workers(member, lanes=bool(lanes))]
+    followers = [
+        follower
+        for member in members.values()
+        if (follower := group_parts.follower_of(member, shared, mapped)) is not None
+    ]
+    if followers:
+        telemetry.gauge(FOLLOWER_LAG, partial(_lag, followers))
+        tasks += [supervise("follower", follower.run) for follower in followers]
+
+    def to_stages(wanted: Mapping[str, Stage]) -> list[Awaitable[None]]:
+        return [
+            carry_out(
+                stage,
+                control=controls[name],
+                coordinator=members[name].coordinator,
+                backlog=partial(admin.backlog, name),
             )
-            telemetry.gauge(FOLLOWER_LAG, lambda: {} if follower.lag is None else follower.lag)
-            tasks.append(supervise("follower", follower.run))
-    to_stage = partial(carry_out, control=control, coordinator=coordinator, admin=admin)
+            for name, stage in wanted.items()
+        ]
+
     if away is not None:
-        tasks.append(asyncio.create_task(open_later(open_postgresql, to_stage)))
-    elif to_request is not None:
-        tasks.append(asyncio.create_task(to_stage(to_request)))
+        tasks.append(asyncio.create_task(open_later(open_postgresql, to_stages)))
+    else:
+        tasks += [asyncio.ensure_future(each) for each in to_stages(to_request)]
+    default = members[DEFAULT]
     return Sidecar(
         address,
-        control,
-        coordinator,
+        controls.default,
+        default.coordinator,
         admin,
         shadow,
-        stores,
+        default.stores,
         transactions,
+        members,
         changes,
-        forward,
-        recopy,
         server,
         checker,
         tasks,
@@ -408,147 +361,26 @@ async def _start(
     )
 
 
-def _traffic(settings: Settings) -> dict[str, Traffic]:
-    traffic = {
-        name: Traffic(collection.read_percent, collection.shadow_rate, collection.salt)
-        for name, collection in settings.collections.items()
-    }
-    traffic[""] = Traffic(settings.migration.read_percent, settings.migration.shadow_rate)
-    return traffic
+def _workers(
+    member: group_parts.Member, *, lanes: bool
+) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+    """What runs for ever for a group, and what it is called."""
+    suffix = f" of {member.group.name}" if member.group.named else ""
+    yield f"control{suffix}", member.control.follow
+    if member.lease is not None:
+        yield f"lease{suffix}", partial(member.lease.run, partial(_needs_lease, member.control))
+    if member.outbox is not None:
+        yield f"outbox{suffix}", member.outbox.run
+    if lanes:
+        yield f"stage{suffix}", member.coordinator.run
+    if member.recopy is not None:
+        yield f"recopy{suffix}", member.recopy.run
 
 
-def _stores(firestore: FirestoreStore | None, postgres: PostgresStore | None) -> Stores:
-    return Stores({store.name: store for store in (firestore, postgres) if store is not None})
-
-
-@dataclass(frozen=True, slots=True)
-class _Shadowing:
-    """What compares, and what it found."""
-
-    shadow: Shadow
-    judge: Judge
-    comparer: Comparer
-    samples: Samples
-    redactor: Redactor
-    repairs: Repairs
-    budget: Budget
-    table: Mismatches | None
-
-    def applier(self, control: Control) -> Apply:
-        """Applies what may change while the sidecar runs."""
-
-        async def apply(settings: Settings) -> None:
-            # Nothing here waits or fails before all of it is done.
-            self.judge.rules = _rules(settings)
-            self.redactor.clear = _clear(settings)
-            await control.configure(_traffic(settings))
-
-        return apply
-
-
-def _rules(settings: Settings) -> dict[str, list[Rule]]:
-    return {
-        name: [each.rule() for each in collection.rules]
-        for name, collection in settings.collections.items()
-    }
-
-
-def _clear(settings: Settings) -> dict[str, tuple[FieldPath, ...]]:
-    return {name: field_paths(each.clear) for name, each in settings.collections.items()}
-
-
-def _shadowing(
-    settings: Settings,
-    telemetry: Telemetry,
-    stores: Stores,
-    database: Database,
-    lanes: Lanes | None,
-    pending: Pending | None,
-    control: Control,
-) -> _Shadowing:
-    chosen = settings.shadow
-    key = chosen.hash_key
-    redactor = Redactor(
-        secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
-        _clear(settings),
-    )
-    table = None if lanes is None else Mismatches(lanes, per_collection=chosen.samples)
-    samples = Samples(redactor, telemetry, table)
-    judge = Judge(database, _rules(settings), chosen.behind_bound)
-
-    async def vouched() -> bool:
-        return control.mirror_vouches(await control.admit(lambda: LEASE_SECONDS))
-
-    budget = Budget(chosen.daily_reads, None if lanes is None else BudgetTable(lanes))
-
-    def charge(reads: int) -> None:
-        budget.spend(reads)
-        telemetry.count(BUDGET_SPENT, by=reads)
-
-    telemetry.gauge(BUDGET_LEFT, lambda: {} if budget.left is None else budget.left)
-
-    async def read_totals(store: StoreName, totals: Totals, timeout: float) -> Sums:
-        asked = cast(Aggregating, stores[store])
-        found = await asked.aggregate(totals.query, totals.aggregations, timeout=timeout)
-        return Sums(found.values, found.state)
-
-    comparer = Comparer(
-        stores,
-        database,
-        telemetry,
-        judge,
-        read_totals=read_totals,
-        vouched=vouched,
-        charge=charge,
-    )
-    repairs = Repairs(
-        _repair(pending) if pending is not None and chosen.repair else None,
-        telemetry,
-        limit=chosen.repairs_in_a_row,
-    )
-    shadow = Shadow(
-        comparer,
-        telemetry,
-        samples,
-        repairs,
-        bounds=Bounds(
-            chosen.queue, chosen.memory_mb * 1_048_576, chosen.age, chosen.rate, chosen.lag
-        ),
-        workers=chosen.workers,
-        raises=chosen.on_mismatch == "raise",
-        afford=lambda _: budget.afford(),
-        complete=control.mirror_is_complete,
-    )
-    if shadow.raises:
-        log.warning("reads fail where the stores differ: on_mismatch = raise is meant for tests")
-    return _Shadowing(shadow, judge, comparer, samples, redactor, repairs, budget, table)
-
-
-async def _tell(trail: Trail, file: str, changed: Sequence[Changed]) -> None:
-    for each in changed:
-        await trail.add(
-            Change("settings file", "traffic", each.before, each.after, file, each.collection)
-        )
-
-
-def _repair(pending: Pending) -> Mark:
-    async def repair(paths: Sequence[str], epoch: int, authority: StoreName) -> None:
-        await pending.mark(paths, epoch, "repair", authority)
-
-    return repair
-
-
-async def _bind(server: grpc.aio.Server, settings: Settings) -> str:
-    host, port = settings.server.host, settings.server.port
-    try:
-        bound = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise OSError(
-            f"port {port} of {host} is taken or not allowed; choose another with --port, "
-            f"[server] port or CROSSFADE_SERVER__PORT (0 takes a free one)"
-        ) from error
-    await server.start()
-    return f"{host}:{bound}"
+def _lag(followers: Sequence[Follower]) -> dict[Labels, float]:
+    """That of the one that is most behind."""
+    lags = [follower.lag for follower in followers if follower.lag is not None]
+    return {(): max(lags)} if lags else {}
 
 
 def _needs_lease(control: Control) -> bool:

@@ -16,9 +16,8 @@ from typing import Any
 
 import structlog
 
-from crossfade.control import DOUBT_EVERYTHING, GROUP, Control
+from crossfade.control import Control
 from crossfade.errors import (
-    Aborted,
     CrossfadeError,
     DeadlineExceeded,
     EpochChanged,
@@ -29,8 +28,9 @@ from crossfade.failpoints import reach
 from crossfade.lease import Lease
 from crossfade.pending import new_intent
 from crossfade.plan import STAGES, Stage, StoreName
+from crossfade.reconcile import Reconciler
 from crossfade.snapshot import Snapshot
-from crossfade.stores.fences import ControlDocument
+from crossfade.stores.postgres.membership import OF_PATH, listed, of_group
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +55,10 @@ STEPS: Mapping[str, tuple[str, ...]] = {
 BARRIERS = frozenset({"take", "give", "finish"})
 """The kinds that hold up writes, and can be given up until they open."""
 
-_PENDING = """select count(*) filter (where path <> '') as paths,
-    count(*) filter (where path = '') as wildcards,
+_PENDING = f"""select count(*) filter (where position('/' in path) > 0) as paths,
+    count(*) filter (where position('/' in path) = 0) as wildcards,
     count(*) filter (where dead) as dead
-from crossfade.pending"""
+from crossfade.pending where {of_group("collection_id", 1)}"""
 _MINE = "grp = $1 and epoch = $2 and barrier ->> 'id' = $3 and barrier ->> 'step' = $4"
 _STEP = f"""update crossfade.control set updated_at = now(), barrier = $5::jsonb
     || jsonb_build_object('lease_until', extract(epoch from clock_timestamp()) + $6::float8)
@@ -79,18 +79,18 @@ _MOVE = f"""update crossfade.control
 set stage = $5, authority = $6, epoch = epoch + 1, updated_at = now(),
     barrier = $7::jsonb || jsonb_build_object('lease_until', barrier -> 'lease_until')
 where {_MINE} and barrier ->> 'coordinator' = $8"""
+_TAKEN_BACK = f"""update crossfade.pending set claim = null,
+    lease_until = case when reason = 'unfenced' and claim is null
+        then lease_until else clock_timestamp() end
+where position('/' in path) > 0 and {of_group("collection_id", 1)}"""
 # What PostgreSQL wrote as the authority bears its times there and Firestore's own in
 # Firestore, and a client's precondition has to name those of the authority.
-_RESTAMP = """insert into crossfade.pending
+_RESTAMP = f"""insert into crossfade.pending
     (intent, path, collection_path, collection_id, epoch, lease_until, reason)
 select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
     clock_timestamp(), 'rollback'
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
-    where live and peer_time is distinct from time) as foreign_times"""
-
-# Written by PostgreSQL and never sent on, when Firestore was put in charge by force.
-_LOST = """update crossfade.pending
-set dead = true, claim = null, failure = 'lost by a rollback by force' where path <> ''"""
+    where live and peer_time is distinct from time and {of_group(OF_PATH, 3)}) as foreign_times"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,8 @@ def kind_of(before: Stage, target: Stage) -> str | None:
 
 
 class Coordinator:
-    """The one way to change the stage. Every sidecar has one; the row says whose turn it is.
+    """The one way to change the stage of a group. Every sidecar has one for each; the row says
+    whose turn it is.
 
     `lease` None: there is no Firestore. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up.
@@ -163,7 +164,9 @@ class Coordinator:
         timeout: float = 5.0,
     ) -> None:
         self._control = control
+        self._group = control.group.name
         self._lease = lease
+        self._sides = Reconciler(control, lease, timeout)
         self._horizon = horizon
         self._timeout = timeout
         self._name = new_intent()
@@ -197,7 +200,7 @@ class Coordinator:
             except InfrastructureError:
                 if not force:
                     raise
-                await self._force(target)
+                await self._sides.force(target)
                 return
             if before.stage is not target:
                 kind = kind_of(before.stage, target)
@@ -213,25 +216,6 @@ class Coordinator:
                         raise
                 log.info("stage changed", before=before.stage.value, now=target.value)
             await self._control.answer_request()
-
-    async def _force(self, target: Stage) -> None:
-        """PostgreSQL is in charge and dead: Firestore is opened without it. What PostgreSQL had
-        not sent on is lost, and when it is back it follows (see _reconcile)."""
-        snapshot = self._control.snapshot
-        if self._lease is None or STAGES[target].authority is not StoreName.FIRESTORE:
-            raise FailedPrecondition(
-                f"stage {target} cannot be forced: only a way to Firestore can"
-            )
-        found = await self._lease.fences.read(timeout=self._timeout)
-        if found.open:
-            raise FailedPrecondition("Firestore is in charge by its control document already")
-        epoch = max(found.epoch, snapshot.epoch) + 1
-        mirrored = STAGES[target].mirrored
-        await self._write_document(
-            lambda document: replace(document, epoch=epoch, open=True, mirrored=mirrored), epoch
-        )
-        await self._control.adopt()
-        log.error("Firestore was put in charge by force", epoch=epoch)
 
     async def _check(self, kind: str | None, before: Snapshot, target: Stage) -> None:
         """Raises FailedPrecondition where the change would lose something, or cannot end."""
@@ -262,7 +246,7 @@ class Coordinator:
         changed = await self._control.change(
             """update crossfade.control set stage = $2, updated_at = now()
             where grp = $1 and epoch = $3 and barrier is null and stage = $4""",
-            GROUP,
+            self._group,
             target.value,
             before.epoch,
             before.stage.value,
@@ -288,7 +272,7 @@ class Coordinator:
                         'deadline', extract(epoch from clock_timestamp()) + $7::float8),
                     updated_at = now()
                 where grp = $1 and epoch = $2 and barrier is null and stage = $8""",
-                GROUP,
+                self._group,
                 before.epoch,
                 change.stored(),
                 target.value,
@@ -302,13 +286,8 @@ class Coordinator:
             if mirroring:
                 # Pending rows are taken from whoever holds them, so that nothing read before
                 # is put after; and kept, because a worker still has to revoke their intents.
-                await connection.execute(
-                    """update crossfade.pending set claim = null,
-                        lease_until = case when reason = 'unfenced' and claim is null
-                            then lease_until else clock_timestamp() end
-                    where path <> ''"""
-                )
-                await connection.execute(DOUBT_EVERYTHING)
+                await connection.execute(_TAKEN_BACK, *listed(self._control.group))
+                await self._control.doubt_everything(connection)
         reach("barrier.closed")
         await self._control.refresh()
         row = await self._control.row()
@@ -338,7 +317,7 @@ class Coordinator:
         if row is None:
             return
         if row["barrier"] is None:
-            await self._reconcile(row)
+            await self._sides.reconcile(row)
         elif row["abandoned"] or row["barrier"].get("coordinator") == self._name:
             change = _change_of(row)
             if change.coordinator not in {"", self._name}:
@@ -349,7 +328,7 @@ class Coordinator:
                 )
             taken = await self._control.change(
                 _TAKE_OVER,
-                GROUP,
+                self._group,
                 row["epoch"],
                 change.id,
                 change.step,
@@ -395,7 +374,7 @@ class Coordinator:
             await asyncio.sleep(COORDINATOR_SECONDS / 5)
             with suppress(CrossfadeError):
                 await self._control.change(
-                    _HEARTBEAT, GROUP, change.id, self._name, COORDINATOR_SECONDS
+                    _HEARTBEAT, self._group, change.id, self._name, COORDINATOR_SECONDS
                 )
 
     async def _advance(self, change: Change, snapshot: Snapshot, *, first: bool = False) -> Change:
@@ -405,7 +384,7 @@ class Coordinator:
         after = replace(change, step=step, first=first or change.first)
         done = await self._control.change(
             _STEP,
-            GROUP,
+            self._group,
             snapshot.epoch,
             change.id,
             change.step,
@@ -421,7 +400,7 @@ class Coordinator:
 
     async def _publish(self, change: Change, snapshot: Snapshot) -> Change:
         """Firestore's control document says what the row says."""
-        found = await self._write_document(
+        found = await self._sides.write_document(
             lambda found: replace(
                 found, epoch=snapshot.epoch, open=True, mirrored=snapshot.rules.mirrored
             ),
@@ -440,14 +419,14 @@ class Coordinator:
             await self._control.older_writes_end(time.monotonic() + self._horizon)
             wait = self._lease.over_after + self._horizon
         done = await self._control.change(
-            _SETTLE, GROUP, snapshot.epoch, change.id, change.step, self._name, wait
+            _SETTLE, self._group, snapshot.epoch, change.id, change.step, self._name, wait
         )
         if done != "UPDATE 1":
             raise EpochChanged("another sidecar goes on with the change of stage")
 
     async def _fence(self, change: Change, snapshot: Snapshot) -> Change:
         """From here on no lease begins, and no outbox commit is accepted."""
-        await self._write_document(
+        await self._sides.write_document(
             lambda found: replace(
                 found, epoch=snapshot.epoch + 1, open=False, mirrored=snapshot.rules.mirrored
             ),
@@ -488,10 +467,17 @@ class Coordinator:
     async def _move(self, change: Change, snapshot: Snapshot) -> Change:
         """PostgreSQL is closed for good, Firestore's document not open yet: at no time both."""
         after = replace(change, step="publish")
-        async with self._control.transaction(OPEN_SECONDS) as connection:
-            await self._moved(connection, change, snapshot, change.target, after)
+
+        async def restamp(connection: Any) -> None:
             if STAGES[change.target].mirrored:
-                await connection.execute(_RESTAMP, f"rollback-{snapshot.epoch}", snapshot.epoch + 1)
+                name = f"rollback-{self._group}-{snapshot.epoch}"
+                members = listed(self._control.group)
+                await connection.execute(_RESTAMP, name, snapshot.epoch + 1, *members)
+
+        # It may take long, and the lock holds up the writers of all groups: so it comes first.
+        # Nobody sees the rows before the epoch that they are of.
+        async with self._control.transaction(OPEN_SECONDS, restamp) as connection:
+            await self._moved(connection, change, snapshot, change.target, after)
         reach("barrier.moved")
         await self._control.refresh()
         return after
@@ -527,7 +513,7 @@ class Coordinator:
     ) -> None:
         moved = await connection.execute(
             _MOVE,
-            GROUP,
+            self._group,
             snapshot.epoch,
             change.id,
             change.step,
@@ -539,97 +525,11 @@ class Coordinator:
         if moved != "UPDATE 1":
             raise EpochChanged("another sidecar goes on with the change of stage")
 
-    # --- both sides ---------------------------------------------------------------------------
-
-    async def _write_document(
-        self, wanted: Callable[[ControlDocument], ControlDocument], epoch: int
-    ) -> ControlDocument:
-        """Compare and set, until the document is as wanted; returns what it was. Raises
-        EpochChanged when it is of a later epoch: then somebody else has gone on."""
-        assert self._lease is not None  # noqa: S101 - _check() has looked
-        fences = self._lease.fences
-        while True:
-            began = time.monotonic()
-            found = await fences.read(timeout=self._timeout)
-            if found.epoch > epoch:
-                raise EpochChanged("Firestore's control document is of a later epoch")
-            after = wanted(found)
-            if found.update_time and after == found:
-                self._lease.learn(found, began)
-                return found
-            with suppress(Aborted):
-                changed = await fences.change(found, after, timeout=self._timeout)
-                self._lease.learn(changed, began)
-                return found
-
-    async def _reconcile(self, row: Mapping[str, Any]) -> None:
-        """Nothing is under way, so the two sides should agree. They do not where Firestore has
-        lost its document (it was emptied, or restored), where PostgreSQL is older than it (a
-        restored backup), or after a rollback by force."""
-        rules = STAGES[Stage(row["stage"])]
-        by_firestore = row["authority"] == StoreName.FIRESTORE.value
-        if self._lease is None:
-            return
-        if by_firestore and not self._lease.covers(self._control.snapshot):
-            await self._lease.renew()
-        elif not self._lease.valid:
-            return
-        document = self._lease.document
-        if document.epoch > row["epoch"]:
-            if document.open:
-                await self._follow_document(row, document)
-            elif by_firestore:
-                log.error(
-                    "PostgreSQL's control row is older than Firestore's control document, which "
-                    "says that PostgreSQL is in charge: was a backup restored? Nothing is served",
-                    row=row["epoch"],
-                    document=document.epoch,
-                )
-        elif by_firestore and (
-            not document.update_time
-            or document.epoch < row["epoch"]
-            or not document.open
-            or document.mirrored != rules.mirrored
-        ):
-            await self._write_document(
-                lambda found: replace(
-                    found, epoch=row["epoch"], open=True, mirrored=rules.mirrored
-                ),
-                row["epoch"],
-            )
-            log.info("Firestore's control document was written anew", epoch=row["epoch"])
-
-    async def _follow_document(self, row: Mapping[str, Any], document: ControlDocument) -> None:
-        """Firestore went on without PostgreSQL: nothing that PostgreSQL holds is vouched for."""
-        stage = Stage.DUAL_WRITE if document.mirrored else Stage.OFF
-        async with self._control.transaction() as connection:
-            changed = await connection.execute(
-                """update crossfade.control set stage = $3, authority = 'firestore', epoch = $4,
-                    generation = generation + 1, updated_at = now()
-                where grp = $1 and epoch = $2 and barrier is null""",
-                GROUP,
-                row["epoch"],
-                stage.value,
-                document.epoch,
-            )
-            if changed == "UPDATE 1":
-                await connection.execute(DOUBT_EVERYTHING)
-                if row["authority"] == StoreName.POSTGRESQL.value:
-                    # A recopy would put Firestore's documents over them without a word.
-                    await connection.execute(_LOST)
-        log.error(
-            "PostgreSQL's control row was older than Firestore's control document, and follows "
-            "it now; everything has to be copied again",
-            epoch=document.epoch,
-            stage=stage.value,
-        )
-        await self._control.refresh()
-
     # --- helpers ------------------------------------------------------------------------------
 
     async def _counts(self) -> Mapping[str, int]:
         counts: Mapping[str, int] = await self._control.needs_rows().fetchrow(
-            _PENDING, timeout=self._timeout
+            _PENDING, *listed(self._control.group), timeout=self._timeout
         )
         return counts
 

@@ -184,7 +184,8 @@ def up(
 
 @app.command
 def serve(*, config: Config = None, host: str | None = None, port: Port | None = None) -> int:
-    """The sidecar. Prints "sidecar HOST:PORT" on stdout when it is ready.
+    """The sidecar. Prints "sidecar HOST:PORT" on stdout when it is ready, and
+    "sidecar unix:PATH" where [server] socket is set.
 
     Settings come from the file and the environment; `crossfade settings` shows them.
     SIGTERM and Ctrl-C stop it cleanly: calls under way are answered, puts are drained.
@@ -229,6 +230,8 @@ async def _serve(
             raise unreachable or CannotStart(f"the sidecar cannot start: {error}") from error
         try:
             print(f"sidecar {sidecar.address}", flush=True)
+            if settings.server.tcp and settings.server.socket is not None:
+                print(f"sidecar unix:{settings.server.socket}", flush=True)
             await stop.wait()
         finally:
             await sidecar.stop(settings.server.stop_timeout)

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from crossfade.document import Database, Value
 from crossfade.errors import CrossfadeError, FailedPrecondition
@@ -66,6 +66,16 @@ class _Look:
         suspects = {path: each.version for path, each in self.suspects.items()}
         result = [(each.path, each.version) for each in self.result or ()]
         return suspects, result, dict(self.totals or {})
+
+
+class Comparing(Protocol):
+    """What the shadow asks."""
+
+    async def compare(self, offer: Offer) -> list[Finding]: ...
+
+    async def agreeing(self, offers: Sequence[Offer]) -> list[bool]: ...
+
+    async def examine(self, path: str, offer: Offer) -> Finding: ...
 
 
 class Comparer:
@@ -315,6 +325,32 @@ class Comparer:
             self._telemetry.record_store(
                 offer.collection, offer.operation, store.value, "shadow", seconds, error
             )
+
+
+class Comparers:
+    """The comparers of several groups as one: each knows the epochs of its own."""
+
+    def __init__(self, of: Callable[[str], Comparing]) -> None:
+        self._of = of
+        """By collection id."""
+
+    async def compare(self, offer: Offer) -> list[Finding]:
+        return await self._of(offer.collection).compare(offer)
+
+    async def agreeing(self, offers: Sequence[Offer]) -> list[bool]:
+        parts: dict[int, tuple[Comparing, list[int]]] = {}
+        for place, offer in enumerate(offers):
+            comparer = self._of(offer.collection)
+            parts.setdefault(id(comparer), (comparer, []))[1].append(place)
+        found = [False] * len(offers)
+        for comparer, places in parts.values():
+            agreeing = await comparer.agreeing([offers[place] for place in places])
+            for place, agrees in zip(places, agreeing, strict=True):
+                found[place] = agrees
+        return found
+
+    async def examine(self, path: str, offer: Offer) -> Finding:
+        return await self._of(offer.collection).examine(path, offer)
 
 
 def _place(offer: Offer) -> str:

@@ -9,7 +9,7 @@ calls carry no check; for them the stage lease stands (lease.py). barrier.py cha
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -23,13 +23,15 @@ from crossfade.errors import (
     FailedPrecondition,
     Unavailable,
 )
+from crossfade.groups import Group
 from crossfade.lease import Lease
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.snapshot import Snapshot, Traffic, snapshot_of
+from crossfade.stores.fences import other_groups
+from crossfade.stores.postgres.membership import wildcards
 
 log = structlog.get_logger(__name__)
 
-GROUP = "default"
 POLL_SECONDS = 0.5
 AGREE_SECONDS = 0.05
 COPY_POLL_SECONDS = 0.1
@@ -43,10 +45,12 @@ class Rows(Protocol):
 
     async def execute(self, query: str, *args: Any, timeout: float) -> str: ...
 
-    def locked(self, table: str, timeout: float) -> Any: ...
+    def locked(
+        self, table: str, timeout: float, first: Callable[[Any], Awaitable[None]] | None = None
+    ) -> Any: ...
 
 
-READ = """select stage, authority, epoch, generation, barrier, traffic, requested,
+READ = """select stage, authority, epoch, generation, barrier, traffic, requested, groups,
     coalesce((barrier ->> 'lease_until')::float8 < extract(epoch from clock_timestamp()), true)
         as abandoned,
     coalesce((barrier ->> 'deadline')::float8 < extract(epoch from clock_timestamp()), true)
@@ -54,15 +58,15 @@ READ = """select stage, authority, epoch, generation, barrier, traffic, requeste
     copy_after is null or copy_after <= clock_timestamp() as copyable
 from crossfade.control where grp = $1"""
 
-# The wildcard row: until a copy has ended, the mirror answers nothing.
 DOUBT_EVERYTHING = """insert into crossfade.pending
     (intent, path, collection_path, collection_id, epoch, lease_until, reason)
-values ('wildcard', '', '', '', 0, 'infinity', 'not copied') on conflict do nothing"""
+select 'wildcard', name, name, name, 0, 'infinity', 'not copied' from unnest($1::text[]) name
+on conflict do nothing"""
 
 
 class Control:
-    """The sidecar's view of who is in charge. `lease` is None without Firestore, `rows`
-    without PostgreSQL."""
+    """The sidecar's view of who is in charge of a group. `lease` is None without Firestore,
+    `rows` without PostgreSQL."""
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class Control:
         lease: Lease | None,
         configured_traffic: Mapping[str, Traffic],
         timeout: float = 5.0,
+        group: Group | None = None,
     ) -> None:
+        self.group = group or Group()
         self._rows = rows
         self.lease = lease
         self._configured = dict(configured_traffic)
@@ -89,6 +95,20 @@ class Control:
 
     # --- following the row ------------------------------------------------------------------
 
+    async def check(self, requested: Stage) -> None:
+        """Raises FailedPrecondition where the control state cannot begin, or go on, so."""
+        if self._rows is None:
+            if requested is not Stage.OFF:
+                raise FailedPrecondition(f"stage {requested} needs PostgreSQL; set DATABASE_URL")
+            return
+        rules = STAGES[requested]
+        held = rules.authority is StoreName.POSTGRESQL and rules.mirrored
+        if await self.row() is None and held:
+            raise FailedPrecondition(
+                f"stage {requested} cannot be the first: PostgreSQL holds nothing yet. Start "
+                f"with MIGRATION_READ_PRIMARY=firestore, copy the documents, then change it"
+            )
+
     async def open(self, requested: Stage, *, explicit: bool) -> Stage | None:
         """Seeds an empty control state with the requested stage, else follows the row.
 
@@ -96,17 +116,11 @@ class Control:
         they did last (`explicit`: they ask for one at all). The same request again
         is none: what an operator set meanwhile stands.
         """
+        await self.check(requested)
         if self._rows is None:
-            if requested is not Stage.OFF:
-                raise FailedPrecondition(f"stage {requested} needs PostgreSQL; set DATABASE_URL")
             return None
         row = await self.row()
         if row is None:
-            if STAGES[requested].authority is StoreName.POSTGRESQL and STAGES[requested].mirrored:
-                raise FailedPrecondition(
-                    f"stage {requested} cannot be the first: PostgreSQL holds nothing yet. Start "
-                    f"with MIGRATION_READ_PRIMARY=firestore, copy the documents, then change it"
-                )
             await self._seed(requested)
             row = await self.row()
         await self.refresh()
@@ -123,15 +137,20 @@ class Control:
         async with self.transaction() as connection:
             seeded = await connection.execute(
                 """insert into crossfade.control
-                    (grp, stage, authority, epoch, generation, requested, barrier)
-                values ($1, $2, $3, 1, 1, $2, $4::jsonb) on conflict (grp) do nothing""",
-                GROUP,
+                    (grp, stage, authority, epoch, generation, requested, barrier, groups)
+                values ($1, $2, $3, 1, 1, $2, $4::jsonb, $5) on conflict (grp) do nothing""",
+                self.group.name,
                 stage.value,
                 rules.authority.value,
                 None if rules.authority is StoreName.POSTGRESQL else begun,
+                self.group.layout,
             )
             if rules.mirrored and seeded == "INSERT 0 1":
-                await connection.execute(DOUBT_EVERYTHING)
+                await self.doubt_everything(connection)
+
+    async def doubt_everything(self, connection: Any) -> None:
+        """Until a copy has ended, the mirror answers nothing of the group."""
+        await connection.execute(DOUBT_EVERYTHING, wildcards(self.group))
 
     async def answer_request(self) -> None:
         """What the settings ask for counts as done once a stage was reached: that one, or
@@ -140,14 +159,21 @@ class Control:
         if self.request is not None:
             await self.change(
                 "update crossfade.control set requested = $2 where grp = $1",
-                GROUP,
+                self.group.name,
                 self.request.value,
             )
             self.request = None
 
     async def row(self) -> Any:
-        """The control row as it is now; None: there is none."""
-        return await self.needs_rows().fetchrow(READ, GROUP, timeout=self._timeout)
+        """The control row as it is now; None: there is none. Raises FailedPrecondition where
+        it is of other groups than the settings."""
+        return await self._fetch(self.needs_rows())
+
+    async def _fetch(self, rows: Rows) -> Any:
+        row = await rows.fetchrow(READ, self.group.name, timeout=self._timeout)
+        if row is not None and row["groups"] != self.group.layout:
+            raise FailedPrecondition(other_groups(self.group.layout, row["groups"]))
+        return row
 
     async def refresh(self) -> Snapshot:
         """Reads the row and publishes a new snapshot if it says something new.
@@ -178,7 +204,7 @@ class Control:
         self._readings += 1
         self._unread = None
         try:
-            row = await rows.fetchrow(READ, GROUP, timeout=self._timeout)
+            row = await self._fetch(rows)
             await self._publish(snapshot_of(row, self._configured))
             self._row = row
         except CrossfadeError as error:
@@ -392,7 +418,7 @@ class Control:
                 || jsonb_strip_nulls($3::jsonb)),
                 updated_at = now()
             where grp = $1""",
-            GROUP,
+            self.group.name,
             collection,
             {"read_percent": traffic.read_percent, "shadow_rate": traffic.shadow_rate},
             reset,
@@ -405,11 +431,14 @@ class Control:
         return self._rows
 
     @asynccontextmanager
-    async def transaction(self, timeout: float | None = None) -> AsyncIterator[Any]:
+    async def transaction(
+        self, timeout: float | None = None, first: Callable[[Any], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Any]:
         """For changes of the control row. The lock of the table makes new share locks of the
-        row wait in line: an update alone would starve under commits that overlap without a gap."""
+        row wait in line: an update alone would starve under commits that overlap without a gap.
+        `first`: what the transaction does before it waits for the lock."""
         seconds = self._timeout if timeout is None else timeout
-        async with self.needs_rows().locked("crossfade.control", seconds) as connection:
+        async with self.needs_rows().locked("crossfade.control", seconds, first) as connection:
             yield connection
 
     async def change(self, query: str, *args: Any) -> str:

@@ -68,9 +68,20 @@ class Unimplemented(CrossfadeError):
 
 
 class ResourceExhausted(CrossfadeError):
-    """A quota or limit of the store or the sidecar."""
+    """A quota or limit of the store or the sidecar.
+
+    `limit`: its name, where it is one of [limits]. `retry_after`: seconds after which the
+    call may succeed; None: nobody knows, or it never will.
+    """
 
     code = "RESOURCE_EXHAUSTED"
+
+    def __init__(
+        self, message: str = "", *, limit: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.retry_after = retry_after
 
 
 class OutcomeUnknown(CrossfadeError):

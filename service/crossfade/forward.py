@@ -8,7 +8,9 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import structlog
@@ -27,7 +29,7 @@ from crossfade.errors import (
     Unavailable,
 )
 from crossfade.failpoints import reach
-from crossfade.outbox import NotSent, Outbox
+from crossfade.outbox import Entries, NotSent, Outbox
 from crossfade.pending import ATTEMPTS, Pending, intent_of, new_intent
 from crossfade.snapshot import Snapshot
 from crossfade.store import CommitOutcome, Intent, Seen
@@ -47,8 +49,29 @@ PROOF_SECONDS = 5.0
 """How long Firestore is asked what became of a commit that it did not answer."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What a commit writes of one group: whose steps they are, and under which snapshot."""
+
+    forward: "Forward"
+    snapshot: Snapshot
+    folded: Sequence[Folded]
+
+    @property
+    def mirrored(self) -> bool:
+        return self.snapshot.rules.mirrored
+
+    @property
+    def paths(self) -> list[str]:
+        return [entry.path for entry in self.folded]
+
+
 class Forward:
-    """Commits to Firestore, with PostgreSQL following where the stage mirrors."""
+    """Commits to Firestore, with PostgreSQL following where the stage mirrors. One per group.
+
+    A commit of several groups (`beside`: the others, each under its snapshot) is one commit of
+    Firestore with one intent; its rows and its puts are each group's own, under its epoch.
+    """
 
     def __init__(
         self,
@@ -61,10 +84,10 @@ class Forward:
         fence: Fence,
         horizon: float,
     ) -> None:
-        self._control = control
+        self.control = control
         self._firestore = firestore
         self._pending = pending
-        self._outbox = outbox
+        self.outbox = outbox
         self._telemetry = telemetry
         self._mirror = mirror
         self._fence = fence
@@ -78,21 +101,24 @@ class Forward:
         call: Call,
         request_id: str | None,
         seen: Seen | None = None,
+        beside: "Sequence[tuple[Forward, Snapshot]]" = (),
     ) -> CommitOutcome:
         """All writes or none. Raises EpochChanged when the authority moved; nothing was done.
         In a transaction (`seen`): Aborted where it has to be begun anew."""
-        mirrored = snapshot.rules.mirrored
-        if not mirrored and not self._control.admitted(snapshot):
-            raise EpochChanged("the stage lease does not cover a commit that nothing mirrors")
+        parts = self._parts(writes, snapshot, beside)
+        mirrored = any(part.mirrored for part in parts)
+        for part in parts:
+            if not part.mirrored and not part.forward.control.admitted(part.snapshot):
+                raise EpochChanged("the stage lease does not cover a commit that nothing mirrors")
         if not mirrored and request_id is None:
-            return await self._kept(self._plain(writes, snapshot, call, seen))
+            return await self._kept(self._plain(writes, snapshot, call, seen), parts)
         for attempt in range(0 if seen is None else seen.attempt, ATTEMPTS):
             intent = new_intent() if request_id is None else intent_of(request_id, attempt)
             if mirrored:
-                outcome = await self._with_mirror(writes, intent, snapshot, call, request_id, seen)
+                outcome = await self._with_mirror(writes, intent, parts, call, request_id, seen)
             else:
                 outcome = await self._kept(
-                    self._with_proof(writes, intent, snapshot, call, seen=seen)
+                    self._with_proof(writes, intent, parts, call, seen=seen), parts
                 )
             if outcome is not None:
                 return outcome
@@ -100,40 +126,57 @@ class Forward:
                 break  # what is left of a transaction after a refusal is not known
         raise Aborted("the commit was revoked again and again; it was not applied")
 
+    def _parts(
+        self,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        beside: "Sequence[tuple[Forward, Snapshot]]",
+    ) -> list[_Part]:
+        folded = fold(writes)
+        if not beside:
+            return [_Part(self, snapshot, folded)]
+        # One of the groups may only have been read.
+        parts = [
+            _Part(
+                forward,
+                under,
+                [each for each in folded if forward.control.group.holds(collection_id(each.path))],
+            )
+            for forward, under in ((self, snapshot), *beside)
+        ]
+        return [part for part in parts if part.folded]
+
     async def _with_mirror(
         self,
         writes: Sequence[Write],
         intent: str,
-        snapshot: Snapshot,
+        parts: Sequence[_Part],
         call: Call,
         request_id: str | None,
         seen: Seen | None,
     ) -> CommitOutcome | None:
         """None: the intent had been revoked; try another."""
-        folded = fold(writes)
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(_retrieved)
-        carry = self._carry(writes, folded, intent, snapshot, call, answer, request_id, seen)
+        carry = self._carry(writes, parts, intent, call, answer, request_id, seen)
         self._detach(carry)
         return await asyncio.shield(answer)
 
     async def _carry(
         self,
         writes: Sequence[Write],
-        folded: Sequence[Folded],
+        parts: Sequence[_Part],
         intent: str,
-        snapshot: Snapshot,
         call: Call,
         answer: Answer,
         request_id: str | None,
         seen: Seen | None,
     ) -> None:
         """From the pending rows to the put, cancelled by nobody."""
-        paths = [entry.path for entry in folded]
         shared = request_id is not None
-        with self._control.writing():
+        with _writing(parts):
             try:
-                opened = await self._open(intent, paths, snapshot, call, request_id)
+                opened = await self._open(intent, parts, call, request_id)
             except BaseException as error:
                 _fail(answer, error)
                 if isinstance(error, CrossfadeError):
@@ -145,11 +188,9 @@ class Forward:
             reach("write.opened")
             try:
                 outcome = (
-                    await self._plain(writes, snapshot, call, seen)
-                    if opened and not self._fenced(request_id)
-                    else await self._with_proof(
-                        writes, intent, snapshot, call, rows=opened, seen=seen
-                    )
+                    await self._plain(writes, parts[0].snapshot, call, seen)
+                    if opened and not self._fenced(request_id, parts)
+                    else await self._with_proof(writes, intent, parts, call, rows=opened, seen=seen)
                 )
             except CrossfadeError as error:
                 _fail(answer, error)
@@ -157,7 +198,7 @@ class Forward:
                 # its request's; a worker has what is left when their lease is over.
                 again = seen is not None and shared and isinstance(error, Aborted)
                 if opened and not again:
-                    await self._refused(intent, error, shared=shared)
+                    await _refused(parts, intent, error, shared=shared)
                 return
             except BaseException as error:
                 _fail(answer, error)
@@ -168,49 +209,76 @@ class Forward:
             if not opened:  # its entry is in the outbox, and never put directly
                 return
             if outcome is None:  # revoked before, so nobody else can apply it
-                await self._refused(intent, Aborted("revoked"), shared=False)
+                await _refused(parts, intent, Aborted("revoked"), shared=False)
                 return
-            started, failure = time.time_ns(), None
             try:
-                await self._mirroring.settle(intent, folded, outcome, snapshot.epoch, shared=shared)
-                reach("write.put")
-                self._telemetry.record_lag("put", (time.time_ns() - started) / 1e9)
-            except CrossfadeError as error:
-                # The authority has it and the rows stand: a worker recopies. Never an error.
-                failure = error.code
-                log.warning("a put is left to the recopy worker", error=error.code)
-                self._telemetry.count(MIRROR_PUTS, "deferred")
-                self._mirroring.woken.set()
+                for part in parts:
+                    if part.mirrored:
+                        await part.forward.put(part, intent, outcome, call, shared=shared)
             finally:
                 _answer(answer, outcome)
-                collection, stage = collection_id(writes[0].path), snapshot.stage.value
-                call.record("put", "postgresql", "mirror", collection, stage, started, failure)
+
+    async def put(
+        self, part: _Part, intent: str, outcome: CommitOutcome, call: Call, *, shared: bool
+    ) -> None:
+        started, failure = time.time_ns(), None
+        epoch = part.snapshot.epoch
+        try:
+            await self.mirroring.settle(intent, part.folded, outcome, epoch, shared=shared)
+            reach("write.put")
+            self._telemetry.record_lag("put", (time.time_ns() - started) / 1e9)
+        except CrossfadeError as error:
+            # The authority has it and the rows stand: a worker recopies. Never an error.
+            failure = error.code
+            log.warning("a put is left to the recopy worker", error=error.code)
+            self._telemetry.count(MIRROR_PUTS, "deferred")
+            self.mirroring.woken.set()
+        finally:
+            collection, stage = collection_id(part.folded[0].path), part.snapshot.stage.value
+            call.record("put", "postgresql", "mirror", collection, stage, started, failure)
 
     async def _open(
         self,
         intent: str,
-        paths: Sequence[str],
-        snapshot: Snapshot,
+        parts: Sequence[_Part],
         call: Call,
         request_id: str | None,
     ) -> Request | bool:
         """Pending rows, or the way around them: whether there are rows. Returns the request
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
-        outbox: a barrier must not look like an outage."""
-        outbox = self._outbox if self._mirror != "required" else None
-        if outbox is not None and outbox.mirror_is_out:
+        outbox: a barrier must not look like an outage. Of several groups each has rows, or
+        all have the way around them."""
+        outbox = self.outbox if self._mirror != "required" else None
+        if outbox is not None and outbox.goes_around(parts[0].snapshot):
             return False
         most = math.inf if outbox is None else outbox.patience
-        horizon = None if self._fenced(request_id) else self._horizon
+        horizon = None if self._fenced(request_id, parts) else self._horizon
+        opened: list[_Part] = []
+        done: Request | None = None
         try:
-            done = await self._mirroring.open(
-                intent,
-                paths,
-                snapshot.epoch,
-                lambda: min(most, call.left()),
-                request_id,
-                horizon,
-            )
+            for part in parts:
+                if not part.mirrored:
+                    continue
+                began = time.monotonic()
+                done = await part.forward.mirroring.open(
+                    intent,
+                    part.paths,
+                    part.snapshot.epoch,
+                    lambda: min(most, call.left()),
+                    request_id,
+                    horizon,
+                )
+                if outbox is not None and part.forward.outbox is not None:
+                    part.forward.outbox.opened(time.monotonic() - began)
+                if done is not None:
+                    # Another attempt was settled meanwhile, whose rows these are too.
+                    await _refused(opened, intent, Aborted("done before"), shared=True)
+                    break
+                opened.append(part)
+        except EpochChanged as error:
+            # Nothing was sent. Rows of another attempt at the same request are a worker's.
+            await _refused(opened, intent, error, shared=request_id is not None)
+            raise
         except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
             call.left()  # the caller's own deadline says nothing about PostgreSQL
             if outbox is None:
@@ -220,15 +288,16 @@ class Forward:
             return False
         return True if done is None else done
 
-    def _fenced(self, request_id: str | None) -> bool:
-        """Whether the commit gets an intent document: one that a request_id names needs it."""
-        return self._fence == "document" or request_id is not None
+    def _fenced(self, request_id: str | None, parts: Sequence[_Part]) -> bool:
+        """Whether the commit gets an intent document: one that a request_id names needs it, and
+        one of several groups, whose rows are not made in one moment."""
+        return self._fence == "document" or request_id is not None or len(parts) > 1
 
     async def _with_proof(
         self,
         writes: Sequence[Write],
         intent: str,
-        snapshot: Snapshot,
+        parts: Sequence[_Part],
         call: Call,
         *,
         rows: bool = True,
@@ -239,15 +308,22 @@ class Forward:
         None: the intent had been revoked, nothing was applied. Raises the store's
         own error when nothing was applied, OutcomeUnknown when nobody can say.
         """
-        proof = Intent(intent, snapshot.epoch, mirrored=snapshot.rules.mirrored)
+        snapshot = parts[0].snapshot
+        mirrored = [part for part in parts if part.mirrored]
+        proof = Intent(intent, snapshot.epoch, mirrored=bool(mirrored))
         transaction = None if seen is None else seen.transaction
         started, failure = time.time_ns(), None
         try:
-            if rows or self._outbox is None:
+            if rows or self.outbox is None:
                 return await self._firestore.commit(
                     writes, timeout=call.left(), intent=proof, transaction=transaction
                 )
-            return await self._outbox.commit(writes, proof, snapshot, call.left, transaction)
+            entries = [
+                Entries(part.forward.outbox, part.snapshot, part.paths)
+                for part in mirrored
+                if part.forward.outbox is not None
+            ]
+            return await entries[0].outbox.commit(writes, proof, entries, call.left, transaction)
         except NotSent as error:
             failure = error.code
             raise
@@ -260,7 +336,7 @@ class Forward:
             failure = error.code
             raise
         finally:
-            _record(call, writes, snapshot, started, failure)
+            self._record(call, writes, snapshot, started, failure)
 
     async def _found_out(
         self, intent: str, size: int, error: CrossfadeError
@@ -299,37 +375,33 @@ class Forward:
             failure = error.code
             raise
         finally:
-            _record(call, writes, snapshot, started, failure)
+            self._record(call, writes, snapshot, started, failure)
 
-    async def _refused(self, intent: str, error: CrossfadeError, *, shared: bool) -> None:
-        """Nothing was applied by this attempt: its rows can go.
-
-        An intent that a request_id names may have another attempt in flight, whose
-        rows these are too; so a worker revokes it first. Without an outcome, too.
-        """
-        try:
-            if isinstance(error, OutcomeUnknown):
-                return  # the rows stay until their lease is over
-            if shared:
-                await self._mirroring.hand_over(intent)
-            else:
-                await self._mirroring.drop(intent)
-        except CrossfadeError as failure:
-            # They stay pending until a worker has revoked the intent: slower, never wrong.
-            log.info("pending rows of a refused commit are left", error=failure.code)
+    def _record(
+        self,
+        call: Call,
+        writes: Sequence[Write],
+        snapshot: Snapshot,
+        started: int,
+        error: str | None,
+    ) -> None:
+        if error is None and self.outbox is not None:
+            self.outbox.committed((time.time_ns() - started) / 1e9)
+        collection, stage = collection_id(writes[0].path), snapshot.stage.value
+        call.record("commit", "firestore", "answered", collection, stage, started, error)
 
     @property
-    def _mirroring(self) -> Pending:
+    def mirroring(self) -> Pending:
         if self._pending is None:
             raise Unavailable("this sidecar runs without PostgreSQL")
         return self._pending
 
-    async def _kept(self, commit: Coroutine[Any, Any, T]) -> T:
+    async def _kept(self, commit: Coroutine[Any, Any, T], parts: Sequence[_Part]) -> T:
         """A commit that no row stands for: it counts as in flight until it has ended, though
         its caller goes away, so that no copy begins before it."""
 
         async def counted() -> T:
-            with self._control.writing():
+            with _writing(parts):
                 return await commit
 
         return await asyncio.shield(self._detach(counted()))
@@ -346,12 +418,34 @@ class Forward:
             await asyncio.wait(self._detached, timeout=timeout)
 
 
-def _record(
-    call: Call, writes: Sequence[Write], snapshot: Snapshot, started: int, error: str | None
+@contextmanager
+def _writing(parts: Sequence[_Part]) -> Iterator[None]:
+    """Marks a commit as begun, in each of its groups."""
+    with ExitStack() as stack:
+        for part in parts:
+            stack.enter_context(part.forward.control.writing())
+        yield
+
+
+async def _refused(
+    parts: Sequence[_Part], intent: str, error: CrossfadeError, *, shared: bool
 ) -> None:
-    collection = collection_id(writes[0].path)
-    stage = snapshot.stage.value
-    call.record("commit", "firestore", "answered", collection, stage, started, error)
+    """Nothing was applied by this attempt: its rows can go.
+
+    An intent that a request_id names may have another attempt in flight, whose
+    rows these are too; so a worker revokes it first. Without an outcome, too.
+    """
+    if isinstance(error, OutcomeUnknown):
+        return  # the rows stay until their lease is over
+    for part in parts:
+        if not part.mirrored:
+            continue
+        pending = part.forward.mirroring
+        try:
+            await (pending.hand_over(intent) if shared else pending.drop(intent))
+        except CrossfadeError as failure:
+            # They stay pending until a worker has revoked the intent: slower, never wrong.
+            log.info("pending rows of a refused commit are left", error=failure.code)
 
 
 def _answer(answer: Answer, outcome: CommitOutcome | None) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 import structlog
 
 from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.errors import CrossfadeError
-from crossfade.lease import Lease
 from crossfade.plan import Stage
 from crossfade.rpc import admin as admin_rpc
 from crossfade.shadow import Shadow
@@ -38,29 +38,45 @@ WATCH_SECONDS = 2.0
 COMPLETE_SECONDS = 30.0
 
 
-def show(telemetry: Telemetry, control: Control, lease: Lease | None, shadow: Shadow) -> None:
+def show(telemetry: Telemetry, controls: Controls, shadow: Shadow) -> None:
     """What is known without asking anybody."""
-    telemetry.gauge(EPOCH, lambda: control.snapshot.epoch)
-    telemetry.gauge(STAGE, lambda: {(control.snapshot.stage.value,): 1.0})
+
+    def of_each(value: Callable[[Control], float]) -> GaugeSource:
+        return lambda: {(name,): value(control) for name, control in controls.items()}
+
+    telemetry.gauge(EPOCH, of_each(lambda control: control.snapshot.epoch))
+    telemetry.gauge(
+        STAGE,
+        lambda: {(control.snapshot.stage.value, name): 1.0 for name, control in controls.items()},
+    )
     telemetry.gauge(SHADOW_QUEUE, lambda: shadow.waiting)
-    telemetry.gauge(READ_PERCENT, lambda: _read_percents(control))
-    if lease is not None:
-        telemetry.gauge(GATE_OPEN, lambda: float(lease.document.gate_open))
+    telemetry.gauge(READ_PERCENT, lambda: _read_percents(controls))
+    if controls.default.lease is not None:
+        telemetry.gauge(GATE_OPEN, of_each(_gate_open))
+
+
+def _gate_open(control: Control) -> float:
+    return float(control.lease is not None and control.lease.document.gate_open)
 
 
 def watch(
-    control: Control, admin: admin_rpc.Admin, telemetry: Telemetry
+    controls: Controls, admin: admin_rpc.Admin, telemetry: Telemetry
 ) -> Callable[[], Awaitable[None]]:
     """Shows what PostgreSQL has to be asked for; returns what asks it, for ever."""
-    seen: admin_rpc.Backlog | None = None
+    seen: dict[str, admin_rpc.Backlog] = {}
 
     def shown(value: Callable[[admin_rpc.Backlog], float]) -> GaugeSource:
-        return lambda: {} if seen is None else {(): value(seen)}
+        return lambda: {(name,): value(backlog) for name, backlog in seen.items()}
 
     def loses() -> Mapping[Labels, float]:
-        if seen is None:
-            return {}
-        return {("barrier",): seen.rollback_loses, ("forced",): seen.forced_rollback_loses}
+        return {
+            (how, name): count
+            for name, backlog in seen.items()
+            for how, count in (
+                ("barrier", backlog.rollback_loses),
+                ("forced", backlog.forced_rollback_loses),
+            )
+        }
 
     telemetry.gauge(EFFECTIVE_PERCENT, lambda: _by_collection(admin.effective.percents()))
     telemetry.gauge(PENDING, shown(lambda backlog: backlog.pending))
@@ -74,12 +90,12 @@ def watch(
         while True:
             admin.effective.observe()
             try:
-                seen = await admin.backlog()
+                seen = {name: await admin.backlog(name) for name in controls}
             except CrossfadeError as error:
-                seen = None
+                seen = {}
                 log.info("the backlog is not known", error=error.code)
             # In stage complete the answer costs PostgreSQL the reading of a whole table.
-            complete = control.snapshot.stage is Stage.COMPLETE
+            complete = any(each.snapshot.stage is Stage.COMPLETE for each in controls.values())
             await asyncio.sleep(COMPLETE_SECONDS if complete else WATCH_SECONDS)
 
     return ask
@@ -89,8 +105,9 @@ def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:
     return {(collection,): value for collection, value in values.items()}
 
 
-def _read_percents(control: Control) -> dict[Labels, float]:
+def _read_percents(controls: Controls) -> dict[Labels, float]:
     """By collection; `*` stands for those without a setting of their own."""
-    snapshot = control.snapshot
-    names = {"", *snapshot.traffic}
-    return {(name or "*",): snapshot.plan_of(name).threshold / 100 for name in names}
+    return {
+        (name or "*",): controls.snapshot_of(name).plan_of(name).threshold / 100
+        for name in controls.traffic()
+    }

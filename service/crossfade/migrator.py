@@ -6,8 +6,8 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import cast
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Protocol, cast
 
 from crossfade.aggregate import Aggregation
 from crossfade.call import Call
@@ -19,6 +19,7 @@ from crossfade.errors import (
     CommitUnanswered,
     CrossfadeError,
     EpochChanged,
+    FailedPrecondition,
     InfrastructureError,
     InvalidArgument,
     OutcomeUnknown,
@@ -41,6 +42,7 @@ from crossfade.store import (
     Seen,
     Stored,
     Stores,
+    Under,
 )
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
@@ -53,8 +55,28 @@ ATTEMPTS = 5
 """How often an operation is decided again because the authority changed under it."""
 
 
+class Documents(Protocol):
+    """What the fronts ask: the heart of the one group, or of all of them (dispatch.py)."""
+
+    async def read(self, paths: tuple[str, ...], call: Call) -> Reading: ...
+
+    def query(self, query: Query, call: Call) -> AsyncIterator[Page]: ...
+
+    async def aggregate(
+        self, query: Query, aggregations: Sequence[Aggregation], call: Call
+    ) -> Aggregated: ...
+
+    async def commit(
+        self,
+        writes: Sequence[Write],
+        call: Call,
+        request_id: str | None = None,
+        seen: Seen | None = None,
+    ) -> CommitOutcome: ...
+
+
 class Migrator:
-    """Reads and commits through both stores. `forward` is None without Firestore."""
+    """Reads and commits of a group through both stores. `forward` is None without Firestore."""
 
     def __init__(
         self,
@@ -68,10 +90,10 @@ class Migrator:
         mirror: MirrorMode = "async",
     ) -> None:
         self._mirror = mirror
-        self._control = control
+        self.control = control
         self._stores = stores
-        self._forward = forward
-        self._pending = pending
+        self.forward = forward
+        self.pending = pending
         self._shadow = shadow
         self._telemetry = telemetry
         self._database = database
@@ -81,17 +103,17 @@ class Migrator:
     async def read(self, paths: tuple[str, ...], call: Call) -> Reading:
         """The documents at the paths; by the mirror only where it is shown to be fresh."""
         for _ in range(ATTEMPTS):
-            snapshot = self._control.snapshot
+            snapshot = self.control.snapshot
             if call.pin is not None:
                 call.served_by = f"{call.pin}; pinned"
                 return await self._get(call.pin, "pinned", paths, snapshot, call)
-            snapshot = await self._control.admit(call.left)
+            snapshot = await self.control.admit(call.left)
             route = snapshot.route(paths)
             answered, reading = route.answer, None
             if route.by_mirror:
                 reading = await self._read_mirror(paths, route, snapshot, call)
             if reading is None:
-                if not self._control.admitted(snapshot):
+                if not self.control.admitted(snapshot):
                     continue  # the mirror took longer than the lease
                 answered = route.authority
                 try:
@@ -100,7 +122,7 @@ class Migrator:
                     answered = route.authority.other
                     reading = await self._read_fallback(paths, route, snapshot, call, error)
             if reading.state is not None and not snapshot.current(reading.state):
-                await self._control.refresh()
+                await self.control.refresh()
                 continue
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
@@ -118,7 +140,7 @@ class Migrator:
         """The mirror's answer, or None where the authority has to answer."""
         reason = "pending"
         try:
-            if route.answer is StoreName.POSTGRESQL and not self._control.mirror_vouches(snapshot):
+            if route.answer is StoreName.POSTGRESQL and not self.control.mirror_vouches(snapshot):
                 reason = "gate"
             elif route.answer is StoreName.POSTGRESQL:
                 reading = await self._get(route.answer, "answered", paths, snapshot, call)
@@ -164,7 +186,7 @@ class Migrator:
         is fresh. Firestore as mirror cannot know what is pending: the error stands."""
         if route.authority is StoreName.POSTGRESQL or not route.mirrored:
             raise error
-        if not self._control.mirror_vouches(snapshot):
+        if not self.control.mirror_vouches(snapshot):
             raise error
         try:
             reading = await self._get(StoreName.POSTGRESQL, "answered", paths, snapshot, call)
@@ -188,6 +210,45 @@ class Migrator:
             collection, stage = collection_id(paths[0]), snapshot.stage.value
             call.record("get", store.value, role, collection, stage, started, error)
 
+    async def read_beside(
+        self, paths: tuple[str, ...], call: Call, beside: "Sequence[Migrator]"
+    ) -> Reading | None:
+        """Documents of several groups at one moment, by the authority that all of them have;
+        None where they have not."""
+        whole = (self, *beside)
+        for _ in range(ATTEMPTS):
+            under = [await each.control.admit(call.left) for each in whole]
+            authority = under[0].authority
+            if any(snapshot.authority is not authority for snapshot in under):
+                return None
+            reading = await self._get(authority, "answered", paths, under[0], call)
+            if authority is StoreName.POSTGRESQL:
+                # An epoch that stands after the read stood while it was read.
+                after = [await each.control.refresh() for each in whole]
+                if any(now.epoch != was.epoch for now, was in zip(after, under, strict=True)):
+                    continue
+            call.served_by = authority.value
+            for each, snapshot in zip(whole, under, strict=True):
+                await each.answered(authority, reading.documents, snapshot, call)
+            return reading
+        raise Unavailable("the authority changed again and again while the read was under way")
+
+    async def answered(
+        self,
+        store: StoreName,
+        documents: Sequence[Stored],
+        snapshot: Snapshot,
+        call: Call,
+    ) -> None:
+        """Counts and compares those of the documents that are of this group."""
+        holds = self.control.group.holds
+        own = tuple(each for each in documents if holds(collection_id(each.path)))
+        paths = tuple(each.path for each in own)
+        collection, route = collection_id(paths[0]), snapshot.route(paths)
+        self._telemetry.count(READS, collection, store.value)
+        if route.shadow is not None:
+            await self._compare(route, store, collection, paths, own, snapshot, call)
+
     # --- query ------------------------------------------------------------------------------
 
     async def query(self, query: Query, call: Call) -> AsyncIterator[Page]:
@@ -195,12 +256,12 @@ class Migrator:
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
-            snapshot = self._control.snapshot
+            snapshot = self.control.snapshot
             if call.pin is not None:
                 async for page in self._query_pinned(query, call.pin, snapshot, call):
                     yield page
                 return
-            snapshot = await self._control.admit(call.left)
+            snapshot = await self.control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             try:
                 answered, first, pages = await self._begin_query(query, route, snapshot, call)
@@ -208,7 +269,7 @@ class Migrator:
                 continue
             if first.state is not None and not snapshot.current(first.state):
                 await pages.aclose()
-                await self._control.refresh()
+                await self.control.refresh()
                 continue
             call.served_by = _served_by(answered, route)
             kept, size, error = [first], len(first.frames), None
@@ -239,7 +300,7 @@ class Migrator:
     ) -> tuple[StoreName, Page, TimedPages]:
         """The store that answers, its first page, and the rest. The rules are those of read()."""
         collection = query.collection or ""
-        if route.by_mirror and not self._control.mirror_vouches(snapshot):
+        if route.by_mirror and not self.control.mirror_vouches(snapshot):
             self._telemetry.count(RETURNED_READS, collection, "gate")
         elif route.by_mirror:
             try:
@@ -251,14 +312,14 @@ class Migrator:
                     return route.answer, first, pages
                 await pages.aclose()
                 self._telemetry.count(RETURNED_READS, collection, "pending")
-            if not self._control.admitted(snapshot):
+            if not self.control.admitted(snapshot):
                 raise EpochChanged("the mirror took longer than the stage lease")
         try:
             first, pages = await self._first_page(route.authority, query, snapshot, call)
         except InfrastructureError as error:
             if route.authority is StoreName.POSTGRESQL or not route.mirrored:
                 raise
-            if not self._control.mirror_vouches(snapshot):
+            if not self.control.mirror_vouches(snapshot):
                 raise
             try:
                 first, pages = await self._first_page(StoreName.POSTGRESQL, query, snapshot, call)
@@ -323,17 +384,17 @@ class Migrator:
         if query.collection is None:
             raise InvalidArgument("query.from.collection_id: must be set")
         for _ in range(ATTEMPTS):
-            snapshot = self._control.snapshot
+            snapshot = self.control.snapshot
             if call.pin is not None:
                 call.served_by = f"{call.pin}; pinned"
                 return await self._aggregate(call.pin, query, aggregations, snapshot, call)
-            snapshot = await self._control.admit(call.left)
+            snapshot = await self.control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             answered, found = route.answer, None
             if route.by_mirror:
                 found = await self._aggregate_mirror(route, query, aggregations, snapshot, call)
             if found is None:
-                if not self._control.admitted(snapshot):
+                if not self.control.admitted(snapshot):
                     continue  # the mirror took longer than the lease
                 answered = route.authority
                 try:
@@ -347,7 +408,7 @@ class Migrator:
                         raise
                     self._telemetry.count(FALLBACK_READS, query.collection, "postgresql")
             if found.state is not None and not snapshot.current(found.state):
-                await self._control.refresh()
+                await self.control.refresh()
                 continue
             self._telemetry.count(READS, query.collection, answered.value)
             call.served_by = _served_by(answered, route)
@@ -369,7 +430,7 @@ class Migrator:
     ) -> Aggregated | None:
         """PostgreSQL's answer as the mirror, or None where it cannot show that it is fresh."""
         reason = "gate"
-        if self._control.mirror_vouches(snapshot):
+        if self.control.mirror_vouches(snapshot):
             reason = "pending"
             try:
                 found = await self._aggregate(
@@ -410,39 +471,52 @@ class Migrator:
         call: Call,
         request_id: str | None = None,
         seen: Seen | None = None,
+        beside: "Sequence[Migrator]" = (),
     ) -> CommitOutcome:
         """All writes or none, at the authority; the mirror follows, whatever happens to
         this call. Waits while a change of authority is under way.
 
         `seen`: what a transaction (transactions.py) has read. Raises Aborted when that is not
-        so any more, or was read before a change of authority.
+        so any more, or was read before a change of authority. `beside`: those of the other
+        groups that it writes; raises FailedPrecondition where they have another authority.
         """
         if call.pin is not None:
             raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
-            snapshot = await self._control.writable(call.left)
-            if not snapshot.rules.mirrored:
-                snapshot = await self._control.admit(call.left)
-            if seen is not None and snapshot.epoch != seen.epoch:
-                raise Aborted("the authority has changed since the transaction began")
-            with self._control.writing():
+            snapshot = await self.begin(call, seen)
+            others = [(each, await each.begin(call, seen)) for each in beside]
+            if any(under.authority is not snapshot.authority for _, under in others):
+                raise FailedPrecondition(
+                    spans("the commit", [each.control for each in (self, *beside)])
+                )
+            with self.control.writing():
                 try:
                     if snapshot.authority is StoreName.POSTGRESQL:
                         outcome = await self._commit_postgresql(
-                            writes, snapshot, call, request_id, seen
+                            writes, snapshot, call, request_id, seen, others
                         )
-                    elif self._forward is not None:
-                        outcome = await self._forward.commit(
-                            writes, snapshot, call, request_id, seen
+                    elif self.forward is not None:
+                        outcome = await self.forward.commit(
+                            writes, snapshot, call, request_id, seen, _forwards(others)
                         )
                     else:
                         raise Unavailable("this sidecar runs without Firestore")
                 except EpochChanged:
-                    await self._control.catch_up(call.left)
+                    for each in (self, *beside):
+                        await each.control.catch_up(call.left)
                     continue
             self._telemetry.count(COMMITS, "replayed" if outcome.replayed else "applied")
             return outcome
         raise Unavailable("the authority changed again and again; the commit was not applied")
+
+    async def begin(self, call: Call, seen: Seen | None) -> Snapshot:
+        """The snapshot under which a commit may begin."""
+        snapshot = await self.control.writable(call.left)
+        if not snapshot.rules.mirrored:
+            snapshot = await self.control.admit(call.left)
+        if seen is not None and snapshot.epoch != seen.epoch_of(self.control.group.name):
+            raise Aborted("the authority has changed since the transaction began")
+        return snapshot
 
     async def _commit_postgresql(
         self,
@@ -451,16 +525,23 @@ class Migrator:
         call: Call,
         request_id: str | None,
         seen: Seen | None,
+        beside: "Sequence[tuple[Migrator, Snapshot]]",
     ) -> CommitOutcome:
         """PostgreSQL decides; the pending rows are in the data's own transaction. Once it is
         done, nothing about the mirror is an error any more."""
         name, *others = [new_intent()] if request_id is None else intents_of(request_id)
         mirrored = snapshot.rules.mirrored
-        intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others))
+        under = _unders(beside)
+        intent = Intent(name, snapshot.epoch, mirrored, request_id, tuple(others), beside=under)
         store = cast(PostgresStore, self._stores[StoreName.POSTGRESQL])
-        follower = self._pending if mirrored else None
-        if follower is not None and self._mirror == "required":
-            await follower.check_reachable(call.left())
+        followers = [
+            each.pending
+            for each, at in ((self, snapshot), *beside)
+            if at.rules.mirrored and each.pending is not None
+        ]
+        if self._mirror == "required":
+            for follower in followers:
+                await follower.check_reachable(call.left())
         started, error = time.time_ns(), None
         try:
             # Shielded: a caller that goes away leaves no half-known outcome behind.
@@ -482,11 +563,11 @@ class Migrator:
         finally:
             collection, stage = collection_id(writes[0].path), snapshot.stage.value
             call.record("commit", "postgresql", "answered", collection, stage, started, error)
-        if follower is not None:
+        for follower in followers:
             follower.woken.set()
-            if self._mirror != "async":
-                left = call.deadline - time.monotonic()
-                await follower.until_put(name, left, patient=self._mirror == "required")
+        for follower in followers if self._mirror != "async" else ():
+            left = call.deadline - time.monotonic()
+            await follower.until_put(name, left, patient=self._mirror == "required")
         return outcome
 
     # --- shadow -----------------------------------------------------------------------------
@@ -520,6 +601,30 @@ class Migrator:
             await self._shadow.check(offer)
         else:
             self._shadow.offer(offer)
+
+
+def spans(what: str, controls: Iterable[Control]) -> str:
+    """Why something is refused that is of groups with different authorities."""
+    groups = " and ".join(
+        f"{control.group.name} (stage {control.snapshot.stage}, where "
+        f"{control.snapshot.authority} decides)"
+        for control in controls
+    )
+    return (
+        f"{what} spans groups of collections with different authorities: {groups}. No commit is "
+        f"atomic in both stores: keep to one of the groups, or bring them to stages with the "
+        f"same authority (crossfade stage set --group)"
+    )
+
+
+def _forwards(parts: Sequence[tuple[Migrator, Snapshot]]) -> list[tuple[Forward, Snapshot]]:
+    return [(each.forward, under) for each, under in parts if each.forward is not None]
+
+
+def _unders(parts: Sequence[tuple[Migrator, Snapshot]]) -> tuple[Under, ...]:
+    return tuple(
+        Under(each.control.group, under.epoch, under.rules.mirrored) for each, under in parts
+    )
 
 
 def _served_by(answered: StoreName, route: Route) -> str:

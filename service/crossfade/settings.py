@@ -37,8 +37,10 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from crossfade.diff import Kind
-from crossfade.document import FieldPath, parse_field_path
+from crossfade.document import FieldPath, check_id, is_own, parse_field_path
 from crossfade.errors import InvalidArgument
+from crossfade.groups import DEFAULT, Groups
+from crossfade.limits import Allowance
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.ramp import Limits
 from crossfade.rules import Rule
@@ -72,7 +74,13 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    """Where the sidecar listens. Port 0 takes a free one; `default_timeout` is seconds.
+    """Where the sidecar listens: TCP (`tcp`), a unix-domain socket, or both. Port 0 takes a free
+    one; `default_timeout` is seconds.
+
+    `socket`: the path of the unix-domain socket, which gets the permissions `socket_mode`.
+    `cert` and `key` (PEM) make TCP a TLS listener; with `client_ca` callers need a certificate
+    that it signed. The three are read anew when they change. `insecure`: listen although a
+    network could reach it without TLS, or without showing who calls.
 
     `stop_timeout`: seconds that calls under way, and after them puts, have to end in when the
     sidecar is told to stop.
@@ -80,9 +88,63 @@ class ServerSettings(Section):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] = 7600
+    tcp: bool = True
+    socket: Path | None = None
+    socket_mode: Annotated[str, Field(pattern=r"^0?[0-7]{3}$")] = "0600"
+    cert: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    insecure: bool = False
     max_message_mb: Annotated[int, Field(ge=1, le=1_024)] = 11
     default_timeout: Seconds = 5.0
     stop_timeout: Seconds = 10.0
+
+    @model_validator(mode="after")
+    def _listens(self) -> "ServerSettings":
+        if not self.tcp and self.socket is None:
+            raise ValueError("tcp = false needs a socket to listen on instead")
+        if (self.cert is None) is not (self.key is None):
+            raise ValueError("cert and key belong together")
+        if self.client_ca is not None and self.cert is None:
+            raise ValueError("client_ca needs cert and key")
+        # A path of a socket has at most 107 bytes, and gRPC would cut it without a word.
+        if self.socket is not None and len(os.fsencode(self.socket)) > 107:
+            raise ValueError("the path of a socket has at most 107 bytes")
+        return self
+
+
+class AccessSettings(Section):
+    """Who may call. Without tokens, everybody who reaches a listener.
+
+    `tokens_file`: TOML, a table [[token]] for each; it is read anew when it changes. `tokens`:
+    "NAME ROLE TOKEN" by commas, for the environment. `trust`: over these transports a caller
+    needs no token, and has the role `trusted_role`.
+    """
+
+    tokens_file: Path | None = None
+    tokens: SecretStr | None = None
+    trust: tuple[Literal["unix", "loopback"], ...] = ()
+    trusted_role: Literal["reader", "writer", "admin"] = "writer"
+
+
+class LimitSettings(Section):
+    """What callers may use, all together ([limits]) or one token; what is not set has no limit.
+
+    `concurrency` calls at a time; `rate` calls in a second, after `burst` at once (a second's
+    worth where it is not set); `message_kb` of a request; `documents` and `result_kb` of the
+    answer to one call; `seconds` that a call may take.
+    """
+
+    concurrency: Count | None = None
+    rate: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] | None = None
+    burst: Count | None = None
+    message_kb: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    documents: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    result_kb: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    seconds: Seconds | None = None
+
+    def allowance(self) -> Allowance:
+        return Allowance(**self.model_dump())
 
 
 class FirestoreSettings(Section):
@@ -156,7 +218,8 @@ class MigrationSettings(Section):
     intent document in the commit (one more write each), or the trust in `horizon`.
     `allow_pin`: callers may choose the store that answers a read (x-crossfade-store).
     `patience`: seconds that PostgreSQL has to take a commit's pending rows, before commits go
-    past it.
+    past it. `slow_mirror`: they go past it when it is much slower than usual, too (around), or
+    wait for it up to the patience (wait); with another `mirror` than async they always wait.
     `lease`: seconds for which a sidecar relies on what it read in Firestore's control document;
     a change of authority waits as long. `horizon`: seconds after which Firestore applies no
     commit any more that its sender has given up; the first copy waits as long.
@@ -169,11 +232,17 @@ class MigrationSettings(Section):
     read_percent: Percent | None = None
     shadow_rate: Rate = 0.01
     patience: Annotated[float, Field(ge=0.01, le=60, allow_inf_nan=False)] = 0.5
+    slow_mirror: Literal["around", "wait"] = "around"
     fence: Literal["document", "horizon"] = "document"
     allow_pin: bool = False
     lease: Annotated[float, Field(ge=0.1, le=60, allow_inf_nan=False)] = 2.0
     horizon: Annotated[float, Field(ge=0.1, le=600, allow_inf_nan=False)] = 10.0
     request_window: Annotated[float, Field(ge=60, le=30 * 86_400, allow_inf_nan=False)] = 86_400.0
+
+    @property
+    def avoids_slow_mirror(self) -> bool:
+        """Who asked for answers to wait for the mirror waits for a slow one."""
+        return self.slow_mirror == "around" and self.mirror == "async"
 
 
 def _field_path(text: str) -> str:
@@ -181,6 +250,16 @@ def _field_path(text: str) -> str:
         parse_field_path(text, "field")
     except InvalidArgument as error:
         raise ValueError(str(error)) from None
+    return text
+
+
+def _collection_id(text: str) -> str:
+    try:
+        check_id(text, "collection", numeric=False)
+    except InvalidArgument as error:
+        raise ValueError(str(error)) from None
+    if is_own(text):
+        raise ValueError(f"{text} is Crossfade's own")
     return text
 
 
@@ -254,6 +333,18 @@ class CollectionSettings(Section):
         if value is not None and len(value.encode()) > 64:
             raise ValueError("a salt has at most 64 bytes")
         return value
+
+
+CollectionId = Annotated[str, AfterValidator(_collection_id)]
+GroupName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+
+
+class GroupSettings(Section):
+    """A group of collections that is migrated for itself: their ids, wherever they lie, and the
+    stage asked for, as that of [migration] is for all other collections."""
+
+    collections: Annotated[tuple[CollectionId, ...], Field(min_length=1, max_length=1000)]
+    stage: Stage | None = None
 
 
 class ShadowSettings(Section):
@@ -381,9 +472,12 @@ class Settings(Section):
     """Everything Crossfade can be told. Frozen; made by `load`, or from arguments alone."""
 
     server: ServerSettings = ServerSettings()
+    access: AccessSettings = AccessSettings()
+    limits: LimitSettings = LimitSettings()
     firestore: FirestoreSettings = FirestoreSettings()
     postgresql: PostgresqlSettings = PostgresqlSettings()
     migration: MigrationSettings = MigrationSettings()
+    groups: dict[GroupName, GroupSettings] = {}
     collections: dict[str, CollectionSettings] = {}
     shadow: ShadowSettings = ShadowSettings()
     ramp: RampSettings = RampSettings()
@@ -393,9 +487,37 @@ class Settings(Section):
     admin: AdminSettings = AdminSettings()
     log: LogSettings = LogSettings()
 
-    def requested_stage(self) -> Stage | None:
-        """The stage that the file or the seed variables ask for; None: no request."""
-        return self.migration.stage
+    @property
+    def certified(self) -> bool:
+        """Whether callers show who they are: by a token or a certificate."""
+        return (
+            self.access.tokens is not None
+            or self.access.tokens_file is not None
+            or self.server.client_ca is not None
+        )
+
+    @model_validator(mode="after")
+    def _of_one_group(self) -> "Settings":
+        if DEFAULT in self.groups:
+            raise ValueError(
+                f"groups: {DEFAULT} has the collections that no other has, and its stage is that "
+                f"of [migration]"
+            )
+        counts = Counter(name for each in self.groups.values() for name in each.collections)
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(f"groups: {name} is named {count} times; it is of one group")
+        return self
+
+    def requested_stages(self) -> dict[str, Stage]:
+        """The stage that the file or the seed variables ask for, by group; without a request,
+        nothing."""
+        asked = {DEFAULT: self.migration.stage}
+        asked |= {name: group.stage for name, group in self.groups.items()}
+        return {name: stage for name, stage in asked.items() if stage is not None}
+
+    def grouping(self) -> Groups:
+        return Groups({name: group.collections for name, group in self.groups.items()})
 
     def redacted(self) -> dict[str, Any]:
         """Plain data for display, in the order of the sections; never a password."""
@@ -572,6 +694,11 @@ def _resolve_stage(settings: Settings) -> Stage | None:
             f"remove [migration] stage or make the two agree"
         )
     stage = asked or seeded
+    for name, group in settings.groups.items():
+        if group.stage not in {None, Stage.OFF} and settings.postgresql.url is None:
+            raise SettingsError(
+                f"[groups.{name}] stage needs PostgreSQL: set DATABASE_URL to {URL_FORM}"
+            )
     if stage not in {None, Stage.OFF} and settings.postgresql.url is None:
         reason = "DATABASE_TYPE=" + os.environ["DATABASE_TYPE"] if seeded else f"stage {stage}"
         raise SettingsError(f"{reason} needs PostgreSQL: set DATABASE_URL to {URL_FORM}")

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from crossfade.comparing import Comparer
+from crossfade.comparing import Comparing
 from crossfade.errors import CrossfadeError, FailedPrecondition
 from crossfade.repairs import Repairs
 from crossfade.samples import Samples
@@ -59,7 +59,7 @@ class Shadow:
 
     def __init__(
         self,
-        comparer: Comparer,
+        comparer: Comparing,
         telemetry: Telemetry,
         samples: Samples,
         repairs: Repairs,
@@ -68,7 +68,7 @@ class Shadow:
         workers: int = 2,
         raises: bool = False,
         afford: Callable[[Offer], bool] = lambda _: True,
-        complete: Callable[[], bool] = lambda: True,
+        complete: Callable[[Offer], bool] = lambda _: True,
     ) -> None:
         self._comparer = comparer
         self._telemetry = telemetry
@@ -103,7 +103,7 @@ class Shadow:
     def _refusal(self, offer: Offer) -> str | None:
         """Why the offer cannot be taken."""
         bounds = self._bounds
-        if not self._complete():
+        if not self._complete(offer):
             return "gate"
         if self.lag > bounds.lag:
             return "load"

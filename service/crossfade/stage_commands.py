@@ -41,6 +41,12 @@ Json = Annotated[
 ]
 Reason = Annotated[str, Parameter(help="For the audit trail.")]
 Percent = Annotated[float, Parameter(validator=Number(gte=0, lte=100))]
+OfGroup = Annotated[
+    str,
+    Parameter(
+        name="--group", help="A group of collections, by its name in the settings; else default."
+    ),
+]
 Limit = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
 DEFAULT_ADDRESS = "127.0.0.1:7600"
 
@@ -166,15 +172,21 @@ def _version(held: "admin_pb2.HeldVersion") -> str:
 
 
 @stage.default
-def show_stage(*, address: Address = DEFAULT_ADDRESS, json_: Json = False) -> int:
-    """Shows where the migration stands.
+def show_stage(
+    *, group: OfGroup = "", address: Address = DEFAULT_ADDRESS, json_: Json = False
+) -> int:
+    """Shows where the migration stands; where there are several groups, where each of them does.
 
     Example: crossfade stage --json
     """
     from crossfade_api.v1 import admin_pb2
 
     async def work(admin: Any) -> int:
-        status = await admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=READ_SECONDS)
+        request = admin_pb2.GetStatusRequest(group=group)
+        status = await admin.GetStatus(request, timeout=READ_SECONDS)
+        if len(status.groups) > 1 and not group and not json_:
+            _show_groups(status)
+            return OK
         rows = [
             ("stage", status.stage),
             ("authority", status.authority),
@@ -192,12 +204,34 @@ def show_stage(*, address: Address = DEFAULT_ADDRESS, json_: Json = False) -> in
     return _run(address, work)
 
 
+def _show_groups(status: "admin_pb2.Status") -> None:
+    rows = [
+        (
+            each.group,
+            ", ".join(each.collections) or "(all others)",
+            each.stage,
+            each.authority,
+            str(each.epoch),
+            "yes" if each.copied else "no",
+            str(each.pending),
+            str(each.dead_letters),
+            str(each.rollback_loses),
+        )
+        for each in status.groups
+    ]
+    columns = ("group", "collections", "stage", "authority", "epoch", "copied", "pending")
+    _show(status, False, (*columns, "dead letters", "a rollback would lose"), rows)
+    if status.settings_problem:
+        print(f"settings are refused: {status.settings_problem}")
+
+
 @stage.command(name="set")
 def set_stage(
     target: str,
     *,
     dry_run: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    group: OfGroup = "",
     timeout: Annotated[float, Parameter(validator=Number(gt=0, lte=3600))] = 10.0,
     reason: Reason = "",
     address: Address = DEFAULT_ADDRESS,
@@ -217,12 +251,15 @@ def set_stage(
     """
 
     async def work(admin: Any) -> int:
-        status = await _set_stage(admin, target, reason, timeout, dry_run=dry_run, force=force)
+        status = await _set_stage(
+            admin, target, reason, timeout, group=group, dry_run=dry_run, force=force
+        )
         rows = ((each.name, each.outcome, each.reason) for each in status.checks)
         if status.checks or json_:
             _show(status, json_, ("check", "outcome", "why"), rows)
         if not json_:
-            print(f"stage {status.stage}, epoch {status.epoch}")
+            of = f" of group {status.group}" if group else ""
+            print(f"stage {status.stage}{of}, epoch {status.epoch}")
         passed = all(check.outcome == "pass" for check in status.checks)
         return OK if passed or not dry_run else FAILED
 
@@ -235,6 +272,7 @@ async def _set_stage(
     reason: str,
     timeout: float,
     *,
+    group: str = "",
     dry_run: bool = False,
     force: bool = False,
     lossy: bool = False,
@@ -244,6 +282,7 @@ async def _set_stage(
     status: admin_pb2.Status = await admin.SetStage(
         admin_pb2.SetStageRequest(
             stage=target,
+            group=group,
             timeout_seconds=timeout,
             dry_run=dry_run,
             force=force,
@@ -258,6 +297,7 @@ async def _set_stage(
 
 def rollback(
     *,
+    group: OfGroup = "",
     timeout: Annotated[float, Parameter(validator=Number(gt=0, lte=3600))] = 30.0,
     force: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     reason: Reason = "rollback",
@@ -269,6 +309,8 @@ def rollback(
     shadow, every read percent becomes 0 and running ramps are stopped. PostgreSQL is still
     written, so that the way forward stays open.
 
+    Of several groups it is one that goes back; the others stay where they are.
+
     Example: crossfade rollback --reason "p99 of tasks"
 
     :param timeout: Seconds for which the change of authority may hold back writes.
@@ -279,18 +321,36 @@ def rollback(
     from crossfade_api.v1 import admin_pb2
 
     async def work(admin: Any) -> int:
-        status = await admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=READ_SECONDS)
+        request = admin_pb2.GetStatusRequest(group=group)
+        status = await admin.GetStatus(request, timeout=READ_SECONDS)
         if status.stage not in {"off", "dual_write", "shadow"}:
-            status = await _set_stage(admin, "shadow", reason, timeout, lossy=force)
+            status = await _set_stage(admin, "shadow", reason, timeout, group=group, lossy=force)
         if force and status.backlog_unknown:
             print(f"stage {status.stage}: Firestore decides; PostgreSQL does not answer")
             return OK
-        await admin.StopRamp(admin_pb2.StopRampRequest(all=True, who=_who()), timeout=READ_SECONDS)
-        status = await _set_traffic(admin, status, ALL, reason, read_percent=0.0)
-        print(f"stage {status.stage}: Firestore decides and answers all reads")
+        await _stop_ramps(admin, status)
+        own = [each for each in status.traffic if each.group == status.group]
+        status = await _set_traffic(admin, own, reason, read_percent=0.0)
+        of = f" of group {status.group}" if group else ""
+        print(f"stage {status.stage}{of}: Firestore decides and answers all reads")
         return OK
 
     return _run(address, work)
+
+
+async def _stop_ramps(admin: Any, status: "admin_pb2.Status") -> None:
+    """Those of the group that the status is of."""
+    from crossfade_api.v1 import admin_pb2
+
+    if len(status.groups) == 1:
+        await admin.StopRamp(admin_pb2.StopRampRequest(all=True, who=_who()), timeout=READ_SECONDS)
+        return
+    groups = {name: each.group for each in status.groups for name in each.collections}
+    ramps = await admin.ListRamps(admin_pb2.ListRampsRequest(), timeout=READ_SECONDS)
+    for each in ramps.ramps:
+        if groups.get(each.collection, status.groups[0].group) == status.group:
+            request = admin_pb2.StopRampRequest(collection=each.collection, who=_who())
+            await admin.StopRamp(request, timeout=READ_SECONDS)
 
 
 # --- traffic -----------------------------------------------------------------------------------
@@ -363,7 +423,9 @@ def _change_traffic(
 
     async def work(admin: Any) -> int:
         status = await admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=READ_SECONDS)
-        status = await _set_traffic(admin, status, collection, reason, **changes)
+        named = admin_pb2.Traffic(collection=collection)
+        chosen = status.traffic if collection == ALL else [named]
+        status = await _set_traffic(admin, chosen, reason, **changes)
         _show_traffic(status, json_)
         return OK
 
@@ -371,21 +433,33 @@ def _change_traffic(
 
 
 async def _set_traffic(
-    admin: Any, status: "admin_pb2.Status", collection: str, reason: str, **changes: Any
+    admin: Any, chosen: "Iterable[admin_pb2.Traffic]", reason: str, **changes: Any
 ) -> "admin_pb2.Status":
+    """Each by its collection; a group's defaults by the group."""
     from crossfade_api.v1 import admin_pb2
 
-    names = [each.collection for each in status.traffic] if collection == ALL else [collection]
     given = {key: value for key, value in changes.items() if value is not None}
-    for name in names:
-        request = admin_pb2.SetTrafficRequest(collection=name, who=_who(), reason=reason, **given)
+    status = admin_pb2.Status()
+    for each in chosen:
+        request = admin_pb2.SetTrafficRequest(
+            collection=each.collection,
+            group="" if each.collection else each.group,
+            who=_who(),
+            reason=reason,
+            **given,
+        )
         status = await admin.SetTraffic(request, timeout=READ_SECONDS)
     return status
 
 
 def _show_traffic(status: "admin_pb2.Status", json_: bool) -> None:
+    several = len(status.groups) > 1
     rows = (
-        (each.collection or "(default)", f"{each.read_percent:g}", f"{each.shadow_rate:g}")
+        (
+            each.collection or (f"(default of {each.group})" if several else "(default)"),
+            f"{each.read_percent:g}",
+            f"{each.shadow_rate:g}",
+        )
         for each in status.traffic
     )
     _show(status, json_, ("collection", "percent", "shadow rate"), rows)
@@ -456,8 +530,8 @@ def start_ramp(
 
     async def work(admin: Any) -> int:
         status = await admin.GetStatus(admin_pb2.GetStatusRequest(), timeout=READ_SECONDS)
-        names = [each.collection for each in status.traffic] if collection == ALL else [collection]
-        for name in names:
+        every = dict.fromkeys(each.collection for each in status.traffic)
+        for name in every if collection == ALL else [collection]:
             request = admin_pb2.StartRampRequest(
                 collection=name, steps=percents, bake_seconds=seconds, who=_who(), **given
             )

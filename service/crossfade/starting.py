@@ -2,22 +2,23 @@
 
 import asyncio
 import importlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import grpc
 import structlog
 
 from crossfade.barrier import Coordinator
 from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.document import Database
 from crossfade.errors import CrossfadeError, EpochChanged, InfrastructureError
-from crossfade.lease import Lease
-from crossfade.mapping import Mappings
-from crossfade.migrator import Migrator
+from crossfade.groups import Groups
+from crossfade.mapping import DerivedMapping, Mappings
+from crossfade.migrator import Documents
 from crossfade.plan import STAGES, Stage
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import server as rpc
-from crossfade.settings import SettingsError
+from crossfade.settings import Settings, SettingsError
 from crossfade.transactions import Transactions
 
 log = structlog.get_logger(__name__)
@@ -42,7 +43,7 @@ def load_mappings(module: str) -> Mappings:
 
 def load_services(
     module: str,
-    migrator: Migrator,
+    migrator: Documents,
     transactions: Transactions,
     database: Database,
     wrap: rpc.Wrapper,
@@ -61,26 +62,67 @@ def load_services(
     return handlers
 
 
-async def start_without_postgresql(
-    control: Control, lease: Lease | None, away: InfrastructureError
-) -> None:
+def check_groups(groups: Groups, mappings: Mappings) -> None:
+    """Refuses groups between which a document's content would have to be read: what is derived
+    is held by its owner. Raises SettingsError."""
+    for mapping in mappings:
+        if not isinstance(mapping, DerivedMapping):
+            continue
+        ours, owners = groups.of(mapping.collection_id), groups.of(mapping.owner.collection_id)
+        if ours != owners:
+            raise SettingsError(
+                f"[groups]: {mapping.collection_id} is derived from "
+                f"{mapping.owner.collection_id}, so the two belong in one group; they are in "
+                f"{ours} and {owners}"
+            )
+
+
+async def open_controls(controls: Controls, settings: Settings) -> dict[str, Stage]:
+    """Seeds or follows the control state of every group. Returns the stages to move to, as
+    the settings ask for them."""
+    asked = settings.requested_stages()
+    # All are looked at before any is seeded: what is refused leaves nothing behind.
+    for name, control in controls.items():
+        await control.check(asked.get(name) or Stage.OFF)
+    wanted = {}
+    for name, control in controls.items():
+        stage = asked.get(name)
+        to_request = await control.open(stage or Stage.OFF, explicit=stage is not None)
+        if to_request is not None:
+            wanted[name] = to_request
+    return wanted
+
+
+async def start_without_postgresql(controls: Controls, away: InfrastructureError) -> None:
     """The mirror's outage is not the application's, at a start either: Firestore's control
-    document says enough to go on with, through the outbox. Raises `away` where it does not."""
-    if lease is None:
+    documents say enough to go on with, through the outbox. A group of which that is not so is
+    not served until PostgreSQL is back. Raises `away` where it is so of none."""
+    served = [name for name, control in controls.items() if await _adopted(control)]
+    if not served:
         raise away
+    log.warning(
+        "PostgreSQL is away: started by Firestore's control document",
+        error=away.code,
+        groups=served,
+    )
+
+
+async def _adopted(control: Control) -> bool:
+    if control.lease is None:
+        return False
     try:
-        document = await lease.renew()
+        document = await control.lease.renew()
+        if not document.update_time or not document.open:
+            return False
+        await control.adopt()
     except CrossfadeError:
-        raise away from None
-    if not document.update_time or not document.open:
-        raise away
-    await control.adopt()
-    log.warning("PostgreSQL is away: started by Firestore's control document", error=away.code)
+        return False
+    return True
 
 
 async def open_later(
-    open_postgresql: Callable[[], Awaitable[Stage | None]],
-    carry_out: Callable[[Stage], Awaitable[None]],
+    open_postgresql: Callable[[], Awaitable[Mapping[str, Stage]]],
+    carry_out: Callable[[Mapping[str, Stage]], Sequence[Awaitable[None]]],
 ) -> None:
     """What a start does in PostgreSQL, once it is back."""
     pause = RETRY_SECONDS
@@ -94,8 +136,7 @@ async def open_later(
             log.error("PostgreSQL is back and not as it should be", reason=str(error))  # noqa: TRY400
             pause = min(2 * pause, MAX_RETRY_SECONDS)
             continue
-        if to_request is not None:
-            await carry_out(to_request)
+        await asyncio.gather(*carry_out(to_request))
         return
 
 
@@ -108,7 +149,11 @@ async def settle_stage(coordinator: Coordinator) -> None:
 
 
 async def carry_out(
-    stage: Stage, *, control: Control, coordinator: Coordinator, admin: admin_rpc.Admin
+    stage: Stage,
+    *,
+    control: Control,
+    coordinator: Coordinator,
+    backlog: Callable[[], Awaitable[admin_rpc.Backlog]],
 ) -> None:
     """Moves to the stage that the settings ask for; a refusal leaves the old one.
 
@@ -120,8 +165,8 @@ async def carry_out(
         snapshot = control.snapshot
         try:
             moves = STAGES[stage].authority is not snapshot.authority
-            backlog = await admin.backlog() if moves else None
-            if backlog and backlog.oldest_seconds > KEEPS_UP_SECONDS and not backlog.dead:
+            behind = await backlog() if moves else None
+            if behind and behind.oldest_seconds > KEEPS_UP_SECONDS and not behind.dead:
                 if not waits:
                     log.info("a change of stage waits for the mirror", asked=stage.value)
                 waits = True

@@ -5,13 +5,14 @@ document *bytes* (a serialised Document message): Firestore's are passed through
 undecoded, PostgreSQL's are built once, and only what compares or copies decodes.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from crossfade.aggregate import Aggregation
 from crossfade.document import Value
 from crossfade.errors import Unavailable
+from crossfade.groups import Group
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.write import Write
@@ -106,14 +107,24 @@ class CommitOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Under:
+    """A further group that a commit is of: what stands there has to stand on."""
+
+    group: Group
+    epoch: int
+    mirrored: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Intent:
     """One attempt at a commit, as the authority's own commit has to know it.
 
     Firestore writes the intent document with it; PostgreSQL checks `epoch`, keeps
     the request row and, when `mirrored`, the pending rows in the same transaction.
     `others`: ids under which the same request may have been done while the other store
-    was the authority. `outbox`: there are no pending rows, PostgreSQL being away: the
-    intent document stands for them until it was drained.
+    was the authority. `outbox`: there are no pending rows, PostgreSQL being away: intent
+    documents stand for them until they are drained, of these paths, by their groups.
+    `beside`: the groups that the commit writes, or has read, besides the first (PostgreSQL).
     """
 
     id: str
@@ -121,7 +132,8 @@ class Intent:
     mirrored: bool
     request_id: str | None = None
     others: tuple[str, ...] = ()
-    outbox: bool = False
+    outbox: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    beside: tuple[Under, ...] = ()
 
 
 Result: TypeAlias = tuple[tuple[str, int], ...]
@@ -149,7 +161,8 @@ class Aggregated:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What an open transaction has read under `epoch`, for its commit to hold on to.
+    """What an open transaction has read under `epoch`, for its commit to hold on to. `epochs`:
+    by group, where there are several; those of the groups that it has read.
 
     `transaction` is Firestore's own, which remembers all else. For PostgreSQL: paths with the
     version that was read (None: neither document nor tombstone), and queries with their results.
@@ -161,6 +174,10 @@ class Seen:
     reads: tuple[tuple[str, Version | None], ...] = ()
     queries: tuple[Asked, ...] = ()
     attempt: int = 0
+    epochs: Mapping[str, int] = field(default_factory=dict)
+
+    def epoch_of(self, group: str) -> int:
+        return self.epochs.get(group, self.epoch)
 
 
 class DocumentStore(Protocol):

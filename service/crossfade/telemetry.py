@@ -64,6 +64,7 @@ class Latency(Instrument):
 
 
 COLLECTION, STORE, ROLE = "db.collection.name", "db.system.name", "crossfade.role"
+GROUP = "crossfade.group"
 
 STORE_DURATION = Latency(
     "db.client.operation.duration",
@@ -165,7 +166,8 @@ MISMATCHES_DROPPED = Counter(
 OUTBOX = Counter(
     "crossfade.outbox",
     "{commit}",
-    "Commits past PostgreSQL while it was away, and their becoming pending rows",
+    "Commits past PostgreSQL while it was away or slow, their becoming pending rows, and how often "
+    "it became slow",
     ("crossfade.outcome",),
 )
 FOLLOWED = Counter(
@@ -183,19 +185,26 @@ RAMP_MOVES = Counter(
 )
 REVOKED = Counter("crossfade.intents.revoked", "{intent}", "Intents in doubt that were revoked")
 
-PENDING = Gauge("crossfade.pending", "{document}", "Documents whose mirror copy may be behind")
-OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row")
-DEAD_LETTERS = Gauge("crossfade.dead_letters", "{document}", "Documents that failed too often")
+PENDING = Gauge(
+    "crossfade.pending", "{document}", "Documents whose mirror copy may be behind", (GROUP,)
+)
+OLDEST_PENDING = Gauge("crossfade.pending.oldest", "s", "Age of the oldest pending row", (GROUP,))
+DEAD_LETTERS = Gauge(
+    "crossfade.dead_letters", "{document}", "Documents that failed too often", (GROUP,)
+)
 FOREIGN = Gauge(
     "crossfade.dead_letters.foreign",
     "{document}",
     "Dead letters for which Firestore holds what nobody here wrote",
+    (GROUP,),
 )
 FOLLOWER_LAG = Gauge(
     "crossfade.follower.lag", "s", "How far following Firestore's change stream is behind"
 )
-STAGE = Gauge("crossfade.stage", "1", "1 for the current stage", ("crossfade.stage",))
-EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority")
+STAGE = Gauge(
+    "crossfade.stage", "1", "1 for the current stage of a group", ("crossfade.stage", GROUP)
+)
+EPOCH = Gauge("crossfade.epoch", "1", "Rises with every change of authority", (GROUP,))
 EFFECTIVE_PERCENT = Gauge(
     "crossfade.read_percent.effective",
     "%",
@@ -206,6 +215,7 @@ GATE_OPEN = Gauge(
     "crossfade.gate.open",
     "1",
     "0 while commits may be in the outbox, and the mirror answers nothing",
+    (GROUP,),
 )
 READ_PERCENT = Gauge(
     "crossfade.read_percent", "%", "Share of reads that PostgreSQL answers", (COLLECTION,)
@@ -214,7 +224,7 @@ ROLLBACK_LOSES = Gauge(
     "crossfade.rollback.loses",
     "{write}",
     "Acknowledged writes that a rollback would lose now",
-    ("crossfade.rollback",),
+    ("crossfade.rollback", GROUP),
 )
 BUDGET_LEFT = Gauge(
     "crossfade.budget.left",
@@ -227,6 +237,27 @@ BUDGET_SPENT = Counter(
 SETTINGS_REFUSED = Gauge(
     "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )
+TOKENS_REFUSED = Gauge(
+    "crossfade.access.refused", "1", "1 while the tokens file cannot be used as it is"
+)
+CERTIFICATE_REFUSED = Gauge(
+    "crossfade.certificate.refused",
+    "1",
+    "1 while the certificate's files cannot be used",
+)
+DENIED = Counter(
+    "crossfade.access.denied",
+    "{call}",
+    "Calls refused because of who called: no token, an unknown or expired one, too small a role",
+    ("rpc.method", "rpc.response.status_code"),
+)
+LIMITED = Counter(
+    "crossfade.limits.refused",
+    "{call}",
+    "Calls refused by a limit, by its name and whose it is: all, or the name of a token",
+    ("crossfade.limit", "crossfade.caller"),
+)
+UNDER_WAY = Gauge("crossfade.calls.under_way", "{call}", "Calls that are being answered")
 SHADOW_QUEUE = Gauge("crossfade.shadow.queue", "{read}", "Shadow reads that wait")
 UPTIME = Gauge("process.uptime", "s", "Time since the sidecar's start")
 

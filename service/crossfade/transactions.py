@@ -11,7 +11,8 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -25,16 +26,18 @@ from crossfade.errors import (
     Aborted,
     CrossfadeError,
     FailedPrecondition,
+    InfrastructureError,
     InvalidArgument,
     OutcomeUnknown,
     ResourceExhausted,
     Unavailable,
 )
-from crossfade.migrator import Migrator
+from crossfade.groups import DEFAULT, Groups
+from crossfade.identities import FIRESTORE, UNBOUND, Identities, kind_of
+from crossfade.migrator import Documents, spans
 from crossfade.pending import ATTEMPTS, intents_of
 from crossfade.plan import StoreName
 from crossfade.query import Query
-from crossfade.snapshot import Snapshot
 from crossfade.store import (
     NOW,
     Aggregated,
@@ -45,6 +48,7 @@ from crossfade.store import (
     Page,
     Reading,
     Seen,
+    Stored,
     Version,
 )
 from crossfade.stores.firestore import FirestoreStore
@@ -66,8 +70,6 @@ IDLE = 60.0
 """Seconds, as in Firestore."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 1.0
 GIVE_UP_SECONDS = 2.0
-_FIRESTORE, _POSTGRESQL = b"f", b"p"
-"""What an id begins with; a read-only transaction's with the capital letter."""
 
 
 class BeginAnew(Aborted):
@@ -76,15 +78,30 @@ class BeginAnew(Aborted):
 
 @dataclass(slots=True)
 class _Open:
-    """A transaction on PostgreSQL. Times are of the monotonic clock, in seconds."""
+    """A transaction on PostgreSQL. Times are of the monotonic clock, in seconds. `epochs` by
+    group; `touched`: the groups that it has read."""
 
-    epoch: int
+    epochs: Mapping[str, int]
     begun: float
     used: float
     snapshot: HeldSnapshot | None = None
     read_only: bool = False
     reads: dict[str, Version | None] = field(default_factory=dict)
     queries: list[Asked] = field(default_factory=list)
+    touched: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Unbound:
+    """A transaction that was begun while groups have different authorities, and the one that it
+    has become with the first thing that it touched."""
+
+    begun: float
+    used: float
+    read_only: bool
+    read_time: int | None
+    retry: bytes | None
+    bound: bytes | None = None
 
 
 class Transaction:
@@ -138,22 +155,29 @@ class Transactions:
 
     def __init__(
         self,
-        control: Control,
-        migrator: Migrator,
+        groups: Groups,
+        controls: Mapping[str, Control],
+        documents: Documents,
         database: Database,
         firestore: FirestoreStore | None,
-        postgres: PostgresStore | None,
+        postgres: Mapping[str, PostgresStore],
         snapshots: Snapshots | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._control = control
-        self._migrator = migrator
+        self._groups = groups
+        self._controls = controls
+        self._several = len(controls) > 1
+        self._identities = Identities([group.name for group in groups.all])
+        self._documents = documents
         self.database = database
         self._firestore = firestore
         self._postgres = postgres
         self._snapshots = snapshots
         self._clock = clock
         self._open: dict[bytes, _Open] = {}
+        self._unbound: dict[bytes, _Unbound] = {}
+        self._touched: OrderedDict[bytes, set[str]] = OrderedDict()
+        """What transactions of Firestore's have read here, by group, where there are several."""
 
     def __len__(self) -> int:
         """How many are open on PostgreSQL."""
@@ -206,9 +230,27 @@ class Transactions:
         """Whether the request was committed before, and which of its intents to try next."""
         if request_id is None:
             return False, 0
-        snapshot = await self._control.admit(call.left)
         intents = intents_of(request_id)
-        if snapshot.authority is StoreName.POSTGRESQL:
+        if not self._several:
+            snapshot = await self._controls[DEFAULT].admit(call.left)
+            return await self._asked(snapshot.authority, intents, call)
+        done, attempt = False, 0
+        authorities = {control.snapshot.authority for control in self._controls.values()}
+        for authority in sorted(authorities):
+            try:
+                found, free = await self._asked(authority, intents, call)
+            except InfrastructureError:
+                # It may be about the other one's groups alone. If it is not, it fails by itself.
+                if len(authorities) == 1:
+                    raise
+                continue
+            done, attempt = done or found, max(attempt, free)
+        return done, attempt
+
+    async def _asked(
+        self, authority: StoreName, intents: Sequence[str], call: Call
+    ) -> tuple[bool, int]:
+        if authority is StoreName.POSTGRESQL:
             return await self.postgres.was_done(intents, timeout=call.left()), 0
         states = await self._needs_firestore().intent_states(intents, timeout=call.left())
         free = [number for number, state in enumerate(states) if state != "revoked"]
@@ -238,39 +280,86 @@ class Transactions:
         """The id of a new transaction. `read_time` (microseconds): what a read-only one sees;
         `retry`: the one whose place it takes. Raises InvalidArgument, FailedPrecondition (a
         time that is not kept), ResourceExhausted."""
-        snapshot = await self._control.admit(call.left)
-        epoch = snapshot.epoch.to_bytes(8, "big")
-        if snapshot.authority is StoreName.FIRESTORE:
+        if not self._several:
+            snapshot = await self._controls[DEFAULT].admit(call.left)
+            epochs = {DEFAULT: snapshot.epoch}
+            return await self._begin_at(
+                snapshot.authority, epochs, call, read_only, read_time, retry
+            )
+        # What it will touch is not known yet, so no group is waited for.
+        snapshots = {name: control.snapshot for name, control in self._controls.items()}
+        epochs = {name: snapshot.epoch for name, snapshot in snapshots.items()}
+        authorities = {snapshot.authority for snapshot in snapshots.values()}
+        if len(authorities) == 1:
+            return await self._begin_at(
+                authorities.pop(), epochs, call, read_only, read_time, retry
+            )
+        await self._make_room()
+        now = self._clock()
+        tail = secrets.token_bytes(16)
+        identity = self._identities.make(None, epochs, tail, read_only=read_only)
+        earlier = self._unbound.pop(retry, None) if retry is not None else None
+        if earlier is not None:
+            retry = earlier.bound
+        self._unbound[identity] = _Unbound(now, now, read_only, read_time, retry)
+        return identity
+
+    async def _begin_at(
+        self,
+        authority: StoreName,
+        epochs: Mapping[str, int],
+        call: Call,
+        read_only: bool,
+        read_time: int | None,
+        retry: bytes | None,
+    ) -> bytes:
+        if authority is StoreName.FIRESTORE:
             earlier = None
-            if retry is not None and retry[:1].lower() == _FIRESTORE:
-                earlier = retry[9:]
+            if retry is not None and kind_of(retry) == FIRESTORE:
+                earlier = self._identities.handle(retry)
             handle = await self._needs_firestore().begin(
                 timeout=call.left(), read_only=read_only, read_time=read_time, retry=earlier
             )
-            return (_FIRESTORE.upper() if read_only else _FIRESTORE) + epoch + handle
+            identity = self._identities.make(authority, epochs, handle, read_only=read_only)
+            self._note(identity, ())
+            return identity
         if retry is not None:
             await self._end(retry, call.left())
         if read_time is not None:
             raise _no_past(read_time)
         await self._make_room()
         now = self._clock()
-        opened = _Open(snapshot.epoch, now, now, read_only=read_only)
+        opened = _Open(epochs, now, now, read_only=read_only)
         if read_only:
             opened.snapshot = await self._needs_snapshots().open(call.left())
-            if opened.snapshot.epoch != snapshot.epoch:
+            if any(
+                opened.snapshot.epochs.get(name) != epochs[name] for name in self._led(authority)
+            ):
                 await opened.snapshot.close()
                 raise _epoch_over()
-        kind = _POSTGRESQL.upper() if read_only else _POSTGRESQL
-        identity = kind + epoch + secrets.token_bytes(16)
+        identity = self._identities.make(
+            authority, epochs, secrets.token_bytes(16), read_only=read_only
+        )
         self._open[identity] = opened
         return identity
+
+    def _led(self, authority: StoreName) -> list[str]:
+        """The groups that an authority decides."""
+        return [
+            name
+            for name, control in self._controls.items()
+            if control.snapshot.authority is authority
+        ]
 
     def adopt(self, snapshot: HeldSnapshot) -> bytes:
         """A read-only transaction of a snapshot that somebody else has opened; ending it closes
         the snapshot."""
         now = self._clock()
-        identity = _POSTGRESQL.upper() + snapshot.epoch.to_bytes(8, "big") + secrets.token_bytes(16)
-        self._open[identity] = _Open(snapshot.epoch, now, now, snapshot, read_only=True)
+        epochs = {name: snapshot.epochs.get(name, 0) for name in self._controls}
+        identity = self._identities.make(
+            StoreName.POSTGRESQL, epochs, secrets.token_bytes(16), read_only=True
+        )
+        self._open[identity] = _Open(epochs, now, now, snapshot, read_only=True)
         return identity
 
     async def end(self, transaction: bytes) -> None:
@@ -282,8 +371,15 @@ class Transactions:
         await self._end(transaction, call.left())
 
     async def _end(self, identity: bytes, timeout: float) -> None:
-        if identity[:1].lower() == _FIRESTORE and self._firestore is not None:
-            await self._firestore.rollback(identity[9:], timeout=timeout)
+        unbound = self._unbound.pop(identity, None)
+        if unbound is not None:
+            if unbound.bound is not None:
+                await self._end(unbound.bound, timeout)
+            return
+        self._touched.pop(identity, None)
+        if kind_of(identity) == FIRESTORE and self._firestore is not None:
+            handle = self._identities.handle(identity)
+            await self._firestore.rollback(handle, timeout=timeout)
             return
         await self._forget(identity)
 
@@ -293,9 +389,9 @@ class Transactions:
             await opened.snapshot.close()
 
     async def _make_room(self) -> None:
-        if len(self._open) >= MOST_OPEN:
+        if len(self._open) + len(self._unbound) >= MOST_OPEN:
             await self.sweep()
-        if len(self._open) >= MOST_OPEN:
+        if len(self._open) + len(self._unbound) >= MOST_OPEN:
             raise ResourceExhausted(
                 f"transaction: {MOST_OPEN} transactions are open, the limit of this sidecar"
             )
@@ -305,6 +401,8 @@ class Transactions:
         now = self._clock()
         for identity in [name for name, opened in self._open.items() if _over(opened, now)]:
             await self._forget(identity)
+        for identity in [name for name, begun in self._unbound.items() if _over(begun, now)]:
+            await self._let_go(identity)
 
     async def run_sweeps(self) -> None:
         """Runs for ever."""
@@ -312,23 +410,56 @@ class Transactions:
             await asyncio.sleep(IDLE / 4)
             await self.sweep()
 
-    async def _current(self, transaction: bytes, call: Call) -> Snapshot:
-        """The snapshot that stands, if the transaction is of its epoch. Raises Aborted where the
-        authority has changed since, InvalidArgument for what is no transaction."""
-        epoch = int.from_bytes(transaction[1:9], "big")
-        if len(transaction) <= 9 or transaction[:1].lower() not in {_FIRESTORE, _POSTGRESQL}:
+    async def _current(
+        self, transaction: bytes, touched: Sequence[str], call: Call
+    ) -> tuple[bytes, StoreName]:
+        """The transaction at its authority, which it stands at: all groups that are touched now
+        are of the epochs in which it began. Raises Aborted where an authority has changed since,
+        FailedPrecondition where one is another than the transaction's, InvalidArgument for what
+        is no transaction."""
+        if not self._identities.legal(transaction):
             raise _unknown()
-        snapshot = await self._control.admit(call.left)
-        if snapshot.epoch < epoch:
-            await self._control.catch_up(call.left)
-            snapshot = await self._control.admit(call.left)
-        if snapshot.epoch != epoch:
-            await self._let_go(transaction)
-            raise _epoch_over()
-        kind = transaction[:1].lower()
-        if (snapshot.authority is StoreName.FIRESTORE) != (kind == _FIRESTORE):
+        epochs = self._identities.epochs(transaction)
+        authorities = {}
+        for name in touched:
+            control = self._controls[name]
+            snapshot = await control.admit(call.left)
+            if snapshot.epoch < epochs[name]:
+                await control.catch_up(call.left)
+                snapshot = await control.admit(call.left)
+            if snapshot.epoch != epochs[name]:
+                await self._let_go(transaction)
+                raise _epoch_over()
+            authorities[name] = snapshot.authority
+        if len(set(authorities.values())) > 1:
+            raise self._spans(touched)
+        authority = next(iter(authorities.values()))
+        if kind_of(transaction) == UNBOUND:
+            transaction = await self._bound(transaction, authority, call)
+        mine = StoreName.FIRESTORE if kind_of(transaction) == FIRESTORE else StoreName.POSTGRESQL
+        if authority is not mine:
+            if self._several:
+                raise self._spans(self._controls)
             raise _unknown()
-        return snapshot
+        return transaction, mine
+
+    async def _bound(self, identity: bytes, authority: StoreName, call: Call) -> bytes:
+        """What a transaction has become that was begun without an authority."""
+        unbound = self._unbound.get(identity)
+        if unbound is None or _over(unbound, self._clock()):
+            raise _unknown()
+        unbound.used = self._clock()
+        if unbound.bound is None:
+            epochs = self._identities.epochs(identity)
+            unbound.bound = await self._begin_at(
+                authority, epochs, call, unbound.read_only, unbound.read_time, unbound.retry
+            )
+        return unbound.bound
+
+    def _spans(self, names: Iterable[str]) -> FailedPrecondition:
+        return FailedPrecondition(
+            spans("the transaction", [self._controls[name] for name in names])
+        )
 
     async def _use(self, transaction: bytes) -> _Open:
         """An open transaction on PostgreSQL."""
@@ -347,11 +478,13 @@ class Transactions:
     async def get(self, transaction: bytes, paths: Sequence[str], call: Call) -> Reading:
         """The documents as the transaction sees them. Raises Aborted where it can only be
         begun anew, InvalidArgument where it is over."""
-        snapshot = await self._current(transaction, call)
-        if snapshot.authority is StoreName.FIRESTORE:
-            at = At(transaction=transaction[9:])
+        touched = self._groups.spanned(paths)
+        transaction, authority = await self._current(transaction, touched, call)
+        if authority is StoreName.FIRESTORE:
+            at = At(transaction=self._note(transaction, touched))
             return await self._needs_firestore().get(paths, timeout=call.left(), at=at)
         opened = await self._use(transaction)
+        opened.touched.update(touched)
         if opened.snapshot is not None:
             return await opened.snapshot.get(paths, call.left())
         known = opened.reads if len(opened.reads) <= AGAIN_READS else {}
@@ -360,8 +493,8 @@ class Transactions:
             raise InvalidArgument(
                 f"transaction: it read {MOST_READS} documents, the limit of a transaction here"
             )
-        reading = await self.postgres.get(asked, timeout=call.left())
-        _check_epoch(opened, reading.state)
+        reading = await self._postgres_of(touched[0]).get(asked, timeout=call.left())
+        await self._check_epochs(opened, touched[0], reading.state)
         found = {stored.path: stored for stored in reading.documents}
         for path, stored in found.items():
             if opened.reads.setdefault(path, stored.version) != stored.version:
@@ -371,9 +504,10 @@ class Transactions:
 
     async def query(self, transaction: bytes, query: Query, call: Call) -> AsyncIterator[Page]:
         """The query's pages as the transaction sees them."""
-        snapshot = await self._current(transaction, call)
-        if snapshot.authority is StoreName.FIRESTORE:
-            at = At(transaction=transaction[9:])
+        touched = self._reached(query)
+        transaction, authority = await self._current(transaction, touched, call)
+        if authority is StoreName.FIRESTORE:
+            at = At(transaction=self._note(transaction, touched))
             firestore = self._needs_firestore()
             async for page in firestore.query(query, timeout=call.left(), at=at):
                 yield page
@@ -383,11 +517,12 @@ class Transactions:
             async for page in opened.snapshot.query(query, call.left()):
                 yield page
             return
+        opened.touched.update(touched)
         pages: list[Page] = []
         result: list[tuple[str, int]] = []
-        async for page in self.postgres.query(query, timeout=call.left()):
+        async for page in self._postgres_of(touched[0]).query(query, timeout=call.left()):
             if page.state is not None:
-                _check_epoch(opened, page.state)
+                await self._check_epochs(opened, touched[0], page.state)
             pages.append(page)
             result += map(wire.identity_of, _documents(page))
         _remember(opened, Asked(query, tuple(result)))
@@ -398,18 +533,22 @@ class Transactions:
         self, transaction: bytes, query: Query, aggregations: Sequence[Aggregation], call: Call
     ) -> tuple[dict[str, Value], int]:
         """The aggregations by alias, and the time of the read."""
-        snapshot = await self._current(transaction, call)
-        if snapshot.authority is StoreName.FIRESTORE:
+        touched = self._reached(query)
+        transaction, authority = await self._current(transaction, touched, call)
+        if authority is StoreName.FIRESTORE:
+            at = At(transaction=self._note(transaction, touched))
             found = await self._needs_firestore().aggregate(
-                query, aggregations, timeout=call.left(), at=At(transaction=transaction[9:])
+                query, aggregations, timeout=call.left(), at=at
             )
             return found.values, found.read_time
         opened = await self._use(transaction)
         if opened.snapshot is not None:
             found = await opened.snapshot.aggregate(query, aggregations, call.left())
             return found.values, found.read_time
-        found = await self.postgres.aggregate(query, aggregations, timeout=call.left())
-        _check_epoch(opened, found.state)
+        opened.touched.update(touched)
+        postgres = self._postgres_of(touched[0])
+        found = await postgres.aggregate(query, aggregations, timeout=call.left())
+        await self._check_epochs(opened, touched[0], found.state)
         _remember(opened, Asked(query, found.result, tuple(aggregations)))
         return found.values, found.read_time
 
@@ -418,12 +557,25 @@ class Transactions:
     async def get_at(self, read_time: int, paths: Sequence[str], call: Call) -> Reading:
         """The documents as they were at a time, in microseconds. PostgreSQL keeps no past: there
         it is FailedPrecondition where one of them has changed since."""
+        names = self._groups.spanned(paths)
+        if len(names) == 1:
+            return await self._get_at(names[0], read_time, paths, call)
+        found: dict[str, Stored] = {}
+        for name in names:
+            own = [path for path in paths if self._groups.spanned([path]) == (name,)]
+            reading = await self._get_at(name, read_time, own, call)
+            found |= {stored.path: stored for stored in reading.documents}
+        return Reading(tuple(found[path] for path in paths), read_time)
+
+    async def _get_at(
+        self, group: str, read_time: int, paths: Sequence[str], call: Call
+    ) -> Reading:
         at = At(read_time=read_time)
-        snapshot = await self._control.admit(call.left)
+        snapshot = await self._controls[group].admit(call.left)
         if snapshot.authority is StoreName.FIRESTORE:
             return await self._needs_firestore().get(paths, timeout=call.left(), at=at)
-        reading = await self.postgres.get(paths, timeout=call.left())
-        self._check_state(reading.state)
+        reading = await self._postgres_of(group).get(paths, timeout=call.left())
+        self._check_state(group, reading.state)
         if read_time > reading.read_time:
             raise InvalidArgument("read_time: it cannot be in the future")
         if any(s.version is not None and s.version[1] > read_time for s in reading.documents):
@@ -433,39 +585,67 @@ class Transactions:
     async def query_authority(self, query: Query, call: Call, at: At = NOW) -> AsyncIterator[Page]:
         """A query's pages by the authority, as nobody routes it: of all collections, or of the
         past."""
-        firestore = await self.at_authority(call, at)
+        names = self._reached(query)
+        firestore = await self.at_authority(call, at, names)
         if firestore is not None:
             async for page in firestore.query(query, timeout=call.left(), at=at):
                 yield page
             return
-        async for page in self.postgres.query(query, timeout=call.left()):
-            self._check_state(page.state)
+        async for page in self._postgres_of(names[0]).query(query, timeout=call.left()):
+            self._check_state(names[0], page.state)
             yield page
 
     async def aggregate_authority(
         self, query: Query, aggregations: Sequence[Aggregation], call: Call, at: At = NOW
     ) -> Aggregated:
         """The same for aggregations."""
-        firestore = await self.at_authority(call, at)
+        names = self._reached(query)
+        firestore = await self.at_authority(call, at, names)
         if firestore is not None:
             return await firestore.aggregate(query, aggregations, timeout=call.left(), at=at)
-        found = await self.postgres.aggregate(query, aggregations, timeout=call.left())
-        self._check_state(found.state)
+        postgres = self._postgres_of(names[0])
+        found = await postgres.aggregate(query, aggregations, timeout=call.left())
+        self._check_state(names[0], found.state)
         return found
 
-    def _check_state(self, state: MirrorState | None) -> None:
-        if state is not None and not self._control.snapshot.current(state):
+    def _check_state(self, group: str, state: MirrorState | None) -> None:
+        if state is not None and not self._controls[group].snapshot.current(state):
             raise Unavailable("the authority is changing")
 
-    async def at_authority(self, call: Call, at: At = NOW) -> FirestoreStore | None:
-        """The Firestore to ask for something that is asked of the authority alone; None where
-        that is PostgreSQL. Raises FailedPrecondition there for a read_time."""
-        snapshot = await self._control.admit(call.left)
-        if snapshot.authority is StoreName.FIRESTORE:
+    async def at_authority(
+        self, call: Call, at: At = NOW, names: Sequence[str] = (DEFAULT,)
+    ) -> FirestoreStore | None:
+        """The Firestore to ask for something that is asked of the authority of these groups
+        alone; None where that is PostgreSQL. Raises FailedPrecondition there for a read_time,
+        and where they have different authorities."""
+        snapshots = [await self._controls[name].admit(call.left) for name in names]
+        authority = snapshots[0].authority
+        if any(snapshot.authority is not authority for snapshot in snapshots):
+            raise FailedPrecondition(spans("the read", [self._controls[name] for name in names]))
+        if authority is StoreName.FIRESTORE:
             return self._needs_firestore()
         if at.read_time is not None:
             raise _no_past(at.read_time)
         return None
+
+    async def authority_of(
+        self, collection: str | None, call: Call, at: At = NOW
+    ) -> FirestoreStore | None:
+        """`at_authority` of one collection, or (None) of all."""
+        names = tuple(self._controls) if collection is None else (self._groups.of(collection),)
+        return await self.at_authority(call, at, names)
+
+    async def authorities(
+        self, call: Call, at: At = NOW
+    ) -> list[tuple[FirestoreStore | None, Callable[[str], bool]]]:
+        """The authorities of all groups: each as `at_authority` names it, and whether it is
+        that of a collection."""
+        asked = {name: await self.at_authority(call, at, (name,)) for name in self._controls}
+
+        def led(by: FirestoreStore | None) -> Callable[[str], bool]:
+            return lambda collection: asked[self._groups.of(collection)] is by
+
+        return [(store, led(store)) for store in dict.fromkeys(asked.values())]
 
     # --- commit -------------------------------------------------------------------------------
 
@@ -488,16 +668,33 @@ class Transactions:
         request_id: str | None,
         attempt: int,
     ) -> CommitOutcome:
-        snapshot = await self._current(transaction, call)
-        if snapshot.authority is StoreName.FIRESTORE:
-            handle = transaction[9:]
-            if not writes:
-                return await self._needs_firestore().commit(
-                    writes, timeout=call.left(), transaction=handle
-                )
-            seen = Seen(snapshot.epoch, handle, attempt=attempt)
+        whole, transaction = transaction, self._at_its_authority(transaction)
+        written = self._groups.spanned(write.path for write in writes)
+        if kind_of(transaction) == UNBOUND and not written:
+            await self._end(whole, call.left())  # nothing was done in it
+            return CommitOutcome((), time.time_ns() // 1_000)
+        transaction, authority = await self._current(
+            transaction, written or self._read_by(transaction), call
+        )
+        self._unbound.pop(whole, None)
+        epochs = self._identities.epochs(transaction)
+        if authority is StoreName.FIRESTORE:
+            read = self._read_by(transaction)
+            self._touched.pop(transaction, None)
+            handle = self._identities.handle(transaction)
             try:
-                return await self._migrator.commit(writes, call, request_id, seen)
+                await self._hold(
+                    handle, [name for name in read if name not in written], epochs, call
+                )
+                if not writes:
+                    return await self._needs_firestore().commit(
+                        writes, timeout=call.left(), transaction=handle
+                    )
+                own = {name: epochs[name] for name in written}
+                seen = Seen(
+                    epochs[written[0]], handle, attempt=attempt, epochs=self._if_several(own)
+                )
+                return await self._documents.commit(writes, call, request_id, seen)
             except OutcomeUnknown:
                 raise
             except CrossfadeError:
@@ -510,11 +707,81 @@ class Transactions:
         await self._forget(transaction)
         if opened.read_only:
             return CommitOutcome((), time.time_ns() // 1_000)
-        seen = Seen(opened.epoch, None, tuple(opened.reads.items()), tuple(opened.queries))
+        names = dict.fromkeys([*written, *sorted(opened.touched)])
+        own = {name: epochs[name] for name in names}
+        seen = Seen(
+            epochs[next(iter(names), DEFAULT)],
+            None,
+            tuple(opened.reads.items()),
+            tuple(opened.queries),
+            epochs=self._if_several(own),
+        )
         if not writes:
             # What was read together has been so together, or this is Aborted.
             return await self.postgres.commit(writes, timeout=call.left(), seen=seen)
-        return await self._migrator.commit(writes, call, request_id, seen)
+        return await self._documents.commit(writes, call, request_id, seen)
+
+    # --- groups -------------------------------------------------------------------------------
+
+    def _reached(self, query: Query) -> tuple[str, ...]:
+        """The groups that a query is of: one, or all if it is of all collections."""
+        if query.collection is None:
+            return tuple(self._controls)
+        return (self._groups.of(query.collection),)
+
+    def _if_several(self, epochs: dict[str, int]) -> dict[str, int]:
+        return epochs if self._several else {}
+
+    def _at_its_authority(self, transaction: bytes) -> bytes:
+        unbound = self._unbound.get(transaction)
+        return transaction if unbound is None or unbound.bound is None else unbound.bound
+
+    def _note(self, transaction: bytes, touched: Iterable[str]) -> bytes:
+        """Firestore's own id of a transaction that reads these groups now."""
+        if self._several:
+            self._touched.setdefault(transaction, set()).update(touched)
+            self._touched.move_to_end(transaction)
+            if len(self._touched) > MOST_OPEN:
+                self._touched.popitem(last=False)
+        return self._identities.handle(transaction)
+
+    def _read_by(self, transaction: bytes) -> list[str]:
+        """The groups that a transaction of Firestore's may have read: those that it is known
+        to have read here, and if it was not here, any that Firestore decides."""
+        if kind_of(transaction) != FIRESTORE:
+            opened = self._open.get(transaction)
+            return sorted(opened.touched) if opened is not None and opened.touched else [DEFAULT]
+        if not self._several:
+            return [DEFAULT]
+        known = self._touched.get(transaction)
+        return self._led(StoreName.FIRESTORE) if known is None else sorted(known)
+
+    async def _hold(
+        self, handle: bytes, names: Sequence[str], epochs: Mapping[str, int], call: Call
+    ) -> None:
+        """The groups that a transaction has read and does not write stay at Firestore until it
+        is committed: it reads their control documents, so a change of authority is after it,
+        or it is refused. For those that it writes its pending rows see to that."""
+        for name in names if self._several else ():
+            lease = self._controls[name].lease
+            if lease is None:
+                continue
+            document = await lease.fences.read_in(handle, timeout=call.left())
+            if not document.open or document.epoch != epochs[name]:
+                raise _epoch_over()
+
+    async def _check_epochs(self, opened: _Open, group: str, state: MirrorState | None) -> None:
+        """The groups of a read are of the epochs in which the transaction began. `state` is
+        that of one of them, by the read's own statement; an epoch that stands after the read
+        stood while it was read."""
+        if state is not None and state.epoch != opened.epochs[group]:
+            raise _epoch_over()
+        for name in opened.touched if self._several else ():
+            if (
+                name != group
+                and (await self._controls[name].refresh()).epoch != opened.epochs[name]
+            ):
+                raise _epoch_over()
 
     # --- the stores ---------------------------------------------------------------------------
 
@@ -525,9 +792,13 @@ class Transactions:
 
     @property
     def postgres(self) -> PostgresStore:
-        if self._postgres is None:
+        return self._postgres_of(DEFAULT)
+
+    def _postgres_of(self, group: str) -> PostgresStore:
+        """The store whose answers show the state of a group."""
+        if group not in self._postgres:
             raise Unavailable("this sidecar runs without PostgreSQL")
-        return self._postgres
+        return self._postgres[group]
 
     def _needs_snapshots(self) -> Snapshots:
         if self._snapshots is None:
@@ -550,18 +821,8 @@ def _remember(opened: _Open, asked: Asked) -> None:
     opened.queries.append(asked)
 
 
-def _check_epoch(opened: _Open, state: MirrorState | None) -> None:
-    if state is not None and state.epoch != opened.epoch:
-        raise _epoch_over()
-
-
-def _over(opened: _Open, now: float) -> bool:
+def _over(opened: "_Open | _Unbound", now: float) -> bool:
     return now > opened.begun + LIFETIME or now > opened.used + IDLE
-
-
-def reads_only(transaction: bytes) -> bool:
-    """Whether an id is that of a read-only transaction."""
-    return transaction[:1].isupper()
 
 
 def _unknown() -> InvalidArgument:

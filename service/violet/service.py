@@ -12,7 +12,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from crossfade.call import Call
 from crossfade.document import Database
-from crossfade.migrator import Migrator
+from crossfade.migrator import Documents
+from crossfade.rpc.methods import FINDS, READS, WRITES, Needs
 from crossfade.rpc.server import Unary, Wrapper, parse
 from crossfade.transactions import Transactions
 from crossfade_api.v1 import violet_pb2
@@ -30,8 +31,24 @@ METHODS: Mapping[str, Callable[[Data], Any]] = {
 }
 
 
+READERS = frozenset(
+    {
+        *("GetTask", "ListTasks", "CountTasks", "GetTaskCompletion", "GetTaskStatistics"),
+        *("ListTasksForEvaluation", "ListEvaluations", "GetFinalResult"),
+        *("GetMiner", "ListMiners", "GetMinerStatus", "ListMinerStatus", "PickAvailableMiners"),
+        *("GetConsensus", "ListConsensus", "GetReportStatistics"),
+        *("GetMinerMetrics", "ListMinerMetrics", "GetValidator", "ListValidators"),
+        *("GetUser", "GetUserByEmail", "GetUserByApiKey", "GetUserByCredentials", "UserExists"),
+        "ListUsers",
+        *("GetFile", "ListFiles", "GetFileStatistics", "GetVoice", "GetDefaultVoice"),
+        *("ListVoices", "GetText", "ListSystemMetrics"),
+    }
+)
+"""The methods that a reader may call. All others need a writer."""
+
+
 def handlers(
-    migrator: Migrator, transactions: Transactions, database: Database, wrap: Wrapper
+    migrator: Documents, transactions: Transactions, database: Database, wrap: Wrapper
 ) -> dict[str, grpc.GenericRpcHandler]:
     """The services by their full names."""
     data = Data(migrator, transactions, database)
@@ -42,11 +59,19 @@ def handlers(
             method.name: wrap.unary(
                 f"{service.full_name}/{method.name}",
                 _unary(getattr(implementation, snake(method.name)), method),
+                needs_of(method.name),
             )
             for method in service.methods
         }
         found[service.full_name] = grpc.method_handlers_generic_handler(service.full_name, methods)
     return found
+
+
+def needs_of(method: str) -> Needs:
+    """By the name alone, which no two services share. A list's documents are field 1."""
+    if method not in READERS:
+        return WRITES
+    return FINDS if method.startswith("List") else READS
 
 
 def snake(name: str) -> str:

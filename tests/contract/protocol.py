@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import grpc
 import grpc.aio
 from google.cloud.firestore_v1 import types
-from google.rpc import code_pb2  # type: ignore[import-untyped]
+from google.rpc.code_pb2 import Code
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind
@@ -213,7 +213,7 @@ class Session:
         ):
             if result.HasField("update_time"):
                 self._learn(result.update_time, f"write {self._steps}.{index}")
-            values.append([code_pb2.Code.Name(status.code), *self._result(write, result)])
+            values.append([Code.Name(status.code), *self._result(write, result)])
         return values
 
     async def _create(self, asked: Create) -> list[Any]:

@@ -55,12 +55,15 @@ async def _copies(world: World, victim: Sidecar, random: Random) -> None:
 
 
 async def _loses_postgresql(world: World, victim: Sidecar, random: Random) -> None:
-    """What is written then goes another way; again, for another may have closed the gate."""
-    while victim.process.running:
+    """What is written then goes another way. Again, for another may have closed the gate, which
+    opens after some quiet: each time it is left alone for longer."""
+    for quiet in range(1, 30, 2):
+        if not victim.process.running:
+            return
         victim.postgres.down()
         await asyncio.sleep(4)
         await victim.postgres.heal()
-        await asyncio.sleep(1)
+        await asyncio.sleep(quiet)
 
 
 async def _finds_postgresql_again(world: World, victim: Sidecar, random: Random) -> None:

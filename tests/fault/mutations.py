@@ -87,12 +87,14 @@ def _nothing_is_revoked() -> None:
 
 
 def _rows_go_though_nobody_knows() -> None:
-    from crossfade.forward import Forward
+    from crossfade import forward
 
-    async def refused(self: Any, intent: str, error: Any, *, shared: bool) -> None:
-        await self._mirroring.drop(intent)
+    async def refused(parts: Any, intent: str, error: Any, *, shared: bool) -> None:
+        for part in parts:
+            if part.mirrored:
+                await part.forward.mirroring.drop(intent)
 
-    Forward._refused = refused  # type: ignore[method-assign]
+    forward._refused = refused
 
 
 def _pending_is_ignored() -> None:
@@ -126,7 +128,7 @@ def _the_gate_stays_open() -> None:
         document = await self._lease.renew(left())
         return int(document.gate)
 
-    Outbox._closed_gate = closed_gate  # type: ignore[method-assign]
+    Outbox.closed_gate = closed_gate  # type: ignore[method-assign]
 
 
 def _partial_writes_are_put() -> None:

@@ -47,6 +47,15 @@ def free_port() -> int:
             return port
 
 
+def _holders(port: int) -> str:
+    """Whose sockets have the port: for the message when it was taken."""
+    return ", ".join(
+        f"{connection.status} of {connection.pid}"
+        for connection in psutil.net_connections("tcp")
+        if port in {end.port for end in (connection.laddr, connection.raddr) if end}
+    )
+
+
 class ChildError(Exception):
     """A process did not start; the message has what it said."""
 
@@ -139,7 +148,11 @@ class Child:
                 if any(line.startswith(self.ready.encode()) for line in log):
                     return
             if not self.running:
-                raise ChildError(f"{self.name} ended with {self.exit_code}:\n{self.tail()}")
+                holders = _holders(self.port)
+                raise ChildError(
+                    f"{self.name} ended with {self.exit_code} at start {self.starts}; "
+                    f"port {self.port}: {holders}\n{self.tail()}"
+                )
             await asyncio.sleep(0.02)
         raise ChildError(f"{self.name} did not answer:\n{self.tail()}")
 

@@ -8,7 +8,7 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from typing import Any
 
@@ -399,6 +399,39 @@ async def test_a_sidecar_that_is_cut_off_writes_while_another_reaches_the_mirror
     await two.equal()
 
 
+async def test_a_mirror_that_becomes_slow_is_gone_around_until_it_is_quick_again(two):
+    """Its way to PostgreSQL is slow, for one sidecar. Nobody reads what is old, and everybody
+    writes as before, once it was noticed."""
+    first, second = two.sidecars
+    first.firestore.latency = 0.005
+
+    async def writes(times: int) -> float:
+        """The median of their seconds, each read back at the other sidecar."""
+        took = []
+        for number in range(times):
+            began = time.monotonic()
+            await first.client.set("notes/1", {"n": number}, timeout=8, request_id=None)
+            took.append(time.monotonic() - began)
+            assert (await second.client.get("notes/1")).fields == {"n": number}
+        return statistics.median(took)
+
+    async def gate_is(closed: int) -> bool:
+        control = await two.in_firestore("_crossfade_control/default")
+        assert control is not None
+        return control["gate"] % 2 == closed
+
+    await writes(40)
+    first.postgres.latency = 0.06
+    slow = await writes(5)
+    await eventually(lambda: _after(writes(5), gate_is(1)), 30, "the gate is closed")
+    await asyncio.sleep(1)  # the leases are over
+    around = await writes(20)
+    assert around < slow - 0.06  # of 120 ms that rows take more
+    first.postgres.latency = 0.0
+    await eventually(lambda: _after(writes(1), gate_is(0)), 40, "the gate is open")
+    await two.equal()
+
+
 async def test_required_reports_success_though_the_mirror_went_away_after_the_commit(
     fault_server, fault_directory
 ):
@@ -565,6 +598,11 @@ async def test_a_request_is_done_once_across_sidecars_crashes_and_flips(two):
         assert (await second.client.commit(increment, request_id="once")).replayed
     await two.equal()
     assert await two.in_firestore("notes/1") == {"total": 1}
+
+
+async def _after(first: Awaitable[Any], then: Awaitable[bool]) -> bool:
+    await first
+    return await then
 
 
 async def _nothing_pends(around: World) -> bool:

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from crossfade.admin.http import HttpServer, build
+from crossfade.controls import Controls
 from crossfade.errors import Unavailable
+from crossfade.groups import DEFAULT, Groups
 from crossfade.plan import Stage
 from tests.sidecar import running
 
@@ -24,7 +26,8 @@ async def fetch(address: str, path: str) -> tuple[int, Any]:
 @pytest.fixture
 async def served(postgres_database):
     async with running(await postgres_database(), Stage.SHADOW) as stack:
-        web = HttpServer(build(stack.sidecar.control, stack.sidecar.status), "127.0.0.1", 0)
+        controls = Controls(Groups({}), {DEFAULT: stack.sidecar.control})
+        web = HttpServer(build(controls, stack.sidecar.status), "127.0.0.1", 0)
         await web.start()
         yield stack, web.address
         await web.stop()

@@ -159,7 +159,7 @@ async def test_dead_letters_of_the_way_there_are_tried_again(stack, monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "put", put)
         await stack.direct.commit([Write("tasks/bad", {"n": 1})], timeout=5)
-        rows = stack.sidecar._forward._pending
+        rows = stack.sidecar.members["default"].forward._pending
         epoch = stack.sidecar.control.snapshot.epoch
         await rows.mark(["tasks/bad"], epoch, "repair", StoreName.FIRESTORE)
         await dead(stack, "tasks/bad")

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
+from typing import Any
 
 import asyncpg
 import pytest
 
 from crossfade.errors import Aborted, Unavailable
 from crossfade.outbox import Outbox
+from crossfade.pace import OPENINGS
 from crossfade.plan import Stage, StoreName
 from crossfade.stores.fences import ControlDocument, Entry
 from crossfade.stores.firestore import FirestoreStore
@@ -38,7 +40,7 @@ def cut(monkeypatch):
         async def away(*_args, **_kwargs):
             raise Unavailable("PostgreSQL is away")
 
-        mirror = stack.sidecar._forward._pending.mirror
+        mirror = stack.sidecar.members["default"].forward._pending.mirror
         patch = pytest.MonkeyPatch()
         for name in ("_open", "takes_rows", "put", "claim"):
             patch.setattr(mirror, name, away)
@@ -78,7 +80,9 @@ async def test_an_outage_of_the_mirror_is_none_of_the_application(first, cut):
 
 
 async def _open(stack: Running) -> bool:
-    return gate(stack) % 2 == 0 and not stack.sidecar._forward._outbox.mirror_is_out
+    return (
+        gate(stack) % 2 == 0 and not stack.sidecar.members["default"].forward.outbox.mirror_is_out
+    )
 
 
 async def test_no_other_sidecar_answers_from_a_copy_that_the_outbox_left_behind(first, second, cut):
@@ -132,7 +136,7 @@ async def test_a_gate_that_was_opened_and_closed_again_is_another(first, second,
     """A commit that waited for an earlier closing is refused under the next."""
     mend = cut(first)
     await first.client.set("tasks/1", {"n": 1}, timeout=5)
-    outbox = first.sidecar._forward._outbox
+    outbox = first.sidecar.members["default"].forward.outbox
     assert outbox._waited == 1
     mend()
     await eventually(lambda: _open(first))
@@ -176,7 +180,7 @@ async def test_a_late_outbox_commit_is_refused_once_the_gate_is_open(first, cut,
     reached = asyncio.Event()
 
     async def late(self, writes, deadline, transaction=None):
-        mine = self is first.sidecar._forward._firestore
+        mine = self is first.sidecar.members["default"].forward._firestore
         if mine and transaction is not None and not reached.is_set():
             reached.set()
             await held.wait()
@@ -312,3 +316,119 @@ async def test_no_verdict_blames_the_mirror_for_what_went_past_it(first, cut):
     assert first.count(SHADOW_DROPPED, "gate") > 0
     for verdict in ("wrong", "stale", "missing", "extra"):
         assert first.count(VERDICTS, verdict) == 0
+
+
+# --- a mirror that is only slow -----------------------------------------------------------------
+
+
+@pytest.fixture
+def slow_down():
+    """Makes PostgreSQL slow to take pending rows, and to say that it would; the returned
+    function mends it."""
+
+    def slow_down(stack: Running, seconds: float):
+        mirror, patch = stack.sidecar.members["default"].mirror, pytest.MonkeyPatch()
+
+        def late(real):
+            async def call(*args, **kwargs):
+                await asyncio.sleep(seconds)
+                return await real(*args, **kwargs)
+
+            return call
+
+        for name in ("_open", "takes_rows"):
+            patch.setattr(mirror, name, late(getattr(mirror, name)))
+        return patch.undo
+
+    return slow_down
+
+
+@pytest.fixture
+async def wary(postgres_database):
+    """A sidecar that goes around a slow mirror and knows what is usual."""
+    options: Any = {"read_percent": 100, "slow_mirror": "around"}
+    async with running(await postgres_database(), Stage.SHADOW, **options) as stack:
+        await stack.copy()
+        await commits(stack, 2 * OPENINGS)
+        await stack.settled()
+        yield stack
+
+
+async def commits(stack: Running, times: int, first: int = 0) -> list[float]:
+    """Commits of one document, one after the other: the seconds that each took."""
+    took = []
+    for number in range(first, first + times):
+        began = time.monotonic()
+        await stack.client.set("tasks/1", {"n": number}, timeout=5)
+        took.append(time.monotonic() - began)
+    return took
+
+
+async def test_a_slow_mirror_is_gone_around_and_nobody_waits_for_the_gate(
+    wary, slow_down, monkeypatch
+):
+    real, waited = Outbox.commit, []
+
+    async def commit(self, writes, intent, snapshot, *rest):
+        waited.append(not self._is_closed(snapshot))
+        return await real(self, writes, intent, snapshot, *rest)
+
+    monkeypatch.setattr(Outbox, "commit", commit)
+    mend = slow_down(wary, 0.08)
+    pace = wary.sidecar._forward._outbox.pace
+    for _ in range(8 * OPENINGS):
+        await commits(wary, 1)
+        if wary.count(OUTBOX, "written"):
+            break
+    assert pace.slow
+    assert gate(wary) == 1
+    await commits(wary, OPENINGS)
+    assert len(waited) > OPENINGS
+    assert not any(waited)
+    assert (await wary.client.get("tasks/1")).fields == {"n": OPENINGS - 1}
+    # What goes past it is drained all the same, and the gate stays closed.
+    await wary.settled(20)
+    assert gate(wary) == 1
+    assert await in_postgres(wary, "tasks/1") == {"n": OPENINGS - 1}
+    mend()
+    await eventually(lambda: _open(wary), 20)
+    assert not pace.slow
+    written = wary.count(OUTBOX, "written")
+    await commits(wary, 3)
+    assert wary.count(OUTBOX, "written") == written == wary.count(OUTBOX, "drained")
+
+
+async def test_no_other_sidecar_answers_from_a_copy_that_a_slow_one_went_around(wary, slow_down):
+    async with wary.another(read_percent=100) as second:
+        await second.client.get("tasks/1")
+        slow_down(wary, 0.08)
+        stop, stale, acknowledged = False, [], 0
+
+        async def reader() -> None:
+            while not stop:
+                known = acknowledged
+                found = await second.client.get("tasks/1")
+                if found.fields["n"] < known:
+                    stale.append((known, found.fields["n"]))
+
+        await commits(wary, 1)
+        reading = asyncio.create_task(reader())
+        for n in range(1, 6 * OPENINGS):
+            await commits(wary, 1, first=n)
+            acknowledged = n
+        stop = True
+        await reading
+        assert stale == []
+        assert wary.count(OUTBOX, "written") > OPENINGS
+        assert second.count(RETURNED_READS, "gate") > 0
+
+
+async def test_who_asked_for_answers_to_wait_waits_for_a_slow_mirror(postgres_database, slow_down):
+    options: Any = {"mirror": "wait", "slow_mirror": "around"}
+    async with running(await postgres_database(), Stage.DUAL_WRITE, **options) as stack:
+        await stack.copy()
+        await commits(stack, 2 * OPENINGS)
+        slow_down(stack, 0.06)
+        assert min(await commits(stack, 2 * OPENINGS)) > 0.06
+        assert gate(stack) == 0
+        assert stack.count(OUTBOX, "written") == 0

@@ -243,7 +243,7 @@ async def test_a_sidecar_prunes(postgres_database, stage: str):
     async with running(await postgres_database(), Stage.SHADOW) as stack:
         await stack.copy()
         await stack.stage(stage)
-        worker = stack.sidecar._recopy
+        worker = stack.sidecar.members["default"].recopy
         assert worker is not None
         worker._prune_interval = worker._prune_at = 0.05
         for path in ("tasks/1", "notes/1", "notes/2"):

@@ -364,7 +364,7 @@ async def test_the_sidecars_clock_is_no_version(shadowing, monkeypatch, skew):
         monotonic=time.monotonic, time_ns=lambda: time.time_ns() + skew * 1_000_000_000
     )
     monkeypatch.setattr(firestore, "time", clock)
-    rows = shadowing.sidecar._forward._pending
+    rows = shadowing.sidecar.members["default"].forward._pending
     epoch = shadowing.sidecar.control.snapshot.epoch
     await shadowing.client.set("tasks/old", {"n": 1})
     await shadowing.settled()
@@ -443,7 +443,7 @@ async def test_a_document_that_cannot_be_put_does_not_stop_the_others(
     monkeypatch.setattr(Mirror, "put", put)
     paths = ["tasks/a", "tasks/bad", "tasks/z"]
     await shadowing.direct.commit([Write(path, {"n": 1}) for path in paths], timeout=5)
-    rows = shadowing.sidecar._forward._pending
+    rows = shadowing.sidecar.members["default"].forward._pending
     epoch = shadowing.sidecar.control.snapshot.epoch
     await rows.mark(paths, epoch, "repair", StoreName.FIRESTORE)
     await shadowing.settled()
@@ -515,7 +515,7 @@ async def test_remembering_locks_in_the_order_of_commits(live):
     paths = ["notes/a", "notes/b"]
     await live.client.commit([ClientWrite.set(path, {"n": 1}) for path in paths])
     await live.settled()
-    way_back = live.sidecar._forward._pending.mirror.way_back
+    way_back = live.sidecar.members["default"].forward._pending.mirror.way_back
     peers = await way_back.peers(paths, timeout=5)
     epoch = live.sidecar.control.snapshot.epoch
     await live.sql.execute(

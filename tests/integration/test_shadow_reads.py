@@ -151,7 +151,7 @@ async def test_a_mirror_that_hangs_is_invisible_to_callers(url, monkeypatch):
         await stack.settled()
         shadow = stack.sidecar.shadow
         before = sum(stack.telemetry.counts(VERDICTS).values())
-        mirror = shadow._comparer._stores[StoreName.POSTGRESQL]
+        mirror = stack.sidecar.members["default"].shadow_stores[StoreName.POSTGRESQL]
 
         async def hangs(*_args: Any, timeout: float, **_kwargs: Any) -> Any:
             await asyncio.sleep(30)

@@ -480,7 +480,8 @@ async def test_a_collector_gets_traces_and_metrics(url, collector):
     }
     assert verdicts.as_int == 3
     assert plain(collected.metrics["crossfade.stage"].gauge.data_points[0].attributes) == {
-        "crossfade.stage": "shadow"
+        "crossfade.stage": "shadow",
+        "crossfade.group": "default",
     }
     rpcs = collected.metrics["rpc.server.call.duration"].histogram.data_points
     assert {plain(point.attributes)["rpc.method"] for point in rpcs} >= {f"{SERVICE}/Commit"}

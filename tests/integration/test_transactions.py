@@ -381,7 +381,7 @@ async def test_transactions_go_on_while_postgresql_is_away(
         async def away(*_args: Any, **_kwargs: Any) -> None:
             raise Unavailable("PostgreSQL is away")
 
-        mirror = stack.sidecar._forward._pending.mirror
+        mirror = stack.sidecar.members["default"].forward._pending.mirror
         with monkeypatch.context() as patch:
             for name in ("_open", "takes_rows", "put", "claim"):
                 patch.setattr(mirror, name, away)

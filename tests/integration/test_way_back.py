@@ -34,7 +34,7 @@ class Worker(Recopy):
     """Settles batches when it is told to."""
 
     def __init__(self, stack: Running, firestore: FirestoreStore, batch: int) -> None:
-        mirror = stack.sidecar._forward._pending.mirror
+        mirror = stack.sidecar.members["default"].forward._pending.mirror
         pending = Pending(mirror, firestore, DATABASE, timeout=5.0)
         super().__init__(
             stack.sidecar.control,
@@ -391,7 +391,7 @@ async def test_after_a_rollback_a_request_is_done_once_though_postgresql_is_away
         first = await stack.client.commit(writes, request_id="same")
         await stack.stage("shadow")
         await stack.settled()
-        mirror = stack.sidecar._forward._pending.mirror
+        mirror = stack.sidecar.members["default"].forward._pending.mirror
         for name in ("_open", "takes_rows", "put", "claim"):
             monkeypatch.setattr(mirror, name, away)
         again = await stack.client.commit(writes, request_id="same", timeout=8)

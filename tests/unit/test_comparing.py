@@ -10,7 +10,7 @@ import pytest
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind, aggregate
-from crossfade.comparing import Comparer, Sums, read_pages, stored_documents
+from crossfade.comparing import Comparer, Comparers, Sums, read_pages, stored_documents
 from crossfade.diff import Kind
 from crossfade.document import Database, Document
 from crossfade.plan import StoreName
@@ -417,3 +417,16 @@ async def test_both_stores_are_timed_for_the_same_read(authority, monkeypatch):
     assert (found.collection, found.operation, found.count) == ("c", "get", 1)
     assert found.slower == (1 if authority is F else 0)
     assert abs(found.difference.p50) >= 0.018
+
+
+async def test_gets_of_several_groups_are_read_from_the_stores_of_each():
+    ones, twos = {"c/1": Held({"n": 1}, 5)}, {"d/1": Held({"n": 1}, 5)}
+    first, second = pair(ones, ones), pair(twos, {"d/1": Held({"n": 2}, 5)})
+    both = Comparers(lambda collection: (first if collection == "c" else second).comparer())
+    (one,) = (await first.firestore.get(("c/1",), timeout=1)).documents
+    (two,) = (await second.firestore.get(("d/1",), timeout=1)).documents
+    offers = [
+        Offer(stored.path[0], "get", F, F, 1, "shadow", (stored.path,), (stored,), None)
+        for stored in (two, one, two)
+    ]
+    assert await both.agreeing(offers) == [False, True, False]

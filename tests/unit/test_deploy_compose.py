@@ -180,7 +180,7 @@ def load(monkeypatch, tmp_path):
 def test_the_sidecar_takes_its_variables(load):
     found = load()
 
-    assert found.requested_stage() is Stage.SHADOW
+    assert found.requested_stages() == {"default": Stage.SHADOW}
     assert found.server.host == "0.0.0.0"
     assert found.log.format == "json"
     assert found.firestore.emulator == "firestore:8080"
@@ -197,7 +197,7 @@ def test_the_sidecar_takes_its_variables(load):
     ],
 )
 def test_the_shell_chooses_the_stage(load, given, stage):
-    assert load(**given).requested_stage() is stage
+    assert load(**given).requested_stages() == {"default": stage}
 
 
 def test_the_sidecar_has_time_to_stop(load):

@@ -55,7 +55,7 @@ def test_there_is_one_of_each():
 
 
 def test_the_sidecar_takes_the_config_map(found):
-    assert found.requested_stage() is Stage.DUAL_WRITE
+    assert found.requested_stages() == {"default": Stage.DUAL_WRITE}
     assert found.postgresql.target == "db.internal:5432/violet"
     assert found.ramp.guard is True
 

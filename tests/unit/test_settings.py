@@ -86,7 +86,7 @@ def test_the_seed_variables_ask_for_a_row_of_the_stage_table(
 
     settings = load()
 
-    assert settings.requested_stage() is stage
+    assert settings.requested_stages() == {"default": stage}
     kind = variables["DATABASE_TYPE"]
     assert STAGES[stage].mirrored is (kind == "dual")
     primary = variables.get("MIGRATION_READ_PRIMARY", kind)
@@ -100,18 +100,18 @@ def test_every_stage_has_a_row():
 def test_dual_alone_reads_firestore_and_compares(environment):
     environment(**DUAL)
 
-    assert load().requested_stage() is Stage.SHADOW
+    assert load().requested_stages() == {"default": Stage.SHADOW}
 
 
 def test_a_shadow_rate_of_one_collection_is_a_shadow_rate(environment):
     environment(**DUAL, **NO_SHADOW)
     file = write("[collections.tasks]\nshadow_rate = 1")
 
-    assert load(file).requested_stage() is Stage.SHADOW
+    assert load(file).requested_stages() == {"default": Stage.SHADOW}
 
 
 def test_without_a_word_there_is_no_request():
-    assert load().requested_stage() is None
+    assert load().requested_stages() == {}
 
 
 def test_the_rollback_of_the_migration_plan_is_no_contradiction(environment):
@@ -122,14 +122,14 @@ def test_the_rollback_of_the_migration_plan_is_no_contradiction(environment):
         MIGRATION_DUAL_WRITE="true",
     )
 
-    assert load().requested_stage() is Stage.OFF
+    assert load().requested_stages() == {"default": Stage.OFF}
 
 
 @pytest.mark.parametrize("word", ["TRUE", "1", "Yes", "on"])
 def test_switches_and_words_are_read_in_any_case(environment, word):
     environment(**{**DUAL, "DATABASE_TYPE": "DUAL"}, MIGRATION_DUAL_WRITE=word)
 
-    assert load().requested_stage() is Stage.SHADOW
+    assert load().requested_stages() == {"default": Stage.SHADOW}
 
 
 # variables, file, words that the one sentence must hold
@@ -515,5 +515,5 @@ def test_the_example_of_the_documentation_loads(environment):
     settings = load(file)
 
     assert tomllib.loads(example)["migration"]["stage"] == "shadow"
-    assert settings.requested_stage() is Stage.SHADOW
+    assert settings.requested_stages() == {"default": Stage.SHADOW}
     assert settings.migration == MigrationSettings(stage=Stage.SHADOW, read_percent=5)

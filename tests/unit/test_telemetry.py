@@ -206,8 +206,8 @@ def test_everything_recorded_is_exported():
     recorder = Telemetry(TelemetrySettings(service_name="here"), metric_exporter=exporter)
     recorder.count(telemetry.VERDICTS, "tasks", "match", by=3)
     recorder.count(telemetry.READS, "tasks", StoreName.POSTGRESQL)
-    recorder.gauge(telemetry.PENDING, lambda: 7)
-    recorder.gauge(telemetry.STAGE, lambda: {("shadow",): 1})
+    recorder.gauge(telemetry.PENDING, lambda: {("default",): 7})
+    recorder.gauge(telemetry.STAGE, lambda: {("shadow", "default"): 1})
     for seconds in (0.0009, 0.0011, 0.0015, 0.003):
         recorder.record_store("tasks", "get", StoreName.FIRESTORE, "answered", seconds)
     recorder.record_rpc("crossfade.v1.Crossfade/GetDocument", "OK", 0.004)
@@ -223,8 +223,10 @@ def test_everything_recorded_is_exported():
     assert points(found["crossfade.reads"]) == {
         (("db.collection.name", "tasks"), ("db.system.name", "postgresql")): 1
     }
-    assert points(found["crossfade.pending"]) == {(): 7}
-    assert points(found["crossfade.stage"]) == {(("crossfade.stage", "shadow"),): 1}
+    assert points(found["crossfade.pending"]) == {(("crossfade.group", "default"),): 7}
+    assert points(found["crossfade.stage"]) == {
+        (("crossfade.group", "default"), ("crossfade.stage", "shadow")): 1
+    }
     assert points(found["process.uptime"])[()] > 0
     (rpc,) = found["rpc.server.call.duration"].data.data_points
     assert rpc.attributes["rpc.response.status_code"] == "OK"

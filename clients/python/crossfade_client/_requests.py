@@ -19,6 +19,7 @@ from crossfade_client.values import CommitResult, Snapshot, WriteResult, relativ
 from crossfade_client.writes import Write
 
 MAX_MESSAGE_BYTES = 11 * 1_048_576
+PUSHBACK_METADATA = "grpc-retry-pushback-ms"
 
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -50,9 +51,10 @@ class RequestId(Enum):
 class Attempts:
     """The deadline of one operation and what is left of its retries.
 
-    Only UNAVAILABLE is tried again, and only where `safe`: a read, or a commit with a
-    request_id. Pauses double from 20 ms to 1 s, each drawn evenly from zero to that, so
-    that callers which failed together do not come back together.
+    UNAVAILABLE is tried again where `safe`: a read, or a commit with a request_id. Pauses
+    double from 20 ms to 1 s, each drawn evenly from zero to that, so that callers which
+    failed together do not come back together. RESOURCE_EXHAUSTED is tried again where the
+    sidecar says after how long: nothing was done then.
     """
 
     def __init__(
@@ -67,23 +69,37 @@ class Attempts:
             raise InvalidArgumentError(f"timeout: {timeout} is not a number of seconds above 0")
         self._clock = clock
         self._end = clock() + timeout
-        self._left = retries if safe else 0
+        self._left = retries
+        self._safe = safe
         self._pause = 0.02
 
     def remaining(self) -> float:
         """Seconds for the next attempt; a moment at least, so that gRPC itself ends the call."""
         return max(self._end - self._clock(), 0.001)
 
-    def pause(self, code: grpc.StatusCode) -> float | None:
-        """Seconds to wait before the next attempt; None: there is none."""
-        if code is not grpc.StatusCode.UNAVAILABLE or self._left <= 0:
+    def pause(self, code: grpc.StatusCode, hint: float | None = None) -> float | None:
+        """Seconds to wait before the next attempt; None: there is none. `hint`: what the
+        sidecar says of it."""
+        refused = code is grpc.StatusCode.RESOURCE_EXHAUSTED and hint is not None
+        away = code is grpc.StatusCode.UNAVAILABLE and self._safe
+        if not (refused or away) or self._left <= 0:
             return None
-        pause = random.uniform(0, self._pause)  # noqa: S311 (spreads load, keeps no secret)
+        spread = random.uniform(0, self._pause)  # noqa: S311 (spreads load, keeps no secret)
+        pause = (hint or 0.0) + spread
         if self._clock() + pause >= self._end:
             return None
         self._left -= 1
         self._pause = min(self._pause * 2, 1.0)
         return pause
+
+
+def retry_after(error: Any) -> float | None:
+    """The seconds after which a call that was refused by a limit may be sent again."""
+    for key, value in error.trailing_metadata() or ():
+        if key == PUSHBACK_METADATA:
+            milliseconds = value.decode() if isinstance(value, bytes) else value
+            return int(milliseconds) / 1e3 if milliseconds.isdecimal() else None
+    return None
 
 
 # --- requests and replies -----------------------------------------------------------------------

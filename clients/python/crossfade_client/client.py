@@ -11,7 +11,7 @@ from crossfade_client import _operations, watching
 from crossfade_client._collected import Collected
 from crossfade_client._connection import CommitOptions, Connection, Metadata
 from crossfade_client._operations import Operation
-from crossfade_client._requests import RequestId, checked
+from crossfade_client._requests import RequestId, checked, retry_after
 from crossfade_client.aggregates import Aggregates, Aggregation
 from crossfade_client.errors import NotFoundError, UnavailableError, from_status
 from crossfade_client.query import Query
@@ -86,7 +86,7 @@ class AsyncCrossfade(Connection):
                     for snapshot in operation.read(reply):
                         yield snapshot
             except grpc.aio.AioRpcError as error:
-                pause = None if begun else attempts.pause(error.code())
+                pause = None if begun else attempts.pause(error.code(), retry_after(error))
                 if pause is None:
                     raise operation.error(error.code(), error.details()) from error
             else:
@@ -167,7 +167,7 @@ class AsyncCrossfade(Connection):
                 if pause is None:
                     raise UnavailableError("the stream ended")
             except grpc.aio.AioRpcError as error:
-                pause = told.broken(error.code())
+                pause = told.broken(error.code(), retry_after(error))
                 if pause is None:
                     raise from_status(error.code(), error.details() or "") from error
             finally:
@@ -267,7 +267,7 @@ class AsyncCrossfade(Connection):
                     return operation.read([checked(reply) async for reply in call])
                 return operation.read(await call)
             except grpc.aio.AioRpcError as error:
-                pause = attempts.pause(error.code())
+                pause = attempts.pause(error.code(), retry_after(error))
                 if pause is None:
                     raise operation.error(error.code(), error.details()) from error
             await asyncio.sleep(pause)

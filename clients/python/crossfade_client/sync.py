@@ -14,7 +14,7 @@ from crossfade_client import _operations, watching
 from crossfade_client._collected import Collected
 from crossfade_client._connection import CommitOptions, Connection, Metadata
 from crossfade_client._operations import Operation
-from crossfade_client._requests import RequestId
+from crossfade_client._requests import RequestId, retry_after
 from crossfade_client.aggregates import Aggregates, Aggregation
 from crossfade_client.errors import NotFoundError, UnavailableError, from_status
 from crossfade_client.query import Query
@@ -82,7 +82,7 @@ class Crossfade(Connection):
                     begun = True
                     yield from operation.read(reply)
             except grpc.RpcError as error:
-                pause = None if begun else attempts.pause(error.code())
+                pause = None if begun else attempts.pause(error.code(), retry_after(error))
                 if pause is None:
                     raise operation.error(error.code(), error.details()) from error
             else:
@@ -158,7 +158,7 @@ class Crossfade(Connection):
                 if pause is None:
                     raise UnavailableError("the stream ended")
             except grpc.RpcError as error:
-                pause = told.broken(error.code())
+                pause = told.broken(error.code(), retry_after(error))
                 if pause is None or self._channel is not channel:  # closed: the caller's own doing
                     raise from_status(error.code(), error.details() or "") from error
             finally:
@@ -247,7 +247,7 @@ class Crossfade(Connection):
                 )
                 return operation.read(list(reply) if operation.stream else reply)
             except grpc.RpcError as error:
-                pause = attempts.pause(error.code())
+                pause = attempts.pause(error.code(), retry_after(error))
                 if pause is None:
                     raise operation.error(error.code(), error.details()) from error
             time.sleep(pause)

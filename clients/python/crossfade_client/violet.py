@@ -10,18 +10,17 @@ mean that it is known to be so; where nobody could say, an error is raised.
 """
 
 import asyncio
-import threading
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 import grpc
 
 from crossfade_api.v1 import violet_pb2_grpc as rpc
 from crossfade_client import _violet
-from crossfade_client._requests import CHANNEL_OPTIONS, Attempts, checked
+from crossfade_client._connection import Connection
+from crossfade_client._requests import Attempts, checked, retry_after
 from crossfade_client._violet import OPEN, Ask, Document, Operation
-from crossfade_client.client import Metadata
 from crossfade_client.errors import NotFoundError, from_status
 from crossfade_client.values import Changes, Fields
 
@@ -30,54 +29,13 @@ T = TypeVar("T")
 __all__ = ["AsyncViolet", "Violet"]
 
 
-class _Settings:
-    """What both adapters are made of; see `AsyncCrossfade` for the arguments."""
-
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout: float = 5.0,
-        retries: int = 4,
-        metadata: Metadata = (),
-        credentials: grpc.ChannelCredentials | None = None,
-    ) -> None:
-        self._target = target
-        self._timeout = timeout
-        self._retries = retries
-        self._metadata = metadata
-        self._credentials = credentials
-        self._channel: Any = None
-        self._stubs: dict[str, Any] = {}
-        self._connecting = threading.Lock()
-
-    def _connect(self, library: Any) -> Any:
-        """A channel of grpc's, or of grpc.aio's."""
-        options = list(CHANNEL_OPTIONS)
-        if self._credentials is None:
-            return library.insecure_channel(self._target, options)
-        return library.secure_channel(self._target, self._credentials, options)
-
-    def _method(self, ask: Ask, library: Any) -> Any:
-        """Connected at the first call, so that the channel belongs to the loop that calls."""
-        with self._connecting:
-            if self._channel is None:
-                self._channel = self._connect(library)
-            stub = self._stubs.get(ask.service)
-            if stub is None:
-                stub = self._stubs[ask.service] = getattr(rpc, f"{ask.service}Stub")(self._channel)
-        return getattr(stub, ask.method)
-
-    def _forget(self) -> Any:
-        channel, self._channel, self._stubs = self._channel, None, {}
-        return channel
-
-    def _attempts(self) -> Attempts:
-        """All writes bear a request_id, so everything may be sent again."""
-        return Attempts(self._timeout, self._retries)
-
-    def _pairs(self) -> tuple[tuple[str, str | bytes], ...]:
-        return tuple(self._metadata() if callable(self._metadata) else self._metadata)
+class _Adapter(Connection):
+    _stubs_by_name: ClassVar[Mapping[str, Callable[[Any], Any]]] = {
+        "Tasks": rpc.TasksStub,
+        "Miners": rpc.MinersStub,
+        "Users": rpc.UsersStub,
+        "Content": rpc.ContentStub,
+    }
 
 
 def _error(error: Any, ask: Ask) -> Exception:
@@ -91,7 +49,7 @@ def _error(error: Any, ask: Ask) -> Exception:
     )
 
 
-class AsyncViolet(_Settings):
+class AsyncViolet(_Adapter):
     """The adapter for callers that await."""
 
     async def __aenter__(self) -> Self:
@@ -217,17 +175,17 @@ class AsyncViolet(_Settings):
         request = _violet.identified(ask.request)
         pairs = self._pairs()
         while True:
-            method = self._method(ask, grpc.aio)
+            method = self._method(ask.method, grpc.aio, ask.service)
             try:
                 return checked(await method(request, timeout=attempts.remaining(), metadata=pairs))
             except grpc.aio.AioRpcError as error:
-                pause = attempts.pause(error.code())
+                pause = attempts.pause(error.code(), retry_after(error))
                 if pause is None:
                     raise _error(error, ask) from error
             await asyncio.sleep(pause)
 
 
-class Violet(_Settings):
+class Violet(_Adapter):
     """The adapter for callers that wait; it may be shared by threads."""
 
     def __enter__(self) -> Self:
@@ -335,12 +293,12 @@ class Violet(_Settings):
         request = _violet.identified(ask.request)
         pairs = self._pairs()
         while True:
-            method = self._method(ask, grpc)
+            method = self._method(ask.method, grpc, ask.service)
             try:
                 return checked(method(request, timeout=attempts.remaining(), metadata=pairs))
             except grpc.RpcError as error:
                 failure: Any = error  # a call, too, which the types do not say
-                pause = attempts.pause(failure.code())
+                pause = attempts.pause(failure.code(), retry_after(failure))
                 if pause is None:
                     raise _error(failure, ask) from error
             time.sleep(pause)

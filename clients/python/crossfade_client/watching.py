@@ -86,7 +86,7 @@ class Watching:
             return None
         return Moment(changed, removed, _codec.decode_time(reply.read_time))
 
-    def broken(self, code: grpc.StatusCode) -> float | None:
+    def broken(self, code: grpc.StatusCode, hint: float | None = None) -> float | None:
         """Seconds to wait before the stream is opened again; None: it is not."""
         if self._steady:
             self._attempts = Attempts(self._patience, _ALWAYS)
@@ -94,4 +94,4 @@ class Watching:
         self._changed, self._removed = {}, {}
         # A server that stops may say either.
         stopped = code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-        return self._attempts.pause(grpc.StatusCode.UNAVAILABLE) if stopped else None
+        return self._attempts.pause(grpc.StatusCode.UNAVAILABLE if stopped else code, hint)

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 from google.protobuf.json_format import MessageToDict
 
-from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.errors import CrossfadeError
 from crossfade_api.v1 import admin_pb2
 
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 StatusOf = Callable[[], Awaitable[admin_pb2.Status]]
 
 
-def build(control: Control, status: StatusOf) -> Any:
+def build(controls: Controls, status: StatusOf) -> Any:
     """The FastAPI application. /docs describes it."""
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse
@@ -35,10 +35,10 @@ def build(control: Control, status: StatusOf) -> Any:
     @app.get("/readyz", summary="The sidecar can serve in the present stage")
     async def readyz() -> JSONResponse:
         try:
-            await control.check_ready()
+            await controls.check_ready()
         except CrossfadeError as error:
             return JSONResponse({"status": "not ready", "reason": str(error)}, 503)
-        return JSONResponse({"status": "ready", "stage": control.snapshot.stage.value})
+        return JSONResponse({"status": "ready", "stage": controls.default.snapshot.stage.value})
 
     @app.get("/status", summary="Stage, pending rows, verdicts, latencies")
     async def whole_status() -> JSONResponse:

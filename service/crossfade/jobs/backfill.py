@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import structlog
 
 from crossfade.control import Control
-from crossfade.document import Database, Document, is_own
+from crossfade.document import Database, Document, collection_id, is_own
 from crossfade.errors import CrossfadeError, FailedPrecondition
 from crossfade.failpoints import reach
 from crossfade.jobs.scan import scan
@@ -39,7 +39,7 @@ class Progress:
 async def backfill(
     control: Control, firestore: FirestoreStore, mirror: Mirror, database: Database, timeout: float
 ) -> AsyncIterator[Progress]:
-    """Copies everything; yields after every page.
+    """Copies everything of the group; yields after every page.
 
     Raises FailedPrecondition in a stage that does not mirror Firestore, EpochChanged
     when the stage left dual writing or the authority changed meanwhile.
@@ -53,7 +53,7 @@ async def backfill(
     token = time.time_ns() // 1_000
     await mirror.begin_copy(token, timeout=timeout)
     try:
-        async for progress in _copy(snapshot, firestore, mirror, database, token, timeout):
+        async for progress in _copy(control, snapshot, firestore, mirror, database, token, timeout):
             yield progress
     finally:
         # Without it no tombstone would be pruned until the copy's lease is over.
@@ -71,6 +71,7 @@ def _requests_of_stage_off(page: Sequence[Document]) -> list[Request]:
 
 
 async def _copy(
+    control: Control,
     snapshot: Snapshot,
     firestore: FirestoreStore,
     mirror: Mirror,
@@ -84,7 +85,7 @@ async def _copy(
         images = [
             Image(document.path, document.fields, document.update_time, document.create_time)
             for document in page
-            if not is_own(document.path)
+            if not is_own(document.path) and control.group.holds(collection_id(document.path))
         ]
         # An empty page, too: it says that the copy goes on.
         await mirror.put_page(

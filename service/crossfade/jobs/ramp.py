@@ -14,10 +14,9 @@ from uuid import uuid4
 
 import structlog
 
-from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.errors import CrossfadeError
 from crossfade.figures import EVERY, Tally, figures, tallies
-from crossfade.plan import STAGES
 from crossfade.ramp import Answer, Limits, Plan, State, Status, Verb, advance, breach, judge
 from crossfade.snapshot import Traffic
 from crossfade.stores.postgres.audit import Audit, Change
@@ -42,7 +41,7 @@ class Ramping:
 
     def __init__(
         self,
-        control: Control,
+        controls: Controls,
         ramps: Ramps,
         audit: Audit,
         telemetry: Telemetry,
@@ -50,7 +49,7 @@ class Ramping:
         guard: tuple[Limits, float] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._control = control
+        self._controls = controls
         self._ramps = ramps
         self._audit = audit
         self._telemetry = telemetry
@@ -100,7 +99,7 @@ class Ramping:
     # --- ramps --------------------------------------------------------------------------------
 
     async def _carry_on(self, ramp: Ramp, sums: Mapping[str, Tally]) -> None:
-        if not self._comparable:
+        if not self._comparable(ramp.collection):
             return
         # What a move did to the traffic may not have been done, or be undone meanwhile.
         percent = ramp.state.percent(ramp.plan)
@@ -143,11 +142,9 @@ class Ramping:
         while len(self._history) > 1 and self._history[1][0] <= now - window:
             self._history.popleft()
         before = self._history[0][1]
-        if not self._comparable:
-            return
-        for collection in sorted({*sums, *self._control.snapshot.traffic}):
+        for collection in sorted({*sums, *self._controls.traffic()}):
             percent = self._percent(collection)
-            if not percent:
+            if not percent or not self._comparable(collection):
                 continue
             seen = figures(_of(sums, collection), _of(before, collection))
             why = breach(seen, limits)
@@ -168,17 +165,16 @@ class Ramping:
 
     # --- traffic ------------------------------------------------------------------------------
 
-    @property
-    def _comparable(self) -> bool:
+    def _comparable(self, collection: str) -> bool:
         """Whether there are two stores to move reads between."""
-        rules = STAGES[self._control.snapshot.stage]
-        return rules.percent is not None and self._control.snapshot.writable
+        snapshot = self._controls.snapshot_of(collection)
+        return snapshot.rules.percent is not None and snapshot.writable
 
     def _percent(self, collection: str) -> float:
-        return self._control.snapshot.plan_of(collection).threshold / 100
+        return self._controls.snapshot_of(collection).plan_of(collection).threshold / 100
 
     async def _set(self, collection: str, percent: float) -> None:
-        await self._control.set_traffic(collection, Traffic(read_percent=percent))
+        await self._controls.of(collection).set_traffic(collection, Traffic(read_percent=percent))
 
     async def _tell(
         self,

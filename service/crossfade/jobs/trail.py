@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
 from crossfade.errors import CrossfadeError
+from crossfade.jobs.settings_watch import Changed
 from crossfade.stores.postgres.audit import Audit, Change
 
 log = structlog.get_logger(__name__)
@@ -37,6 +39,13 @@ class Trail:
                 error=error.code,
             )
             self._arrived.set()
+
+    async def add_of_file(self, file: str, changed: Sequence[Changed]) -> None:
+        """What a settings file has changed."""
+        for each in changed:
+            await self.add(
+                Change("settings file", "traffic", each.before, each.after, file, each.collection)
+            )
 
     async def run(self) -> None:
         """Runs for ever."""

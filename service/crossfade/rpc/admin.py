@@ -8,21 +8,23 @@ from typing import Any
 import grpc
 import structlog
 
+from crossfade.access import signed
 from crossfade.barrier import Coordinator
 from crossfade.call import Call
 from crossfade.checks import checks_of, run_checks
 from crossfade.checks.facts import Facts
 from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.document import Database, check_id
 from crossfade.effective import Effective
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
-from crossfade.figures import EVERY, Tally, figures
+from crossfade.figures import EVERY, Tally, figures, total
+from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
 from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
-from crossfade.rpc.ramps import SOMEBODY
 from crossfade.rpc.ramps import answers as as_messages
 from crossfade.rpc.server import Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
@@ -66,33 +68,40 @@ class Backlog:
     forced_rollback_loses: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Led:
+    """What moves a group, and its side of PostgreSQL (None: the sidecar runs without)."""
+
+    coordinator: Coordinator
+    mirror: Mirror | None
+
+
 class Admin:
     """The methods of the service, from request bytes to reply bytes.
 
-    `collections`: ids that are known beforehand, because they are mapped.
+    `led` by the names of the groups. `collections`: ids that are known beforehand, because they
+    are mapped.
     """
 
     def __init__(
         self,
-        control: Control,
-        coordinator: Coordinator,
+        controls: Controls,
+        led: Mapping[str, Led],
         telemetry: Telemetry,
         database: Database,
         firestore: FirestoreStore | None,
-        mirror: Mirror | None,
         collections: Iterable[str] = (),
         *,
         ramps: Ramps | None = None,
         trail: Trail | None = None,
         limits: Limits | None = None,
     ) -> None:
-        self._control = control
-        self._coordinator = coordinator
+        self._controls = controls
+        self._led = led
         self._telemetry = telemetry
         self.effective = Effective(telemetry)
         self._database = database
         self._firestore = firestore
-        self._mirror = mirror
         self._collections = frozenset(collections)
         self._ramps = ramps
         self._trail = trail
@@ -101,11 +110,20 @@ class Admin:
         """Why the settings file is not in force; empty: it is, or there is none."""
 
     async def get_status(self, data: bytes, _: Call) -> bytes:
-        parse(admin_pb2.GetStatusRequest, data)
-        return (await self.status()).SerializeToString()
+        request = parse(admin_pb2.GetStatusRequest, data)
+        return (await self.status(self._group(request.group))).SerializeToString()
+
+    def _group(self, name: str) -> str:
+        """The group of that name; of none, the default one. Raises InvalidArgument."""
+        if (name or DEFAULT) not in self._controls:
+            known = ", ".join(self._controls)
+            raise InvalidArgument(f'group: there is no group "{name[:60]}"; there are {known}')
+        return name or DEFAULT
 
     async def set_stage(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.SetStageRequest, data)
+        group = self._group(request.group)
+        coordinator = self._led[group].coordinator
         target = parse_stage(request.stage)
         seconds = request.timeout_seconds or BARRIER_SECONDS
         if not 0 < seconds <= MAX_BARRIER_SECONDS:
@@ -114,41 +132,54 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
-        before = self._control.snapshot.stage
+        before = self._controls[group].snapshot.stage
+        suffix = "" if group == DEFAULT else f" of group {group}"
         if request.without_postgresql:
-            await self._coordinator.set_stage(target, timeout=seconds, force=True)
+            await coordinator.set_stage(target, timeout=seconds, force=True)
             why = " ".join(filter(None, (request.reason, "(by force, without PostgreSQL)")))
             # Without the mirror it may not be the one that was asked for.
-            after = self._control.snapshot.stage
-            await self._remember(request.who, "stage", before.value, after.value, why)
-            return (await self.status()).SerializeToString()
-        answers = await self._checks(before, target)
+            after = self._controls[group].snapshot.stage
+            await self._remember(request.who, "stage", f"{before}{suffix}", f"{after}{suffix}", why)
+            return (await self.status(group)).SerializeToString()
+        answers = await self._checks(group, before, target)
         if not request.dry_run:
             if overall(answers) is not Outcome.PASS and not request.force:
                 raise FailedPrecondition(_refusal(target, answers))
-            await self._coordinator.set_stage(target, timeout=seconds)
+            await coordinator.set_stage(target, timeout=seconds)
             await self._remember(
-                request.who, "stage", before.value, target.value, request.reason, checks=answers
+                request.who,
+                "stage",
+                f"{before}{suffix}",
+                f"{target}{suffix}",
+                request.reason,
+                checks=answers,
             )
-        status = await self.status()
+        status = await self.status(group)
         status.checks.extend(as_messages(answers))
         return status.SerializeToString()
 
-    async def _checks(self, before: Stage, target: Stage) -> tuple[Answer, ...]:
+    async def _checks(self, group: str, before: Stage, target: Stage) -> tuple[Answer, ...]:
         """What the checks of the change say now."""
         if not checks_of(before, target):
             return ()
-        backlog = await self.backlog()
+        backlog = await self.backlog(group)
         sums = await self._ramps.sums() if self._ramps is not None else {}
         facts = Facts(
             copied=backlog.copied,
             pending=backlog.pending,
             oldest_seconds=backlog.oldest_seconds,
             dead=backlog.dead,
-            figures=figures(sums.get(EVERY, Tally()), Tally()),
+            figures=figures(self._of_group(group, sums), Tally()),
             limits=self._limits,
         )
         return run_checks(before, target, facts)
+
+    def _of_group(self, group: str, sums: Mapping[str, Tally]) -> Tally:
+        """What was counted of the group's collections."""
+        if len(self._controls) == 1:
+            return sums.get(EVERY, Tally())
+        holds = self._controls[group].group.holds
+        return total(tally for name, tally in sums.items() if name != EVERY and holds(name))
 
     async def _remember(
         self,
@@ -164,7 +195,7 @@ class Admin:
         """A change was made."""
         log.info("changed", action=action, collection=collection, before=before, after=after)
         if self._trail is not None:
-            who = who or SOMEBODY
+            who = signed(who)
             await self._trail.add(Change(who, action, before, after, reason, collection, checks))
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:
@@ -180,8 +211,11 @@ class Admin:
         if request.collection:
             await self.check_collection(request.collection)
         before = self._shown_traffic(request.collection)
-        await self._control.set_traffic(
-            request.collection, Traffic(percent, rate), reset=request.reset
+        await self._controls.set_traffic(
+            request.collection,
+            Traffic(percent, rate),
+            group=request.group and self._group(request.group),
+            reset=request.reset,
         )
         await self._remember(
             request.who,
@@ -191,10 +225,11 @@ class Admin:
             request.reason,
             collection=request.collection,
         )
-        return (await self.status()).SerializeToString()
+        group = self._controls.of(request.collection).group.name
+        return (await self.status(request.group or group)).SerializeToString()
 
     def _shown_traffic(self, collection: str) -> str:
-        plan = self._control.snapshot.plan_of(collection)
+        plan = self._controls.snapshot_of(collection).plan_of(collection)
         return f"{plan.threshold / 100:g} %, shadow rate {plan.shadow_rate:g}"
 
     async def check_collection(self, name: str) -> None:
@@ -206,7 +241,7 @@ class Admin:
         check_id(name, "collection", numeric=False)
         check_visible(name, "collection")
         used = {collection for collection, _ in self._telemetry.counts(READS)}
-        known = self._collections | self._control.snapshot.traffic.keys() | used - {""}
+        known = self._collections | self._controls.traffic() | used - {""}
         if name in known or self._firestore is None:
             return
         try:
@@ -223,12 +258,11 @@ class Admin:
         )
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
-        parse(admin_pb2.CopyRequest, data)
-        if self._firestore is None or self._mirror is None:
+        group = self._group(parse(admin_pb2.CopyRequest, data).group)
+        control, mirror = self._controls[group], self._led[group].mirror
+        if self._firestore is None or mirror is None:
             raise FailedPrecondition("a copy needs both stores; one is not configured")
-        progress = backfill(
-            self._control, self._firestore, self._mirror, self._database, COPY_TIMEOUT
-        )
+        progress = backfill(control, self._firestore, mirror, self._database, COPY_TIMEOUT)
         async for step in progress:
             yield admin_pb2.CopyProgress(
                 copied=step.copied, removed=step.removed, done=step.done
@@ -270,22 +304,28 @@ class Admin:
             overwrite_foreign=request.overwrite_foreign,
             timeout=call.left(),
         )
-        self._coordinator.wake_recopy()
+        for each in self._led.values():
+            each.coordinator.wake_recopy()
         return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
 
     def _needs_mirror(self) -> Mirror:
-        if self._mirror is None:
+        mirror = self._led[DEFAULT].mirror
+        if mirror is None:
             raise FailedPrecondition("this sidecar runs without PostgreSQL; set DATABASE_URL")
-        return self._mirror
+        return mirror
 
-    async def status(self) -> admin_pb2.Status:
-        snapshot = self._control.snapshot
-        backlog, unknown = Backlog(), ""
+    async def status(self, group: str = DEFAULT) -> admin_pb2.Status:
+        """Where a group stands, and in short where all of them do."""
+        control = self._controls[group]
+        snapshot = control.snapshot
+        backlogs, unknown = {name: Backlog() for name in self._controls}, ""
         try:
-            backlog = await self.backlog()
+            for name in self._controls:
+                backlogs[name] = await self.backlog(name)
         except InfrastructureError as error:
             unknown = str(error)
-        lease = self._control.lease
+        backlog = backlogs[group]
+        lease = control.lease
         status = admin_pb2.Status(
             backlog_unknown=unknown,
             gate_open=lease is not None and lease.document.gate_open,
@@ -300,31 +340,40 @@ class Admin:
             rollback_loses=backlog.rollback_loses,
             forced_rollback_loses=backlog.forced_rollback_loses,
             settings_problem=self.settings_problem(),
+            group=group,
+            groups=(self._group_status(name, known) for name, known in backlogs.items()),
         )
-        for name in sorted({"", *snapshot.traffic}):
-            traffic = snapshot.traffic_of(name)
-            plan = snapshot.plan_of(name)
-            status.traffic.add(
-                collection=name,
-                read_percent=plan.threshold / 100,
-                shadow_rate=plan.shadow_rate
-                if traffic.shadow_rate is None
-                else traffic.shadow_rate,
-            )
+        for each in self._controls.values():
+            _add_traffic(status, each)
         self._add_counts(status)
         return status
 
-    async def backlog(self) -> Backlog:
+    def _group_status(self, name: str, backlog: Backlog) -> admin_pb2.GroupStatus:
+        control = self._controls[name]
+        snapshot = control.snapshot
+        return admin_pb2.GroupStatus(
+            group=name,
+            collections=control.group.collections if control.group.named else (),
+            stage=snapshot.stage.value,
+            authority=snapshot.authority.value if snapshot.writable else "none",
+            epoch=snapshot.epoch,
+            pending=backlog.pending,
+            dead_letters=backlog.dead,
+            copied=backlog.copied,
+            rollback_loses=backlog.rollback_loses,
+        )
+
+    async def backlog(self, group: str = DEFAULT) -> Backlog:
         """What the mirror has still to get. Raises InfrastructureError when PostgreSQL
         cannot be asked."""
-        snapshot = self._control.snapshot
-        if self._mirror is None:
+        snapshot, mirror = self._controls[group].snapshot, self._led[group].mirror
+        if mirror is None:
             return Backlog()
-        summary = await self._mirror.summary(timeout=SUMMARY_SECONDS)
+        summary = await mirror.summary(timeout=SUMMARY_SECONDS)
         loses = forced = 0
         if snapshot.stage is Stage.COMPLETE:
             # Nothing is mirrored any more: what was written since exists here alone.
-            loses = forced = await self._mirror.written_in(snapshot.epoch, timeout=SUMMARY_SECONDS)
+            loses = forced = await mirror.written_in(snapshot.epoch, timeout=SUMMARY_SECONDS)
         elif snapshot.authority is StoreName.POSTGRESQL:
             forced = summary.pending
         return Backlog(
@@ -358,6 +407,18 @@ class Admin:
         status.shadow_dropped = self._telemetry.total(SHADOW_DROPPED)
         status.fallback_reads = self._telemetry.total(FALLBACK_READS)
         status.commits = self._telemetry.total(COMMITS)
+
+
+def _add_traffic(status: admin_pb2.Status, control: Control) -> None:
+    snapshot = control.snapshot
+    for name in sorted({"", *filter(control.group.holds, snapshot.traffic)}):
+        traffic, plan = snapshot.traffic_of(name), snapshot.plan_of(name)
+        status.traffic.add(
+            collection=name,
+            read_percent=plan.threshold / 100,
+            shadow_rate=plan.shadow_rate if traffic.shadow_rate is None else traffic.shadow_rate,
+            group=control.group.name,
+        )
 
 
 def _refusal(target: Stage, answers: Iterable[Answer]) -> str:

@@ -8,8 +8,8 @@ import orjson
 
 from crossfade import wire
 from crossfade.call import Call
-from crossfade.comparing import Comparer
-from crossfade.control import Control
+from crossfade.comparing import Comparing
+from crossfade.controls import Controls
 from crossfade.document import Database, check_document_path, check_id, collection_id
 from crossfade.errors import FailedPrecondition, InvalidArgument
 from crossfade.repairs import Repairs
@@ -30,14 +30,14 @@ class MismatchMethods:
 
     def __init__(
         self,
-        control: Control,
+        controls: Controls,
         database: Database,
-        comparer: Comparer,
+        comparer: Comparing,
         redactor: Redactor,
         repairs: Repairs,
         table: Mismatches | None,
     ) -> None:
-        self._control = control
+        self._controls = controls
         self._database = database
         self._comparer = comparer
         self._redactor = redactor
@@ -68,12 +68,12 @@ class MismatchMethods:
         request = parse(admin_pb2.ExplainMismatchRequest, data)
         path = check_document_path(self._database.relative(request.name, "name"), "name")
         check_visible(path, "name")
-        snapshot = self._control.snapshot
+        collection = collection_id(path)
+        snapshot = self._controls.snapshot_of(collection)
         if not snapshot.rules.mirrored:
             raise FailedPrecondition(
                 f"stage {snapshot.stage} writes no mirror: there is nothing to compare"
             )
-        collection = collection_id(path)
         asked = Offer(
             collection=collection,
             operation="get",

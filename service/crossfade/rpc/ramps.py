@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from crossfade import wire
+from crossfade.access import signed
 from crossfade.call import Call
 from crossfade.document import to_micros
 from crossfade.errors import FailedPrecondition, InvalidArgument
@@ -21,7 +22,6 @@ from crossfade_api.v1 import admin_pb2
 SERVICE = "crossfade.v1.Admin"
 MAX_LIMIT, DEFAULT_LIMIT = 1_000, 100
 SETTLE_SECONDS = Plan().settle
-SOMEBODY = "somebody over the admin API"
 
 
 class RampMethods:
@@ -49,7 +49,7 @@ class RampMethods:
         if request.collection:
             await self._check_collection(request.collection)
         plan = self._plan(request)
-        await self._ramping.begin(request.collection, plan, request.who or SOMEBODY)
+        await self._ramping.begin(request.collection, plan, signed(request.who))
         found = [each for each in await self._shown() if each.collection == request.collection]
         return found[0].SerializeToString()
 
@@ -76,7 +76,7 @@ class RampMethods:
         if self._ramps is None:
             raise _without()
         collection = None if request.all else request.collection
-        await self._ramps.stop(collection, f"stopped by {request.who or SOMEBODY}")
+        await self._ramps.stop(collection, f"stopped by {signed(request.who)}")
         return admin_pb2.ListRampsReply(ramps=await self._shown()).SerializeToString()
 
     async def list_ramps(self, data: bytes, _: Call) -> bytes:

@@ -23,8 +23,10 @@ from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import MAX_DOCUMENT_BYTES, Database, check_document_path, is_own
 from crossfade.errors import InvalidArgument, NotFound, PermissionDenied
-from crossfade.migrator import Migrator
+from crossfade.migrator import Documents
 from crossfade.plan import StoreName
+from crossfade.rpc.gate import Gate
+from crossfade.rpc.methods import Needs, needs_of
 from crossfade.rpc.status import refuse
 from crossfade.telemetry import Telemetry
 from crossfade.tracing import current
@@ -51,7 +53,7 @@ BothWays = Callable[[AsyncIterator[bytes]], AsyncGenerator[bytes, None]]
 class Front:
     """The methods of the service, from request bytes to reply bytes."""
 
-    def __init__(self, migrator: Migrator, database: Database) -> None:
+    def __init__(self, migrator: Documents, database: Database) -> None:
         self._migrator = migrator
         self._database = database
 
@@ -178,73 +180,118 @@ def parse(kind: type[M], data: bytes) -> M:
 
 class Wrapper:
     """Deadline, trace, errors and metrics around a method. Names are those of the protocol:
-    "crossfade.v1.Crossfade/GetDocument". `allow_pin`: callers may choose the store."""
+    "crossfade.v1.Crossfade/GetDocument". `allow_pin`: callers may choose the store. `gate`:
+    who may call, and how much; a method that is given no `needs` has those of the table."""
 
     def __init__(
-        self, telemetry: Telemetry, default_timeout: float, *, allow_pin: bool = False
+        self,
+        telemetry: Telemetry,
+        default_timeout: float,
+        *,
+        allow_pin: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self._telemetry = telemetry
         self._default_timeout = default_timeout
         self._allow_pin = allow_pin
+        self._gate = gate
 
-    def unary(self, name: str, method: Unary) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def unary(
+        self, name: str, method: Unary, needs: Needs | None = None
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        gate, needs = self._gate, needs or needs_of(name)
+
         async def handle(data: bytes, context: Any) -> bytes:
             call = self._call(name, context)
-            started, status = time.perf_counter_ns(), "OK"
+            started, status, passage = time.perf_counter_ns(), "OK", None
             try:
+                if gate is not None:
+                    passage = gate.enter(name, needs, context, call)
+                    passage.asked(len(data))
                 if call.asked:
                     self._ask(call)
-                return await method(data, call)
+                answer = await method(data, call)
+                if passage is not None:
+                    passage.answers(answer)
             except asyncio.CancelledError:
                 status = _gone(call)
                 raise
             except Exception as error:  # noqa: BLE001 - the last line of defence
-                status = refuse(context, name, error)
+                status = refuse(context, name, passage.judged(error) if passage else error)
                 return b""
+            else:
+                return answer
             finally:
+                if passage is not None:
+                    passage.leave()
                 self._ended(name, call, status, started, context)
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
     def streaming(
-        self, name: str, method: Streaming, *, lasting: bool = False
+        self,
+        name: str,
+        method: Streaming,
+        needs: Needs | None = None,
+        *,
+        lasting: bool = False,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """`lasting`: it goes on for as long as the caller likes."""
+        gate, needs = self._gate, needs or needs_of(name)
 
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
             call = self._call(name, context)
-            started, status = time.perf_counter_ns(), "OK"
+            started, status, passage = time.perf_counter_ns(), "OK", None
             try:
+                if gate is not None:
+                    passage = gate.enter(name, needs, context, call)
+                    passage.asked(len(data))
                 if call.asked:
                     self._ask(call)
                 async for frame in method(data, call):
+                    if passage is not None:
+                        passage.answers(frame)
                     yield frame
             except (asyncio.CancelledError, GeneratorExit):
                 status = _gone(call)
                 raise
             except Exception as error:  # noqa: BLE001 - the last line of defence
-                status = refuse(context, name, error)
+                status = refuse(context, name, passage.judged(error) if passage else error)
             finally:
+                if passage is not None:
+                    passage.leave()
                 self._ended(name, call, status, started, context, lasting=lasting)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    def both_ways(self, name: str, method: BothWays) -> "grpc.RpcMethodHandler[bytes, bytes]":
+    def both_ways(
+        self, name: str, method: BothWays, needs: Needs | None = None
+    ) -> "grpc.RpcMethodHandler[bytes, bytes]":
         """For streams that last as long as the caller likes."""
+        gate, needs = self._gate, needs or needs_of(name)
 
         async def handle(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
             call = self._call(name, context)
-            started, status = time.perf_counter_ns(), "OK"
+            started, status, passage = time.perf_counter_ns(), "OK", None
             try:
+                if gate is not None:
+                    passage = gate.enter(name, needs, context, call)
+                    requests = passage.requests(requests)
                 async with aclosing(method(requests)) as frames:
                     async for frame in frames:
+                        if passage is not None:
+                            passage.check()
                         yield frame
+                if passage is not None:
+                    passage.check()
             except (asyncio.CancelledError, GeneratorExit):
                 status = "CANCELLED"
                 raise
             except Exception as error:  # noqa: BLE001 - the last line of defence
                 status = refuse(context, name, error)
             finally:
+                if passage is not None:
+                    passage.leave()
                 self._ended(name, call, status, started, context, lasting=True)
 
         return grpc.stream_stream_rpc_method_handler(handle)
@@ -353,6 +400,9 @@ def build(
             ("grpc.max_send_message_length", max_message_bytes),
             # A genuine client's routing header holds the document's name: 6 KiB, encoded.
             ("grpc.max_metadata_size", 65_536),
+            # Callers may ask whether it is there while a stream of theirs is quiet; at what gRPC
+            # allows of itself, one in five minutes, they would be cut off for it.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         )
     )
     handlers = {

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 
 from crossfade.document import Fields
 from crossfade.errors import Aborted, AlreadyExists, CrossfadeError, FailedPrecondition, NotFound
+from crossfade.groups import Group, shown
 from crossfade.query import FieldFilter, Op, Query
 from crossfade.store import Stored
-from crossfade.stores.firestore import EXPIRY, INTENTS, FirestoreStore
+from crossfade.stores.firestore import EXPIRY, INTENTS, FirestoreStore, outbox_mark
 from crossfade.wire import parse_document
 from crossfade.write import Write
 
@@ -55,14 +56,17 @@ class Entry:
 class Fences:
     """Control document and outbox of one group. Raises the errors of the Firestore store."""
 
-    def __init__(self, firestore: FirestoreStore, group: str = "default") -> None:
+    def __init__(self, firestore: FirestoreStore, group: Group | None = None) -> None:
         self._firestore = firestore
-        self._path = f"{CONTROL}/{group}"
+        self._group = group or Group()
+        self.path = f"{CONTROL}/{self._group.name}"
+        """Of the control document."""
+        self._mark = outbox_mark(self._group.name)
 
     # --- the control document -----------------------------------------------------------------
 
     async def read(self, *, timeout: float) -> ControlDocument:
-        reading = await self._firestore.get([self._path], timeout=timeout)
+        reading = await self._firestore.get([self.path], timeout=timeout)
         return self._parsed(reading.documents[0])
 
     async def change(
@@ -83,8 +87,10 @@ class Fences:
             "gate": after.gate,
             "mirrored": after.mirrored,
         }
+        if self._group.layout:
+            fields["groups"] = self._group.layout
         return Write(
-            self._path,
+            self.path,
             fields,
             exists=None if before.update_time else False,
             update_time=before.update_time or None,
@@ -95,6 +101,9 @@ class Fences:
             return ControlDocument()
         document = parse_document(stored.data, self._firestore.database)
         fields = document.fields
+        # Whoever has other groups does not know which document is about which collection.
+        if (layout := fields.get("groups", "")) != self._group.layout:
+            raise FailedPrecondition(other_groups(self._group.layout, str(layout)))
         match fields:
             case {
                 "epoch": int(epoch),
@@ -104,14 +113,14 @@ class Fences:
             }:
                 return ControlDocument(epoch, opened, gate, m, document.update_time)
         raise FailedPrecondition(
-            f"{self._path} in Firestore is not as Crossfade writes it; delete the document, "
+            f"{self.path} in Firestore is not as Crossfade writes it; delete the document, "
             f"and it is written anew"
         )
 
     async def begin(self, *, timeout: float) -> tuple[bytes, ControlDocument]:
         """A transaction that has read the control document, and what that says: a commit in it
         is Aborted if anybody changes the document before."""
-        transaction, stored = await self._firestore.begin_reading(self._path, timeout=timeout)
+        transaction, stored = await self._firestore.begin_reading(self.path, timeout=timeout)
         try:
             return transaction, self._parsed(stored)
         except CrossfadeError:
@@ -120,7 +129,7 @@ class Fences:
 
     async def read_in(self, transaction: bytes, *, timeout: float) -> ControlDocument:
         """The same in a transaction that is open already."""
-        [stored] = await self._firestore.get_in(transaction, [self._path], timeout=timeout)
+        [stored] = await self._firestore.get_in(transaction, [self.path], timeout=timeout)
         return self._parsed(stored)
 
     async def give_up(self, transaction: bytes, *, timeout: float) -> None:
@@ -136,7 +145,7 @@ class Fences:
         """The oldest commits whose pending rows are still to be made; at most ENTRIES."""
         query = Query(
             collection=INTENTS,
-            where=FieldFilter(("outbox",), Op.EQUAL, value=True),
+            where=FieldFilter(("outbox",), Op.EQUAL, value=self._mark),
             limit=ENTRIES if transaction is None else 1,
         )
         found = await self._firestore.find(query, timeout=timeout, transaction=transaction)
@@ -176,6 +185,15 @@ class Fences:
         except (Aborted, FailedPrecondition):
             return None
         return replace(after, update_time=outcome.writes[0].update_time or 0)
+
+
+def other_groups(ours: str, theirs: str) -> str:
+    """Why a sidecar cannot work on a control state of other groups."""
+    return (
+        f"the groups of the settings are not those of the migration, where each has its own "
+        f"stage: the settings name {shown(ours)}; the control state is of {shown(theirs)} "
+        f"(docs/groups.md says how they are changed)"
+    )
 
 
 def _list(value: object) -> list[object]:

@@ -45,6 +45,7 @@ from crossfade.errors import (
     Unavailable,
     Unimplemented,
 )
+from crossfade.groups import DEFAULT
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.store import (
@@ -450,7 +451,7 @@ class FirestoreStore:
             return await self._send(map(self._write_bytes, writes), deadline, transaction)
         # The intent's write comes first, so that a commit that is repeated is refused
         # for its intent and not for what its first attempt did to the documents.
-        fences = [self._fence(intent, paths) for paths in _shares(writes, intent)]
+        fences = [self._fence(intent, *share) for share in _shares(writes, intent)]
         for number, fence in enumerate(fences[1:], 1):
             fences[number] = replace(fence, path=f"{fence.path}~{number}")
         try:
@@ -463,11 +464,11 @@ class FirestoreStore:
             raise
         return CommitOutcome(outcome.writes[len(fences) :], outcome.commit_time)
 
-    def _fence(self, intent: Intent, paths: Sequence[str]) -> Write:
+    def _fence(self, intent: Intent, paths: Sequence[str], mark: Value = False) -> Write:
         fields: Fields = {
             "epoch": intent.epoch,
             "paths": list(paths),
-            "outbox": intent.outbox,
+            "outbox": mark,
             "state": "applied",
         }
         if not intent.mirrored:
@@ -598,21 +599,35 @@ def _version(data: bytes) -> Version:
     return (0, wire.decode_time(pb.Document.FromString(data).update_time))
 
 
-def _shares(writes: Sequence[Write], intent: Intent) -> list[list[str]]:
-    """The paths as the intent's documents name them: those of an outbox all, in as many
-    documents as that takes; else there are pending rows, which have them, and one document
-    names them where they fit into it."""
-    shares: list[list[str]] = [[]]
+def _shares(writes: Sequence[Write], intent: Intent) -> list[tuple[list[str], Value]]:
+    """The paths as the intent's documents name them, and the mark of each: those of an outbox
+    all, in as many documents as that takes; else there are pending rows, which have them, and
+    one document names them where they fit into it."""
+    if not intent.outbox:
+        [*shares] = _parted(dict.fromkeys(write.path for write in writes))
+        return [(shares[0] if len(shares) == 1 else [], False)]
+    return [
+        (share, outbox_mark(group))
+        for group, paths in intent.outbox.items()
+        for share in _parted(paths)
+    ]
+
+
+def outbox_mark(group: str) -> Value:
+    """What an entry of a group's outbox is found by."""
+    return True if group == DEFAULT else group
+
+
+def _parted(paths: Iterable[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
     size = 0
-    for path in dict.fromkeys(write.path for write in writes):
+    for path in paths:
         size += len(path.encode())
         if size > MAX_PATHS_BYTES:
-            if not intent.outbox:
-                return [[]]
-            shares.append([])
+            parts.append([])
             size = len(path.encode())
-        shares[-1].append(path)
-    return shares
+        parts[-1].append(path)
+    return parts
 
 
 def _batch_frame(frame: bytes, wanted: Mapping[str, str]) -> tuple[Stored | None, int]:

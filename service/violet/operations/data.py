@@ -12,7 +12,7 @@ from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.call import Call
 from crossfade.document import Database, Document, check_id
 from crossfade.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from crossfade.migrator import Migrator
+from crossfade.migrator import Documents
 from crossfade.query import CompositeFilter, FieldFilter, Filter, Op, Query
 from crossfade.transactions import Transaction, Transactions
 from crossfade.write import Write, check
@@ -32,7 +32,7 @@ COUNT = (Aggregation(AggregationKind.COUNT, "count"),)
 
 
 class Data:
-    def __init__(self, migrator: Migrator, transactions: Transactions, database: Database) -> None:
+    def __init__(self, migrator: Documents, transactions: Transactions, database: Database) -> None:
         self._migrator = migrator
         self._transactions = transactions
         self.database = database

@@ -157,6 +157,8 @@ class Changes:
     workers: int = 1
     crashes: int = 0
     cuts: int = 0
+    at_will: bool = False
+    """A sidecar may take the outbox though it reaches PostgreSQL, which is slow."""
     reads: int = 0
     prunes: int = 0
     skew: int = 0

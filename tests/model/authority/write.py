@@ -100,12 +100,16 @@ def _begin(m: Changes, s: State, i: int) -> Iterator[Step[State]]:
     begun = s.sidecar(i, car._replace(intent=intent, epoch=car.believes.epoch))
     expected = s.control == car.believes
     if car.believes.authority is FIRESTORE:
-        if not s.reaches_postgresql(i):
+        reaches = s.reaches_postgresql(i)
+        if not reaches or m.at_will:
+            why = "finds PostgreSQL slow" if reaches else "cannot reach PostgreSQL"
             yield Step(
-                f"S{i + 1} cannot reach PostgreSQL: {intent} takes the outbox",
+                f"S{i + 1} {why}: {intent} takes the outbox",
                 begun.sidecar(i, begun.sidecars[i]._replace(at="send", outbox=True)),
             )
-        elif expected and m.rules.epoch_under_lock:
+        if not reaches:
+            return
+        if expected and m.rules.epoch_under_lock:
             yield _insert(begun, i, f"inserts the pending row of {intent}, epoch and lock")
         elif expected:
             yield Step(

@@ -159,6 +159,8 @@ class Forward:
     """Owners and workers may live and yet be overtaken: their leases run out."""
     cuts: int = 0
     """How often a sidecar loses PostgreSQL, which the others still have."""
+    at_will: bool = False
+    """A sidecar may take the outbox though it reaches PostgreSQL, which is slow."""
     reads: int = 1
     query: bool = False
     """A read is one of all documents."""
@@ -171,7 +173,7 @@ class Forward:
 
     @cached_property
     def gated(self) -> bool:
-        return self.cuts > 0 and self.rules.gate
+        return (self.cuts > 0 or self.at_will) and self.rules.gate
 
     @cached_property
     def intents(self) -> dict[str, Op]:

@@ -75,15 +75,18 @@ def _begin(m: Forward, s: State, i: int) -> Iterator[Step[State]]:
             f"S{i + 1} inserts the pending rows of {intent} ({op.kind})",
             s._replace(pending=s.pending | rows).writer(i, begun._replace(at="send")),
         )
-    elif not m.rules.gate:
+    if i not in s.cut_off and not m.at_will:
+        return
+    why = "cannot reach PostgreSQL" if i in s.cut_off else "finds PostgreSQL slow"
+    if not m.rules.gate:
         yield Step(
-            f"S{i + 1} cannot reach PostgreSQL: {intent} takes the outbox",
+            f"S{i + 1} {why}: {intent} takes the outbox",
             s.writer(i, begun._replace(at="send", gate=0)),
         )
     else:
         closed = s._replace(gate=s.gate | 1)
         yield Step(
-            f"S{i + 1} cannot reach PostgreSQL: it closes the gate for {intent} ({op.kind})",
+            f"S{i + 1} {why}: it closes the gate for {intent} ({op.kind})",
             closed.writer(i, begun._replace(at="gate", gate=closed.gate)),
         )
 

@@ -23,12 +23,17 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    GROUP_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """A group of collections, by its name in the settings; empty: default."""
     def __init__(
         self,
+        *,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -46,6 +51,7 @@ class SetStageRequest(_message.Message):
     WHO_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     WITHOUT_POSTGRESQL_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     """off, dual_write, shadow, live, ramp_down or complete."""
     timeout_seconds: _builtins.float
@@ -63,6 +69,8 @@ class SetStageRequest(_message.Message):
     """Back to Firestore although PostgreSQL, which is in charge, does not answer. What it
     had not sent on yet is lost; Status.forced_rollback_loses says how much that is.
     """
+    group: _builtins.str
+    """The group that is moved; empty: default. The others stay where they are."""
     def __init__(
         self,
         *,
@@ -74,10 +82,11 @@ class SetStageRequest(_message.Message):
         who: _builtins.str = ...,
         reason: _builtins.str = ...,
         without_postgresql: _builtins.bool = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who", "without_postgresql", b"without_postgresql"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "dry_run", b"dry_run", "force", b"force", "group", b"group", "reason", b"reason", "stage", b"stage", "timeout_seconds", b"timeout_seconds", "who", b"who", "without_postgresql", b"without_postgresql"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -93,6 +102,7 @@ class SetTrafficRequest(_message.Message):
     RESET_FIELD_NUMBER: _builtins.int
     WHO_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """A collection id; empty sets the defaults."""
     read_percent: _builtins.float
@@ -104,6 +114,8 @@ class SetTrafficRequest(_message.Message):
     who: _builtins.str
     """For the audit trail."""
     reason: _builtins.str
+    group: _builtins.str
+    """Without a collection: the group whose defaults are set; empty: those of all groups."""
     def __init__(
         self,
         *,
@@ -113,10 +125,11 @@ class SetTrafficRequest(_message.Message):
         reset: _builtins.bool = ...,
         who: _builtins.str = ...,
         reason: _builtins.str = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "read_percent", b"read_percent", "reason", b"reason", "reset", b"reset", "shadow_rate", b"shadow_rate", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent", "_shadow_rate", b"_shadow_rate", "collection", b"collection", "group", b"group", "read_percent", b"read_percent", "reason", b"reason", "reset", b"reset", "shadow_rate", b"shadow_rate", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__read_percent: _TypeAlias = _typing.Literal["read_percent"]  # noqa: Y015
     _WhichOneofArgType__read_percent: _TypeAlias = _typing.Literal["_read_percent", b"_read_percent"]  # noqa: Y015
@@ -133,12 +146,17 @@ Global___SetTrafficRequest: _TypeAlias = SetTrafficRequest  # noqa: Y015
 class CopyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    GROUP_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    """The group whose documents are copied; empty: default."""
     def __init__(
         self,
+        *,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +252,8 @@ class Status(_message.Message):
     EFFECTIVE_PERCENT_FIELD_NUMBER: _builtins.int
     SETTINGS_PROBLEM_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
     stage: _builtins.str
     authority: _builtins.str
     """firestore, postgresql, or none while a barrier is under way."""
@@ -259,6 +279,8 @@ class Status(_message.Message):
     """false: commits may have gone past PostgreSQL, and it answers nothing until they are drained."""
     settings_problem: _builtins.str
     """Why the settings file is refused, so that older settings are in force; empty: it is not."""
+    group: _builtins.str
+    """The group that stage, authority, epoch and backlog are of. Traffic is that of all groups."""
     @_builtins.property
     def traffic(self) -> _containers.RepeatedCompositeFieldContainer[Global___Traffic]: ...
     @_builtins.property
@@ -276,6 +298,10 @@ class Status(_message.Message):
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
         """What the checks said; in replies to SetStage."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupStatus]:
+        """All groups, the default one first."""
 
     def __init__(
         self,
@@ -301,14 +327,65 @@ class Status(_message.Message):
         effective_percent: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         settings_problem: _builtins.str = ...,
         checks: _abc.Iterable[Global___CheckAnswer] | None = ...,
+        group: _builtins.str = ...,
+        groups: _abc.Iterable[Global___GroupStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "backlog_unknown", b"backlog_unknown", "checks", b"checks", "commits", b"commits", "copied", b"copied", "dead_letters", b"dead_letters", "effective_percent", b"effective_percent", "epoch", b"epoch", "fallback_reads", b"fallback_reads", "forced_rollback_loses", b"forced_rollback_loses", "gate_open", b"gate_open", "group", b"group", "groups", b"groups", "latencies", b"latencies", "oldest_pending_seconds", b"oldest_pending_seconds", "pending", b"pending", "reads_by_store", b"reads_by_store", "rollback_loses", b"rollback_loses", "settings_problem", b"settings_problem", "shadow_dropped", b"shadow_dropped", "stage", b"stage", "traffic", b"traffic", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Status: _TypeAlias = Status  # noqa: Y015
+
+@_typing.final
+class GroupStatus(_message.Message):
+    """Where a group of collections stands."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    COLLECTIONS_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    DEAD_LETTERS_FIELD_NUMBER: _builtins.int
+    COPIED_FIELD_NUMBER: _builtins.int
+    ROLLBACK_LOSES_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    stage: _builtins.str
+    authority: _builtins.str
+    """firestore, postgresql, or none while a barrier is under way."""
+    epoch: _builtins.int
+    pending: _builtins.int
+    dead_letters: _builtins.int
+    copied: _builtins.bool
+    rollback_loses: _builtins.int
+    @_builtins.property
+    def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Collection ids; of the default group none are named: it has all others."""
+
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        collections: _abc.Iterable[_builtins.str] | None = ...,
+        stage: _builtins.str = ...,
+        authority: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        pending: _builtins.int = ...,
+        dead_letters: _builtins.int = ...,
+        copied: _builtins.bool = ...,
+        rollback_loses: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "collections", b"collections", "copied", b"copied", "dead_letters", b"dead_letters", "epoch", b"epoch", "group", b"group", "pending", b"pending", "rollback_loses", b"rollback_loses", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupStatus: _TypeAlias = GroupStatus  # noqa: Y015
 
 @_typing.final
 class Traffic(_message.Message):
@@ -317,20 +394,24 @@ class Traffic(_message.Message):
     COLLECTION_FIELD_NUMBER: _builtins.int
     READ_PERCENT_FIELD_NUMBER: _builtins.int
     SHADOW_RATE_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     collection: _builtins.str
     """Empty: the defaults."""
     read_percent: _builtins.float
     shadow_rate: _builtins.float
+    group: _builtins.str
+    """The group that the collection, or the defaults, are of."""
     def __init__(
         self,
         *,
         collection: _builtins.str = ...,
         read_percent: _builtins.float = ...,
         shadow_rate: _builtins.float = ...,
+        group: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "group", b"group", "read_percent", b"read_percent", "shadow_rate", b"shadow_rate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -17,10 +17,10 @@ from crossfade import aggregate as aggregates
 from crossfade import wire
 from crossfade.aggregate import Aggregation
 from crossfade.call import Call
-from crossfade.control import Control
-from crossfade.document import NAME, Database, Reference, Value, is_own
+from crossfade.document import NAME, Database, Reference, Value, id_key, is_own
 from crossfade.errors import Aborted, InvalidArgument, NotFound, Unavailable
-from crossfade.migrator import Migrator
+from crossfade.identities import reads_only
+from crossfade.migrator import Documents
 from crossfade.query import Cursor, Order, Query
 from crossfade.rpc.firestore_v1.backend import Watcher
 from crossfade.rpc.firestore_v1.front import Front
@@ -38,7 +38,7 @@ from crossfade.store import NOW, At, CommitOutcome, Page, Reading
 from crossfade.stores.firestore import FirestoreStore, at_bytes
 from crossfade.stores.postgres.changes import Changes
 from crossfade.telemetry import Telemetry
-from crossfade.transactions import BeginAnew, Transactions, reads_only
+from crossfade.transactions import BeginAnew, Transactions
 from crossfade.write import Write, check
 
 _NAMES_IN_PAGE = 300
@@ -52,18 +52,16 @@ class Heart:
 
     def __init__(
         self,
-        migrator: Migrator,
+        documents: Documents,
         transactions: Transactions,
-        control: Control,
         telemetry: Telemetry,
         database: Database,
         changes: Changes | None = None,
     ) -> None:
         self._changes = changes
         self._doomed: dict[bytes, None] = {}
-        self._migrator = migrator
+        self._documents = documents
         self._transactions = transactions
-        self._control = control
         self._telemetry = telemetry
         self._database = database
 
@@ -100,7 +98,7 @@ class Heart:
                 self._doom(at.transaction, error)
         if at.read_time is not None:
             return await self._transactions.get_at(at.read_time, paths, call)
-        return await self._migrator.read(tuple(paths), call)
+        return await self._documents.read(tuple(paths), call)
 
     async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Page]:
         call = self._call(timeout)
@@ -119,7 +117,7 @@ class Heart:
             moment = At(read_time=at.read_time) if at.read_time is not None else NOW
             pages = self._transactions.query_authority(query, call, moment)
         else:
-            pages = self._migrator.query(query, call)
+            pages = self._documents.query(query, call)
         async for page in pages:
             yield _without_own(page, self._database) if everything else page
 
@@ -139,7 +137,7 @@ class Heart:
         if at.read_time is not None:
             found = await self._transactions.aggregate_authority(query, aggregations, call, at)
         else:
-            found = await self._migrator.aggregate(query, aggregations, call)
+            found = await self._documents.aggregate(query, aggregations, call)
         return found.values, found.read_time
 
     async def _aggregate_all(
@@ -172,7 +170,7 @@ class Heart:
             return await self._transactions.commit(transaction, writes, call)
         if not writes:
             return CommitOutcome((), self.now())
-        return await self._migrator.commit(writes, call)
+        return await self._documents.commit(writes, call)
 
     async def begin(
         self, *, read_only: bool = False, read_time: int | None = None, retry: bytes | None = None
@@ -201,12 +199,15 @@ class Heart:
     async def list_collection_ids(self, parent: str, *, at: At = NOW) -> list[str]:
         _check_visible(parent)
         call = self._call()
-        firestore = await self._transactions.at_authority(call, at)
-        if firestore is not None:
-            found = await _collection_ids(firestore, parent, at, call)
-        else:
-            found = await self._transactions.postgres.collection_ids(parent, timeout=call.left())
-        return [name for name in found if not is_own(name)]
+        found: set[str] = set()
+        for firestore, holds in await self._transactions.authorities(call, at):
+            if firestore is not None:
+                names = await _collection_ids(firestore, parent, at, call)
+            else:
+                postgres = self._transactions.postgres
+                names = await postgres.collection_ids(parent, timeout=call.left())
+            found.update(name for name in names if holds(name) and not is_own(name))
+        return sorted(found, key=id_key)
 
     async def list_documents(
         self,
@@ -221,7 +222,7 @@ class Heart:
         parent, _, name = collection.rpartition("/")
         call = self._call()
         if missing:
-            firestore = await self._transactions.at_authority(call, at)
+            firestore = await self._transactions.authority_of(name, call, at)
             if firestore is not None:
                 return await _with_missing(firestore, parent, name, after, limit, at, call)
             ids = await self._transactions.postgres.document_ids(collection, timeout=call.left())
@@ -244,7 +245,7 @@ class Heart:
         _check_visible(query.parent)
         _check_visible(query.collection or "")
         call = self._call()
-        firestore = await self._transactions.at_authority(call, at)
+        firestore = await self._transactions.authority_of(query.collection, call, at)
         if firestore is not None:
             return await _partitions(firestore, query, count, at, call)
         names = Query(query.parent, query.collection, all_descendants=True, select=(NAME,))

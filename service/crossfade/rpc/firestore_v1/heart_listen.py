@@ -8,7 +8,7 @@ told to forget what they know (RESET) and are sent all of it.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,12 +17,15 @@ from google.cloud.firestore_v1 import types
 from crossfade import wire
 from crossfade.control import Control
 from crossfade.document import Database, is_own
-from crossfade.errors import InvalidArgument, Unavailable
+from crossfade.errors import CrossfadeError, FailedPrecondition, InvalidArgument, Unavailable
+from crossfade.groups import DEFAULT, Groups
+from crossfade.migrator import spans
 from crossfade.plan import StoreName
 from crossfade.rpc.firestore_v1.backend import Backends
 from crossfade.rpc.firestore_v1.listen import IDLE_SECONDS, Listen, Moment
 from crossfade.rpc.firestore_v1.listen_targets import Change, target_change
 from crossfade.rpc.firestore_v1.requests import database_of, parse
+from crossfade.snapshot import Snapshot
 from crossfade.store import NOW, At
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.changes import Changes
@@ -77,14 +80,16 @@ class HeartListen:
     def __init__(
         self,
         backends: Backends,
-        control: Control,
+        groups: Groups,
+        controls: Mapping[str, Control],
         transactions: Transactions,
         firestore: FirestoreStore | None,
         changes: Changes | None,
         snapshots: Snapshots | None,
     ) -> None:
         self._backends = backends
-        self._control = control
+        self._groups = groups
+        self._controls = controls
         self._firestore = firestore
         self._changes = changes
         self._ours: Listen | None = None
@@ -94,29 +99,27 @@ class HeartListen:
 
     async def serve(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """The frames of one stream, as long as the authority is the same."""
-        snapshot = await self._control.admit(_within(ADMIT_SECONDS))
-        if snapshot.authority is StoreName.FIRESTORE:
+        watched = _Watched(self._groups, self._controls)
+        requests = await watched.begin(requests)
+        if watched.authority is StoreName.FIRESTORE:
             frames = self._passed_on(requests)
         elif self._ours is not None:
             frames = self._ours.serve(requests)
         else:
             raise Unavailable("this sidecar runs without PostgreSQL")
-        over = asyncio.create_task(self._over(snapshot.epoch, snapshot.authority))
+        over = asyncio.create_task(self._over(watched))
         try:
-            async with aclosing(_until(frames, over)) as until:
+            async with aclosing(_until(frames, over, watched)) as until:
                 async for frame in until:
-                    if not self._control.admitted(snapshot):
-                        now = await self._control.admit(_within(ADMIT_SECONDS))
-                        if now.epoch != snapshot.epoch:
-                            raise _over()
+                    await watched.check()
                     yield frame
         finally:
             over.cancel()
 
-    async def _over(self, epoch: int, authority: StoreName) -> None:
+    async def _over(self, watched: "_Watched") -> None:
         """Returns when a stream has to end."""
-        waits = [asyncio.create_task(self._control.epoch_over(epoch))]
-        if authority is StoreName.POSTGRESQL and self._changes is not None:
+        waits = [asyncio.create_task(watched.over())]
+        if watched.authority is StoreName.POSTGRESQL and self._changes is not None:
             waits.append(asyncio.create_task(self._changes.lost()))
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -137,6 +140,93 @@ class HeartListen:
                     yield target_change(Change.RESET, (number,))
         if asked.error is not None:
             raise asked.error
+
+
+class _Watched:
+    """The groups that a stream's targets are of, and what was in charge of them when they were
+    added. `error`: why the stream has to end; there are no requests after it."""
+
+    def __init__(self, groups: Groups, controls: Mapping[str, Control]) -> None:
+        self._groups = groups
+        self._controls = controls
+        self._snapshots: dict[str, Snapshot] = {}
+        self._more = asyncio.Event()
+        self.error: CrossfadeError | None = None
+
+    @property
+    def authority(self) -> StoreName:
+        return next(iter(self._snapshots.values())).authority
+
+    async def begin(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The requests; of several groups the first one says whose authority the stream is of,
+        and with one nobody waits for it."""
+        if len(self._controls) == 1:
+            await self._add([DEFAULT])
+            return requests
+        first = await anext(requests, b"")
+        await self._add(self._groups_of(first) or [DEFAULT])
+        return self._requests(first, requests)
+
+    async def _requests(self, first: bytes, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        if first:
+            yield first
+        async for data in requests:
+            try:
+                await self._add(self._groups_of(data))
+            except CrossfadeError as error:
+                self.error = error
+                self._more.set()
+                return
+            yield data
+
+    async def _add(self, names: Iterable[str]) -> None:
+        """Raises FailedPrecondition for a group that has another authority than the stream."""
+        for name in names:
+            if name not in self._snapshots:
+                control = self._controls[name]
+                self._snapshots[name] = await control.admit(_within(ADMIT_SECONDS))
+        if any(each.authority is not self.authority for each in self._snapshots.values()):
+            of = [self._controls[name] for name in self._snapshots]
+            raise FailedPrecondition(spans("the stream", of))
+        self._more.set()
+
+    def _groups_of(self, data: bytes) -> list[str]:
+        """The groups that a request's target is of."""
+        try:
+            request = parse(types.ListenRequest.pb(), data)
+            names = _names(request.add_target, database_of(request.database))
+        except CrossfadeError:
+            return []  # whoever serves it says what is wrong
+        if "" in names:  # a query of all collections
+            return list(self._controls)
+        collections = (name.split("/")[-2] if "/" in name else name for name in names)
+        return sorted({self._groups.of(collection) for collection in collections})
+
+    async def check(self) -> None:
+        """Raises Unavailable where what was in charge may not be asked any more."""
+        for name, snapshot in self._snapshots.items():
+            control = self._controls[name]
+            if not control.admitted(snapshot):
+                now = await control.admit(_within(ADMIT_SECONDS))
+                if now.epoch != snapshot.epoch:
+                    raise _over()
+
+    async def over(self) -> None:
+        """Returns when one of the groups has another epoch, or there is an error."""
+        while self.error is None:
+            self._more.clear()
+            waits = [
+                asyncio.create_task(self._controls[name].epoch_over(snapshot.epoch))
+                for name, snapshot in self._snapshots.items()
+            ]
+            more = asyncio.create_task(self._more.wait())
+            try:
+                await asyncio.wait([more, *waits], return_when=asyncio.FIRST_COMPLETED)
+                if any(wait.done() for wait in waits):
+                    return
+            finally:
+                for wait in (more, *waits):
+                    wait.cancel()
 
 
 class _Asked:
@@ -202,9 +292,9 @@ def _within(seconds: float) -> Callable[[], float]:
 
 
 async def _until(
-    frames: AsyncGenerator[bytes, None], over: "asyncio.Task[None]"
+    frames: AsyncGenerator[bytes, None], over: "asyncio.Task[None]", watched: _Watched
 ) -> AsyncGenerator[bytes, None]:
-    """The frames until they end; raises Unavailable once `over` is done."""
+    """The frames until they end; raises Unavailable, or what is wrong, once `over` is done."""
     async with aclosing(frames):
         while True:
             following = asyncio.create_task(_next(frames))
@@ -216,7 +306,7 @@ async def _until(
                     following.cancel()
                     await asyncio.wait({following})
             if over.done() or following.cancelled():
-                raise _over()
+                raise watched.error or _over()
             frame = following.result()
             if not frame:
                 return

@@ -13,7 +13,7 @@
 5. Rows, versions, tombstones, pending rows and the request row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeAlias
@@ -46,15 +46,17 @@ _REQUEST = """select commit_time, update_times from crossfade.requests
 where intent = any($1::text[])"""
 _RECORD = """with changed as (
     insert into crossfade.versions as v (path, epoch, time, live)
-    select path, $1::int8, $2::int8, live from unnest($3::text[], $4::bool[]) as c (path, live)
+    select path, epoch, $2::int8, live
+    from unnest($1::int8[], $3::text[], $4::bool[]) as c (epoch, path, live)
     on conflict (path) do update
         set epoch = excluded.epoch, time = excluded.time, live = excluded.live),
 behind as (
     insert into crossfade.pending
         (intent, path, collection_path, collection_id, epoch, lease_until, reason)
-    select $5::text, path, collection_path, collection_id, $1, now(), 'commit'
-    from unnest($3::text[], $6::text[], $7::text[]) as c (path, collection_path, collection_id)
-    where $8::bool)
+    select $5::text, path, collection_path, collection_id, epoch, now(), 'commit'
+    from unnest($1::int8[], $3::text[], $6::text[], $7::text[], $8::bool[])
+        as c (epoch, path, collection_path, collection_id, mirrored)
+    where mirrored)
 insert into crossfade.requests (intent, commit_time, update_times)
 select $5::text, $2, $9::int8[] where $10::bool"""
 # A request that changed nothing was done, too: its row brings that to the other store.
@@ -152,6 +154,7 @@ class Committer:
                 done = await connection.fetchrow(_REQUEST, [intent.id, *intent.others])
                 if done is not None:
                     return replayed(done[0], done[1], len(writes))
+            under = _under(intent, epoch)
             staged, now = await self._load(connection, paths)
             for path, version in reads:
                 if staged[path].version != version:
@@ -162,34 +165,42 @@ class Committer:
             outcomes = _apply(writes, staged, now, self._tables.database)
             changed = [path for path in paths if staged[path].after is not staged[path].before]
             # While Firestore follows it has to be followed, whatever it takes.
-            strict = self._enforce and not (intent is not None and intent.mirrored)
+            strict = self._enforce and not any(under(path)[1] for path in changed)
             if alone or len(changed) > ALONE_ROWS:
                 await connection.execute(ALONE)
-            await self._write(connection, staged, changed, epoch, strict=strict)
+            await self._write(connection, staged, changed, under, strict=strict)
             if changed or replayable:
                 await connection.execute(
                     _RECORD,
-                    epoch,
+                    [under(path)[0] for path in changed],
                     now,
                     *_columns(changed, staged),
                     *_pending_columns(changed, intent),
+                    [under(path)[1] for path in changed],
                     [outcome.update_time for outcome in outcomes],
                     replayable,
                 )
             if changed and not unheard:
                 await connection.execute(NOTIFY, notifications(changed))
-            if intent is not None and intent.mirrored and replayable and written and not changed:
-                path = escape_path(min(written))
+            followed = [path for path in sorted(written) if under(path)[1]]
+            if intent is not None and followed and replayable and not changed:
+                path = followed[0]
                 places = escape_path(collection_path(path)), escape_path(collection_id(path))
-                await connection.execute(_NOTHING, intent.id, path, *places, epoch)
+                await connection.execute(
+                    _NOTHING, intent.id, escape_path(path), *places, under(path)[0]
+                )
         return CommitOutcome(tuple(outcomes), now)
 
     async def _epoch(self, connection: Connection, intent: Intent | None) -> int:
+        """The epoch, behind a lock on it and on those of all groups of the commit."""
         row = await connection.fetchrow(_CONTROL, self._group)
-        epoch, authority = (0, None) if row is None else (row[0], row[1])
-        if intent is not None and (epoch != intent.epoch or authority != "postgresql"):
-            raise EpochChanged(f"epoch {intent.epoch} is over, or PostgreSQL not in charge")
-        return epoch
+        if intent is None:
+            return 0 if row is None else int(row[0])
+        _check_control(row, intent.epoch)
+        for each in intent.beside:
+            row = await connection.fetchrow(_CONTROL, each.group.name)
+            _check_control(row, each.epoch)
+        return intent.epoch
 
     async def _load(
         self, connection: Connection, paths: Sequence[str]
@@ -211,7 +222,7 @@ class Committer:
         connection: Connection,
         staged: dict[str, _Staged],
         changed: Sequence[str],
-        epoch: int,
+        under: Callable[[str], tuple[int, bool]],
         *,
         strict: bool,
     ) -> None:
@@ -223,7 +234,7 @@ class Committer:
                 deletes.setdefault(table, []).append(table.key_of(path))
             else:
                 values = table.values(path, after.fields)
-                values += [after.create_time, after.update_time, epoch]
+                values += [after.create_time, after.update_time, under(path)[0]]
                 upserts.setdefault(table, []).append(values)
         # Deletes first: what they let go of is free for what is written.
         for table, keys in deletes.items():
@@ -239,6 +250,27 @@ class Committer:
             if table.mapping is not None:
                 for row in await connection.fetch(table.held_back, [values[0] for values in rows]):
                     _refuse(table, table.mapping, row)
+
+
+def _check_control(row: Any, epoch: int) -> None:
+    if row is None or row[0] != epoch or row[1] != "postgresql":
+        raise EpochChanged(f"epoch {epoch} is over, or PostgreSQL not in charge")
+
+
+def _under(intent: Intent | None, epoch: int) -> Callable[[str], tuple[int, bool]]:
+    """The epoch of a document's group, and whether the other store follows it."""
+    own = epoch, intent is not None and intent.mirrored
+    if intent is None or not intent.beside:
+        return lambda _: own
+
+    def under(path: str) -> tuple[int, bool]:
+        collection = collection_id(path)
+        for each in intent.beside:
+            if each.group.holds(collection):
+                return each.epoch, each.mirrored
+        return own
+
+    return under
 
 
 def _refuse(table: DocumentTable, mapping: CollectionMapping, row: Any) -> None:
@@ -298,12 +330,11 @@ def _columns(changed: Sequence[str], staged: dict[str, _Staged]) -> tuple[list[s
 
 def _pending_columns(
     changed: Sequence[str], intent: Intent | None
-) -> tuple[str | None, list[str], list[str], bool]:
+) -> tuple[str | None, list[str], list[str]]:
     return (
         None if intent is None else intent.id,
         [escape_path(collection_path(path)) for path in changed],
         [escape_path(collection_id(path)) for path in changed],
-        intent is not None and intent.mirrored,
     )
 
 

@@ -222,25 +222,25 @@ class Lanes:
             raise _translated(error, connection) from None
 
     @asynccontextmanager
-    async def locked(self, table: str, timeout: float) -> AsyncIterator[Connection]:
-        """One transaction under the exclusive lock of a table; plain reads of it go on.
+    async def locked(
+        self,
+        table: str,
+        timeout: float,
+        first: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> AsyncIterator[Connection]:
+        """One transaction under the exclusive lock of a table; plain reads of it go on. `first`:
+        what it does before it waits for the lock.
 
         Whoever wants a lock of the table meanwhile waits in line behind this one. So it is
         waited for only briefly at a time, and asked for again: a holder that stands still (its
         process was stopped) holds up nobody else.
         """
         async with self.acquire(timeout) as connection:
-            while True:
-                await connection.execute("begin")
-                try:
-                    await connection.execute(f"set local lock_timeout = '{LOCK_MILLISECONDS}ms'")
-                    await connection.execute(f"lock table {table} in exclusive mode")
-                    await connection.execute("set local lock_timeout = 0")
-                    break
-                except asyncpg.LockNotAvailableError:
-                    await connection.execute("rollback")
-                    await asyncio.sleep(LOCK_MILLISECONDS / 1e3)
+            await connection.execute("begin")
             try:
+                if first is not None:
+                    await first(connection)
+                await _lock(connection, table)
                 yield connection
             except (CrossfadeError, asyncpg.PostgresError):
                 if not connection.is_closed():
@@ -393,6 +393,21 @@ _STATES: dict[str, tuple[type[CrossfadeError], str]] = {
     "55P03": (Aborted, "could not take a lock"),
     "54": (InvalidArgument, "has no room for it: a document's path is too long for an index"),
 }
+
+
+async def _lock(connection: Connection, table: str) -> None:
+    """Locks a table, waiting only briefly at a time."""
+    while True:
+        await connection.execute("savepoint waiting")
+        try:
+            await connection.execute(f"set local lock_timeout = '{LOCK_MILLISECONDS}ms'")
+            await connection.execute(f"lock table {table} in exclusive mode")
+        except asyncpg.LockNotAvailableError:
+            await connection.execute("rollback to savepoint waiting")
+            await asyncio.sleep(LOCK_MILLISECONDS / 1e3)
+        else:
+            await connection.execute("set local lock_timeout = 0")
+            return
 
 
 def _translated(error: BaseException, connection: "Connection | None") -> BaseException:

@@ -15,10 +15,12 @@ from typing import Any
 
 from crossfade.document import Database, Fields, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged
+from crossfade.groups import Group
 from crossfade.mapping import Mappings, escape_path, unescape_path
 from crossfade.plan import StoreName
 from crossfade.stores.postgres.dead_letters import DeadLetters
 from crossfade.stores.postgres.lanes import Connection, Lanes
+from crossfade.stores.postgres.membership import OF_PATH, listed, of_group
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.pruning import Pruning
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
@@ -61,9 +63,10 @@ from unnest($2::text[], $3::int8[], $4::bool[]) as i (path, time, live)
 {GUARD.format(equal="$5::bool")} returning path"""
 _SEEN = "update crossfade.versions set seen = $1 where path = any($2::text[])"
 # A path that somebody has claimed is left to him with all its rows.
-_CLAIM = """with picked as (
+_CLAIM = f"""with picked as (
     select path from crossfade.pending p
     where not dead and lease_until <= clock_timestamp() and position('/' in path) > 0
+        and {of_group("p.collection_id", 4)}
         and not exists (select from crossfade.pending o where o.path = p.path
             and o.claim is not null and o.lease_until > clock_timestamp())
     order by id limit $3 for update skip locked),
@@ -94,26 +97,28 @@ from unnest($1::text[], $2::int8[], $3::bool[]) as c (path, time, there)
 where coalesce(v.peer_time, 0) < c.time and case when c.there
     then v.path is null or v.live or v.epoch <> $4 or v.time < c.time
     else v.live end"""
-_SUMMARY = """select count(*) filter (where position('/' in path) > 0) as pending,
+_SUMMARY = f"""select count(*) filter (where position('/' in path) > 0) as pending,
     count(*) filter (where position('/' in path) = 0) as wildcards,
     count(*) filter (where dead) as dead,
     count(*) filter (where dead and foreign_time is not null) as foreign,
     coalesce(extract(epoch from clock_timestamp()
         - min(inserted_at) filter (where position('/' in path) > 0)), 0)::float8 as oldest
-from crossfade.pending"""
-_WRITTEN = "select count(*) from crossfade.versions where epoch = $1"
+from crossfade.pending where {of_group("collection_id", 1)}"""
+_WRITTEN = f"""select count(*) from crossfade.versions
+where epoch = $1 and {of_group(OF_PATH, 2)}"""
 _STANDS = """select generation from crossfade.control
 where grp = $1 and epoch = $2 and generation = $3 and authority = 'firestore' for share"""
 # The collection of a path is what stands before its last "/".
-_SWEEP = """insert into crossfade.pending
+_SWEEP = f"""insert into crossfade.pending
     (intent, path, collection_path, collection_id, epoch, lease_until, reason)
 select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
     clock_timestamp(), 'sweep'
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
-    where live and (seen is null or seen < $3::int8)) as unseen"""
+    where live and (seen is null or seen < $3::int8) and {of_group(OF_PATH, 4)}) as unseen"""
 _REQUEST = """insert into crossfade.requests (intent, commit_time, update_times)
 values ($1, $2, $3::int8[]) on conflict (intent) do nothing"""
-_COPIED = "delete from crossfade.pending where path = ''"
+_COPIED = f"""delete from crossfade.pending
+where position('/' in path) = 0 and {of_group("collection_id", 1)}"""
 _BEGIN_PAGES = """insert into crossfade.pages (token, lease_until)
 values ($1, clock_timestamp() + $2::float8 * interval '1 second')"""
 _RENEW_PAGES = """update crossfade.pages
@@ -179,12 +184,14 @@ class Mirror:
     """Both directions' bookkeeping. Raises EpochChanged, and then has changed nothing."""
 
     def __init__(
-        self, lanes: Lanes, mappings: Mappings, database: Database, group: str = "default"
+        self, lanes: Lanes, mappings: Mappings, database: Database, group: Group | None = None
     ) -> None:
+        group = group or Group()
         self._lanes = lanes
         self._tables = DocumentTables(mappings, database)
-        self._group = group
-        self.way_back = WayBack(lanes, self._tables, group)
+        self._group = group.name
+        self._listed = listed(group)
+        self.way_back = WayBack(lanes, self._tables, group.name)
         self.dead_letters = DeadLetters(lanes)
         self.pruning = Pruning(lanes)
 
@@ -275,7 +282,7 @@ class Mirror:
     ) -> list[PendingRow]:
         """Takes over rows whose lease is over: the `limit` oldest, and with each every
         other free row of its path."""
-        rows = await self._lanes.fetch(_CLAIM, claim, lease, limit, timeout=timeout)
+        rows = await self._lanes.fetch(_CLAIM, claim, lease, limit, *self._listed, timeout=timeout)
         return [
             PendingRow(row[0], row[1], unescape_path(row[2]), *row[3:])
             for row in sorted(rows, key=lambda row: row[0])
@@ -312,13 +319,14 @@ class Mirror:
         return bool(await self._lanes.fetchval(_IS_PENDING, intent, timeout=timeout))
 
     async def summary(self, *, timeout: float) -> Summary:
-        row = await self._lanes.fetchrow(_SUMMARY, timeout=timeout)
+        row = await self._lanes.fetchrow(_SUMMARY, *self._listed, timeout=timeout)
         assert row is not None  # noqa: S101 - an aggregate has one row
         return Summary(row["pending"], row["oldest"], row["dead"], row["foreign"], row["wildcards"])
 
     async def written_in(self, epoch: int, *, timeout: float) -> int:
         """How many documents were last written, or deleted, in an epoch. Reads the whole table."""
-        return int(await self._lanes.fetchval(_WRITTEN, epoch, timeout=timeout))
+        found = await self._lanes.fetchval(_WRITTEN, epoch, *self._listed, timeout=timeout)
+        return int(found)
 
     # --- puts (Firestore is the authority) -------------------------------------------------------
 
@@ -398,8 +406,8 @@ class Mirror:
         """
         async with self._lanes.transaction(timeout) as connection:
             await self._check_copy(connection, epoch, generation, token)
-            tag = await connection.execute(_SWEEP, f"sweep-{token}", epoch, token)
-            await connection.execute(_COPIED)
+            tag = await connection.execute(_SWEEP, f"sweep-{token}", epoch, token, *self._listed)
+            await connection.execute(_COPIED, *self._listed)
             await connection.execute(_END_PAGES, token)
         return int(tag.rpartition(" ")[2])
 

@@ -30,6 +30,7 @@ from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.stores.postgres.derivation import derived_source
+from crossfade.stores.postgres.membership import everything
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -65,7 +66,7 @@ class Extras:
 
 _EXTRAS = f"""v.epoch, v.time, v.peer_time, v.peer_epoch, v.peer_version, c.epoch, c.generation,
     exists (select from crossfade.pending p
-        where p.path = any(array[{{0}}, {{1}}, ''])), {NOW}"""
+        where p.path = any(array[{{0}}, {{1}}, {everything("$4")}])), {NOW}"""
 
 
 class DocumentTable:

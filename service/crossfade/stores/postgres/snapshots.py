@@ -5,7 +5,7 @@ connections that nothing else needs.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from crossfade.aggregate import Aggregation
@@ -26,21 +26,26 @@ WAIT_SECONDS = 2.0
 """How long a snapshot may wait for a connection."""
 _BEGIN = f"""begin isolation level {SNAPSHOT};
 set local idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"""
-_STATE = f"select coalesce((select epoch from crossfade.control where grp = $1), 0), {NOW}"
+_STATE = f"select {NOW}, grp, epoch from (select) one left join crossfade.control on true"
 
 
 class HeldSnapshot:
-    """The database as it was when this was opened. `epoch` and `read_time` (microseconds) are
-    of that moment. One statement at a time; after an error it is closed."""
+    """The database as it was when this was opened. `epochs`, by group, and `read_time`
+    (microseconds) are of that moment. One statement at a time; after an error it is closed."""
 
     def __init__(
-        self, lanes: Lanes, reader: Reader, connection: Connection, epoch: int, read_time: int
+        self,
+        lanes: Lanes,
+        reader: Reader,
+        connection: Connection,
+        epochs: Mapping[str, int],
+        read_time: int,
     ) -> None:
         self._lanes = lanes
         self._reader = reader
         self._connection: Connection | None = connection
         self._turn = asyncio.Lock()
-        self.epoch = epoch
+        self.epochs = epochs
         self.read_time = read_time
 
     async def get(self, paths: Sequence[str], timeout: float) -> Reading:
@@ -109,7 +114,6 @@ class Snapshots:
     ) -> None:
         self._lanes = lanes
         self._reader = Reader(lanes, DocumentTables(mappings, database), group)
-        self._group = group
 
     async def open(self, timeout: float, wait: float = WAIT_SECONDS) -> HeldSnapshot:
         """Raises ResourceExhausted when all connections for snapshots are held for `wait`
@@ -124,8 +128,9 @@ class Snapshots:
         try:
             async with self._lanes.translated(connection), asyncio.timeout(timeout):
                 await connection.execute(_BEGIN)
-                [row] = await connection.fetch(_STATE, self._group)
+                rows = await connection.fetch(_STATE)
         except BaseException:
             self._lanes.release(connection)
             raise
-        return HeldSnapshot(self._lanes, self._reader, connection, row[0], row[1])
+        epochs = {row[1]: row[2] for row in rows if row[1] is not None}
+        return HeldSnapshot(self._lanes, self._reader, connection, epochs, rows[0][0])

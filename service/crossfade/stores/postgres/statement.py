@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossfade.document import Reference, collection_path
+from crossfade.groups import DEFAULT
 from crossfade.mapping import ODD, escape_path
 from crossfade.query import Cursor, Order, Query
 from crossfade.stores.postgres.naming import literal
@@ -85,7 +86,7 @@ def _state(query: Query, group: str, arguments: Arguments) -> str:
     else:
         name = escape_path(query.collection)
         path = query.collection_path
-        wildcards = arguments.add([name, ""], "text[]")
+        wildcards = arguments.add([name] if group != DEFAULT else [name, ""], "text[]")
         where = (
             f"collection_id = {arguments.add(name, 'text')}"
             if path is None

@@ -49,6 +49,8 @@ control = Table(
     Column("requested", Text),
     # Not before this a copy may begin: what was written unmirrored has ended then everywhere.
     Column("copy_after", DateTime(timezone=True)),
+    # All groups of the sidecars and their collections, the same in each row; "": one has all.
+    Column("groups", Text, nullable=False, server_default=text("''")),
     # read percent and shadow rate by collection id; "" for the defaults
     Column("traffic", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),

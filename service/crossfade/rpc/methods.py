@@ -1,0 +1,60 @@
+"""Which role each method needs: the one table. A method that is not in it needs an admin."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crossfade.access import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """`documents`: field 1 of the reply's messages is a document each, which limits count."""
+
+    role: Role
+    documents: bool = False
+
+
+READS, FINDS = Needs(Role.READER), Needs(Role.READER, documents=True)
+WRITES = Needs(Role.WRITER)
+ADMINISTERS = Needs(Role.ADMIN)
+
+_SERVICES: Mapping[str, Mapping[str, Needs]] = {
+    "crossfade.v1.Crossfade": {
+        "GetDocument": READS,
+        "BatchGetDocuments": FINDS,
+        "Query": FINDS,
+        "Aggregate": READS,
+        "Watch": READS,
+        "Commit": WRITES,
+    },
+    "google.firestore.v1.Firestore": {
+        "GetDocument": READS,
+        "ListDocuments": FINDS,
+        "BatchGetDocuments": FINDS,
+        "RunQuery": FINDS,
+        "RunAggregationQuery": READS,
+        "ExecutePipeline": READS,
+        "PartitionQuery": READS,
+        "ListCollectionIds": READS,
+        "Listen": READS,
+        # Transactions lock nothing before they are committed.
+        "BeginTransaction": READS,
+        "Rollback": READS,
+        "CreateDocument": WRITES,
+        "UpdateDocument": WRITES,
+        "DeleteDocument": WRITES,
+        "BatchWrite": WRITES,
+        "Commit": WRITES,
+        "Write": WRITES,
+    },
+}
+METHODS: Mapping[str, Needs] = {
+    f"{service}/{method}": needs
+    for service, methods in _SERVICES.items()
+    for method, needs in methods.items()
+}
+
+
+def needs_of(name: str) -> Needs:
+    """Of a method by its full name: "crossfade.v1.Crossfade/GetDocument"."""
+    return METHODS.get(name, ADMINISTERS)
