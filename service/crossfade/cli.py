@@ -23,6 +23,7 @@ from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
 from crossfade.groups_commands import groups
+from crossfade.latency_commands import latency
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
@@ -68,15 +69,7 @@ app = App(
 
 
 for command in (
-    schema,
-    drift,
-    stage,
-    groups,
-    traffic,
-    ramp,
-    rollback,
-    mismatches,
-    audit,
+    *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
     dead_letters,
 ):
     app.command(command)

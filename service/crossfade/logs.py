@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, TextIO, TypeAlias
 
 import structlog
-from structlog.typing import EventDict, Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from crossfade import redaction
 from crossfade.errors import CrossfadeError
 from crossfade.settings import LogSettings
+from crossfade.tracing import log_ids
 
 MAX_CHAIN = 8
 
@@ -23,6 +24,11 @@ MAX_CHAIN = 8
 def _is_of_interest(record: logging.LogRecord) -> bool:
     """Not what gRPC says, with a traceback, of each caller that hung up while it was answered."""
     return not str(record.msg).startswith("ExecuteBatchError raised in core")
+
+
+def _with_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The ids of the call in whose course something is logged, where there are traces."""
+    return {**event, **log_ids()}
 
 
 def _without_objects(record: logging.LogRecord) -> bool:
@@ -70,6 +76,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper("iso"),
         _hide_secret_ids,

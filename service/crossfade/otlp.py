@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -31,29 +32,23 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.semconv.schemas import Schemas
+from opentelemetry.trace import Link, Status, StatusCode
 
+from crossfade.durations import Exemplar
 from crossfade.settings import TelemetrySettings
+from crossfade.tracing import SpanData
 
 if TYPE_CHECKING:
     from crossfade.scraping import Scrape
 
 SCOPE = "crossfade"
+SCHEMA = Schemas.V1_40_0.value
+"""The semantic conventions that the names of spans, attributes and instruments follow."""
 EXPORT_SECONDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram: counts by upper bound (one more than bounds), and what is known of the rest."""
-
-    bounds: Sequence[float]
-    counts: Sequence[int]
-    sum: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +62,52 @@ class Series:
     read: Callable[[], Sequence[tuple[dict[str, str], Any]]]
 
 
+class Spans:
+    """Where finished spans become the SDK's and go to its processors.
+
+    They are made as they are read and not begun and ended by a tracer: what is kept is known
+    only when the call is over, and then its ids have been told already.
+    """
+
+    def __init__(self, processors: Sequence[SpanProcessor], resource: Resource) -> None:
+        self._processors = processors
+        self._resource = resource
+        self._scope = InstrumentationScope(SCOPE, version("crossfade"), SCHEMA)
+
+    def __call__(self, span: SpanData) -> None:
+        made = ReadableSpan(
+            span.name,
+            context=span.context,
+            parent=span.parent,
+            resource=self._resource,
+            attributes=span.attributes,
+            links=[Link(each) for each in span.links],
+            kind=span.kind,
+            status=_UNSET if span.error is None else Status(StatusCode.ERROR, span.error),
+            start_time=span.start_ns,
+            end_time=span.end_ns,
+            instrumentation_scope=self._scope,
+        )
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.on_end(made)
+
+    def force_flush(self) -> None:
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.force_flush()
+
+    def shutdown(self) -> None:
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.shutdown()
+
+
+_UNSET = Status(StatusCode.UNSET)
+
+
 class Exporters:
-    """The SDK's providers, fed by a `Telemetry`. `tracer` is None where spans go nowhere."""
+    """The SDK's exporters, fed by a `Telemetry`. `spans` is None where spans go nowhere."""
 
     def __init__(
         self,
@@ -98,17 +137,13 @@ class Exporters:
         )
         self._series = series
         self._started_ns = time_ns()
-        self._providers: list[TracerProvider | MeterProvider] = []
+        self._providers: list[Spans | MeterProvider] = []
         self._resource = resource
         self._meters: MeterProvider | None = None
-        self.tracer: Any = None
+        self.spans: Spans | None = None
         if span_processors:
-            # telemetry.py has sampled already: the SDK keeps what it is given.
-            tracers = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
-            for processor in span_processors:
-                tracers.add_span_processor(processor)
-            self.tracer = tracers.get_tracer(SCOPE)
-            self._providers.append(tracers)
+            self.spans = Spans(span_processors, resource)
+            self._providers.append(self.spans)
         if metric_exporter is not None:
             reader = PeriodicExportingMetricReader(
                 _WithHistograms(metric_exporter, self._histograms),
@@ -158,11 +193,14 @@ class Exporters:
                             start_time_unix_nano=self._started_ns,
                             time_unix_nano=now,
                             count=sum(found.counts),
+                            # None is left out of the message, as it should be of values
+                            # that may be negative.
                             sum=found.sum,
                             bucket_counts=found.counts,
                             explicit_bounds=found.bounds,
                             min=found.low,
                             max=found.high,
+                            exemplars=[_exemplar(each) for each in found.exemplars],
                         )
                         for attributes, found in points
                     ],
@@ -184,6 +222,10 @@ class Exporters:
                 provider.shutdown()
 
 
+def _exemplar(found: Exemplar) -> SdkExemplar:
+    return SdkExemplar({}, found.value, found.time_ns, found.span_id, found.trace_id)
+
+
 def _observations(item: Series, _: CallbackOptions) -> list[Observation]:
     return [Observation(value, attributes) for attributes, value in item.read()]
 
@@ -199,7 +241,9 @@ class _WithHistograms(MetricExporter):
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
         # In a scope of their own: of two scopes with one name, OTLP's encoder sends the last.
-        ours = ScopeMetrics(InstrumentationScope(f"{SCOPE}.durations"), self._made(), "")
+        ours = ScopeMetrics(
+            InstrumentationScope(f"{SCOPE}.durations", schema_url=SCHEMA), self._made(), SCHEMA
+        )
         whole = MetricsData(
             [
                 ResourceMetrics(item.resource, [*item.scope_metrics, ours], item.schema_url)

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import orjson
 import structlog
-from opentelemetry.trace import format_trace_id
 
 from crossfade import redaction
 from crossfade.diff import Difference, format_place
@@ -184,7 +183,7 @@ class Samples:
         return {
             "path": redaction.present().path(finding.path),
             "at": now,
-            "trace_id": None if offer.link is None else format_trace_id(offer.link.trace_id),
+            "trace_id": None if offer.link is None else offer.link.id,
             "route": {
                 "stage": offer.stage,
                 "epoch": offer.epoch,

@@ -18,7 +18,7 @@ DARK = {"color_scheme": "dark"}
 @pytest.fixture
 async def stack(postgres_database):
     """In stage shadow, with some traffic of the past."""
-    options = {"http": {}, "shadow_rate": 1.0, "read_percent": 40}
+    options: dict[str, Any] = {"http": {}, "shadow_rate": 1.0, "read_percent": 40}
     async with running(await postgres_database(), Stage.SHADOW, **options) as made:
         await made.copy()
         await busy(made)
@@ -188,7 +188,7 @@ async def test_a_token_is_asked_for_and_again_when_it_has_expired(
     entry = '[[token]]\nname = "ops"\nrole = "{}"\ntoken = "{}"\n'
     first, second = "first-token-of-the-tests", "second-token-of-the-tests"
     file.write_text(entry.format("admin", first))
-    options = {"http": {}, "access": {"tokens_file": file}}
+    options: dict[str, Any] = {"http": {}, "access": {"tokens_file": file}}
     async with (
         running(await postgres_database(), Stage.SHADOW, **options) as stack,
         opened(place(stack)) as page,

@@ -34,7 +34,7 @@ def ask(stack):
     return asked
 
 
-async def got(answer) -> dict:
+async def got(answer) -> dict[str, Any]:
     found = await answer
     assert found.status == 200, found.body
     return found.json
