@@ -18,12 +18,13 @@ from crossfade.admin import http
 from crossfade.barrier import Coordinator
 from crossfade.budget import Budget
 from crossfade.comparing import Comparer, Sums
-from crossfade.control import Control
+from crossfade.control import GROUP, Control
 from crossfade.document import Database, FieldPath
 from crossfade.doors import Doors
 from crossfade.errors import InfrastructureError
 from crossfade.follower import Follower
 from crossfade.forward import Forward
+from crossfade.jobs.both import Both
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import Apply, SettingsWatch
 from crossfade.lease import Lease
@@ -62,6 +63,8 @@ from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.budget import BudgetTable
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.held import HeldPages
+from crossfade.stores.postgres.jobs import Jobs
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.mismatches import Mismatches
@@ -291,6 +294,10 @@ async def _start(
         audit=audit,
         limits=settings.ramp.limits(),
     )
+    jobs = Jobs(lanes["mirror"]) if lanes else None
+    if firestore is not None and mirror is not None and jobs is not None:
+        held = HeldPages(lanes["mirror"], GROUP)
+        admin.copying = Both(control, firestore, mirror, held, jobs, mappings, database)
     ramping = None
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None

@@ -19,6 +19,7 @@ from crossfade.effective import Effective
 from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
 from crossfade.figures import EVERY, Tally, figures
 from crossfade.jobs.backfill import backfill
+from crossfade.jobs.both import Both
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
@@ -45,7 +46,6 @@ log = structlog.get_logger(__name__)
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
 MAX_BARRIER_SECONDS = 3600.0
-COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
 LETTERS, MAX_LETTERS = 100, 1000
@@ -96,6 +96,8 @@ class Admin:
         self._ramps = ramps
         self._audit = audit
         self._limits = limits or Limits()
+        self.copying: Both | None = None
+        """What a copy works with; None: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
 
@@ -224,12 +226,9 @@ class Admin:
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
         parse(admin_pb2.CopyRequest, data)
-        if self._firestore is None or self._mirror is None:
+        if self.copying is None:
             raise FailedPrecondition("a copy needs both stores; one is not configured")
-        progress = backfill(
-            self._control, self._firestore, self._mirror, self._database, COPY_TIMEOUT
-        )
-        async for step in progress:
+        async for step in backfill(self.copying):
             yield admin_pb2.CopyProgress(
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()

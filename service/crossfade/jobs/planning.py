@@ -1,0 +1,251 @@
+"""Where a job's ranges are cut: by what the stores can tell, without reading what lies in them.
+
+Firestore's PartitionQuery gives names of documents that cut a collection evenly. Where the
+server has no such method (the official emulator), names are looked for: the next document
+behind a name costs one read, and ids that begin alike are jumped over.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
+
+import structlog
+
+from crossfade.aggregate import Aggregation, AggregationKind
+from crossfade.document import NAME, Reference, numeric_id, path_key
+from crossfade.errors import InfrastructureError, InvalidArgument, Unimplemented
+from crossfade.jobs.partitions import NameRange, cut, in_order, only, tiles
+from crossfade.mapping import Mappings
+from crossfade.query import Cursor, Order, Query
+from crossfade.stores.firestore import INTENTS, FirestoreStore
+from crossfade.stores.firestore_names import collection_ids, first_from, partition_points
+from crossfade.stores.postgres.held import HeldPages
+
+log = structlog.get_logger(__name__)
+
+SMALL = 2_000
+"""A database of so many documents is one partition: nothing would be won by more."""
+PARTS = 32
+"""Into how many a large collection is cut: more than there are workers, so that all of them
+have something to do to the end."""
+LEAST_PART = 5_000
+"""Documents; a smaller collection is not cut further."""
+PROBES = 120
+"""Reads that looking for names may cost, for each collection."""
+_LONGEST = 64
+_LAST = chr(0x10FFFF)
+
+
+async def plan_firestore(
+    firestore: FirestoreStore,
+    mappings: Mappings,
+    *,
+    collections: Sequence[str] = (),
+    parts: int = PARTS,
+    small: int = SMALL,
+    timeout: float,
+) -> tuple[list[NameRange], int | None]:
+    """The ranges in the order in which they are to be copied, and how many documents there are,
+    about (None: the server does not count). Raises InvalidArgument for a collection that is not
+    there."""
+    everything = NameRange("", None, None)
+    if not collections and small:
+        count = await count_in(firestore, everything, timeout=timeout, up_to=small + 1)
+        if count is not None and count <= small:
+            return [everything], count
+    roots = await collection_ids(firestore, timeout=timeout)
+    _check(collections, roots, mappings)
+    ranges: list[NameRange] = []
+    total: int | None = 0
+    for whole in only(collections) if collections else tiles(roots):
+        count = await count_in(firestore, whole, timeout=timeout)
+        total = None if total is None or count is None else total + count
+        wanted = parts if count is None else min(parts, count // LEAST_PART)
+        if wanted > 1 and whole.collection:
+            ranges += cut(whole, await _points(firestore, mappings, whole, wanted, timeout))
+        else:
+            ranges.append(whole)
+    if not collections:
+        ranges.append(NameRange(INTENTS, None, None))
+    return in_order(ranges, mappings), total
+
+
+def _check(collections: Sequence[str], roots: Sequence[str], mappings: Mappings) -> None:
+    known = {mapping.pattern.partition("/")[0] for mapping in mappings} | set(roots)
+    for name in collections:
+        if name not in known:
+            raise InvalidArgument(
+                f'"{name[:120]}" is no root collection here; a subcollection goes with the root '
+                f"collection that it lies below"
+            )
+
+
+async def count_in(
+    firestore: FirestoreStore, names: NameRange, *, timeout: float, up_to: int | None = None
+) -> int | None:
+    """How many documents a range holds: one read is billed for a thousand. None: the server does
+    not say."""
+    counting = Aggregation(AggregationKind.COUNT, "n", up_to=up_to)
+    try:
+        found = await firestore.aggregate(within(names), [counting], timeout=timeout)
+    except (InvalidArgument, Unimplemented, InfrastructureError) as error:
+        log.info("documents are not counted", collection=names.collection, error=error.code)
+        return None
+    count = found.values["n"]
+    return count if isinstance(count, int) else None
+
+
+def within(names: NameRange, *, after: str | None = None, limit: int | None = None) -> Query:
+    """The documents of a range in the order of names; behind `after`, if that is given."""
+    start = None
+    if after is not None:
+        start = Cursor((Reference(after),), before=False)
+    elif names.begin is not None:
+        start = Cursor((Reference(names.begin),), before=True)
+    return Query(
+        all_descendants=True,
+        order_by=(Order(NAME),),
+        start=start,
+        end=None if names.end is None else Cursor((Reference(names.end),), before=True),
+        limit=limit,
+    )
+
+
+# --- points ------------------------------------------------------------------------------------
+
+
+async def _points(
+    firestore: FirestoreStore, mappings: Mappings, whole: NameRange, parts: int, timeout: float
+) -> list[str]:
+    """Names that cut a range into about so many parts. A document's subcollections may hold more
+    than its collection, so that names of theirs are asked for, too."""
+    below = [
+        mapping.collection_id
+        for mapping in mappings
+        if mapping.parent is not None and mapping.parent.collection_id == whole.collection
+    ]
+    found: set[str] = set()
+    try:
+        for group in (whole.collection, *below):
+            found |= set(await partition_points(firestore, group, parts - 1, timeout=timeout))
+    except (Unimplemented, InvalidArgument):
+
+        async def first(name: str) -> str | None:
+            return await first_from(firestore, name, whole.end, timeout=timeout)
+
+        return await sampled(first, whole.collection, parts)
+    inner = sorted((point for point in found if whole.holds(point)), key=path_key)
+    return _spread(inner, parts * (1 + len(below)) - 1)
+
+
+async def sampled(
+    first: Callable[[str], Awaitable[str | None]],
+    collection: str,
+    parts: int,
+    probes: int = PROBES,
+) -> list[str]:
+    """Names in a root collection between which its documents lie. `first`: the first document
+    from a name on.
+
+    Ids are told apart by how they begin. What all of them begin with is found by halving; then
+    the different beginnings are gone through, one character longer each time, until there are
+    enough of them.
+    """
+    look = _Looking(first, collection, probes)
+    length = await look.common() + 1
+    found: list[str] = []
+    while look.left > 0 and length <= _LONGEST:
+        longer = await look.beginnings(length)
+        if len(longer) <= len(found):
+            break
+        found, length = longer, length + 1
+        if len(found) >= parts:
+            break
+    return [f"{collection}/{beginning}" for beginning in _spread(found[1:], parts - 1)]
+
+
+def _spread(points: Sequence[str], most: int) -> list[str]:
+    """At most so many of them, evenly."""
+    if len(points) <= most:
+        return list(points)
+    return [points[number * len(points) // most] for number in range(most)]
+
+
+class _Looking:
+    """Looks for ids with at most `left` questions."""
+
+    def __init__(
+        self, first: Callable[[str], Awaitable[str | None]], collection: str, left: int
+    ) -> None:
+        self._first = first
+        self._collection = collection
+        self.left = left
+
+    async def _from(self, beginning: str | None) -> str | None:
+        """The first id from a text on (None: from the lowest on) that is not a number."""
+        name = "\1" if beginning is None else beginning  # behind all numeric ids
+        self.left -= 1
+        path = await self._first(f"{self._collection}/{name}")
+        if path is None or not path.startswith(f"{self._collection}/"):
+            return None
+        identity = path.split("/")[1]
+        return None if numeric_id(identity) is not None else identity
+
+    async def common(self) -> int:
+        """With how many characters all ids begin alike."""
+        lowest_id = await self._from(None)
+        if lowest_id is None:
+            return 0
+        low, high = 0, len(lowest_id)
+        while low < high and self.left > 0:
+            middle = (low + high + 1) // 2
+            behind = _behind(lowest_id[:middle])
+            alike = behind is None or await self._from(behind) is None
+            low, high = (middle, high) if alike else (low, middle - 1)
+        return low
+
+    async def beginnings(self, length: int) -> list[str]:
+        """The different first characters of ids, in order; the first ones, where there are too
+        many to ask for."""
+        found: list[str] = []
+        position: str | None = None
+        while self.left > 0 and (identity := await self._from(position)) is not None:
+            found.append(identity[:length])
+            position = _behind(identity[:length])
+            if position is None:
+                break
+        return found
+
+
+def _behind(beginning: str) -> str | None:
+    """The lowest text behind all that begin so; None: there is none."""
+    kept = beginning.rstrip(_LAST)
+    if not kept:
+        return None
+    code = ord(kept[-1]) + 1
+    return kept[:-1] + chr(0xE000 if code == 0xD800 else code)
+
+
+# --- PostgreSQL ----------------------------------------------------------------------------------
+
+
+async def plan_postgresql(
+    held: HeldPages, collections: Sequence[str], parts: int = PARTS, *, timeout: float
+) -> tuple[list[NameRange], int | None]:
+    """The same for documents of PostgreSQL. Ranges are of paths as it sorts them: what lies
+    below a root collection lies side by side there, too."""
+    # "0" follows "/".
+    whole = [NameRange(name, f"{name}/", f"{name}0") for name in sorted(set(collections))]
+    ranges: list[NameRange] = []
+    total = 0
+    for each in whole or [NameRange("", None, None)]:
+        count = await held.count(each.begin, each.end, timeout=timeout)
+        total += count
+        wanted = min(parts, count // LEAST_PART)
+        points: Sequence[str] = ()
+        if wanted > 1:
+            points = await held.points(each.begin, each.end, wanted, count, timeout=timeout)
+        ranges += [
+            NameRange(each.collection, begin, end)
+            for begin, end in pairwise([each.begin, *points, each.end])
+        ]
+    return ranges, total
