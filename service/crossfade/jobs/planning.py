@@ -155,8 +155,8 @@ async def sampled(
     found: list[str] = []
     while look.left > 0 and length <= _LONGEST:
         longer = await look.beginnings(length)
-        if len(longer) <= len(found):
-            break
+        if len(longer) < len(found):
+            break  # it could not be gone through any more
         found, length = longer, length + 1
         if len(found) >= parts:
             break
