@@ -37,6 +37,7 @@ from crossfade.recopy import Recopy
 from crossfade.repairs import Mark, Repairs
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import firestore_v1, mismatches
+from crossfade.rpc import jobs as job_rpc
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -335,6 +336,7 @@ async def _start(
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
+            job_rpc.SERVICE: job_rpc.handler(job_rpc.JobMethods(jobs), wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, migrator, transactions, database, wrap),
         },

@@ -107,6 +107,11 @@ Counts = dict[str, dict[str, int]]
 """By collection id, how many documents: by a word of the kind of job."""
 
 
+DONE_WORDS = ("copied", "letters", "queued", "held", "compared")
+"""Every document that a job has done is counted under exactly one of these; what else is
+counted says more of the same documents."""
+
+
 def add(total: Counts, more: Mapping[str, Mapping[str, int]]) -> None:
     """Adds counts to others, in place."""
     for name, counts in more.items():
@@ -164,6 +169,11 @@ class Job:
     processes: int
     counts: Counts = field(default_factory=dict)
     letters: int = 0
+
+    @property
+    def documents(self) -> int:
+        """How many are done: each is counted under one of these words."""
+        return sum(map(self.total, DONE_WORDS))
 
     def total(self, word: str) -> int:
         return sum(counts.get(word, 0) for counts in self.counts.values())
