@@ -105,7 +105,7 @@ async def _new(stores: Both, asked: Asked, snapshot: Snapshot) -> Job:
     job = await stores.jobs.create(
         KIND,
         stores.group,
-        [NewPartition(each.collection, each.begin, each.end) for each in ranges],
+        [NewPartition(each.collection, each.begin, each.end, rank) for rank, each in ranges],
         authority=snapshot.authority.value,
         epoch=snapshot.epoch,
         generation=snapshot.generation,

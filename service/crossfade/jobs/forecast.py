@@ -45,15 +45,15 @@ async def forecast(both: Both, asked: Asked, *, sample: int = SAMPLE) -> Forecas
     snapshot = await both.control.refresh()
     made = Forecast()
     if snapshot.authority is StoreName.POSTGRESQL:
-        ranges, _ = await plan_postgresql(
+        placed, _ = await plan_postgresql(
             both.held, asked.collections, asked.parts, timeout=both.timeout
         )
-        for each in ranges:
+        for _, each in placed:
             count = await both.held.count(each.begin, each.end, timeout=both.timeout)
             made.documents[each.collection] = count + (made.documents.get(each.collection) or 0)
-        made.partitions = len(ranges)
+        made.partitions = len(placed)
         return made
-    ranges, _ = await plan_firestore(
+    placed, _ = await plan_firestore(
         both.firestore,
         both.mappings,
         collections=asked.collections,
@@ -61,7 +61,7 @@ async def forecast(both: Both, asked: Asked, *, sample: int = SAMPLE) -> Forecas
         small=0,
         timeout=both.timeout,
     )
-    ranges = [each for each in ranges if each.collection != INTENTS]
+    ranges = [each for _, each in placed if each.collection != INTENTS]
     made.partitions = len(ranges)
     for name, several in itertools.groupby(ranges, key=lambda each: each.collection):
         await _root(both, made, name, list(several), sample)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from crossfade import wire
-from crossfade.document import NAME, Reference, collection_id, is_own
+from crossfade.document import NAME, Reference, collection_id, collection_path, is_own
 from crossfade.errors import (
     Aborted,
     CrossfadeError,
@@ -168,6 +168,8 @@ class ForwardPages:
             ],
             tally,
         )
+        collections = Counter(collection_path(image.path) for image in images)
+        await self._stores.mirror.statistics.grew(collections)
         return checkpoint.after
 
     async def _bury(

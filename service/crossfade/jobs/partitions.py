@@ -83,12 +83,14 @@ def cut(whole: NameRange, points: Iterable[str]) -> list[NameRange]:
     ]
 
 
-def in_order(ranges: Sequence[NameRange], mappings: Mappings) -> list[NameRange]:
-    """Collections that others refer to come before those: a reference mostly finds its parent.
-    Ranges of one collection stay in order."""
+def ranked(ranges: Sequence[NameRange], mappings: Mappings) -> list[tuple[int, NameRange]]:
+    """Ranges with their ranks, in order. Collections that others refer to come before those: a
+    reference finds its parent, and what is derived its owner. Ranges of one collection stay in
+    order."""
     ranks = _ranks(mappings)
-    last = max(ranks.values(), default=0) + 1
-    return sorted(ranges, key=lambda each: ranks.get(each.collection, last))
+    last = max(ranks.values(), default=0)
+    placed = [(ranks.get(each.collection, last), each) for each in ranges]
+    return sorted(placed, key=lambda each: each[0])
 
 
 def _ranks(mappings: Mappings) -> dict[str, int]:

@@ -13,7 +13,7 @@ import structlog
 from crossfade.aggregate import Aggregation, AggregationKind
 from crossfade.document import NAME, Reference, numeric_id, path_key
 from crossfade.errors import InfrastructureError, InvalidArgument, Unimplemented
-from crossfade.jobs.partitions import NameRange, cut, in_order, only, tiles
+from crossfade.jobs.partitions import NameRange, cut, only, ranked, tiles
 from crossfade.mapping import Mappings
 from crossfade.query import Cursor, Order, Query
 from crossfade.stores.firestore import INTENTS, FirestoreStore
@@ -27,7 +27,7 @@ SMALL = 2_000
 PARTS = 32
 """Into how many a large collection is cut: more than there are workers, so that all of them
 have something to do to the end."""
-LEAST_PART = 5_000
+LEAST_PART = 1_000
 """Documents; a smaller collection is not cut further."""
 PROBES = 120
 """Reads that looking for names may cost, for each collection."""
@@ -43,15 +43,14 @@ async def plan_firestore(
     parts: int = PARTS,
     small: int = SMALL,
     timeout: float,
-) -> tuple[list[NameRange], int | None]:
-    """The ranges in the order in which they are to be copied, and how many documents there are,
-    about (None: the server does not count). Raises InvalidArgument for a collection that is not
-    there."""
+) -> tuple[list[tuple[int, NameRange]], int | None]:
+    """The ranges with their ranks, in order, and how many documents there are, about (None: the
+    server does not count). Raises InvalidArgument for a collection that is not there."""
     everything = NameRange("", None, None)
     if not collections and small:
         count = await count_in(firestore, everything, timeout=timeout, up_to=small + 1)
         if count is not None and count <= small:
-            return [everything], count
+            return [(0, everything)], count
     roots = await collection_ids(firestore, timeout=timeout)
     _check(collections, roots, mappings)
     ranges: list[NameRange] = []
@@ -66,7 +65,7 @@ async def plan_firestore(
             ranges.append(whole)
     if not collections:
         ranges.append(NameRange(INTENTS, None, None))
-    return in_order(ranges, mappings), total
+    return ranked(ranges, mappings), total
 
 
 def _check(collections: Sequence[str], roots: Sequence[str], mappings: Mappings) -> None:
@@ -230,12 +229,12 @@ def _behind(beginning: str) -> str | None:
 
 async def plan_postgresql(
     held: HeldPages, collections: Sequence[str], parts: int = PARTS, *, timeout: float
-) -> tuple[list[NameRange], int | None]:
+) -> tuple[list[tuple[int, NameRange]], int | None]:
     """The same for documents of PostgreSQL. Ranges are of paths as it sorts them: what lies
     below a root collection lies side by side there, too."""
     # "0" follows "/".
     whole = [NameRange(name, f"{name}/", f"{name}0") for name in sorted(set(collections))]
-    ranges: list[NameRange] = []
+    ranges: list[tuple[int, NameRange]] = []
     total = 0
     for each in whole or [NameRange("", None, None)]:
         count = await held.count(each.begin, each.end, timeout=timeout)
@@ -245,7 +244,7 @@ async def plan_postgresql(
         if wanted > 1:
             points = await held.points(each.begin, each.end, wanted, count, timeout=timeout)
         ranges += [
-            NameRange(each.collection, begin, end)
+            (0, NameRange(each.collection, begin, end))
             for begin, end in pairwise([each.begin, *points, each.end])
         ]
     return ranges, total

@@ -39,10 +39,11 @@ select $1, $2, $3::text[], $4::jsonb, 'running', $5, greatest(
         (select max(token) + 1 from crossfade.jobs)), $6, $7, $8, $9
 on conflict (kind, grp) where state in ('running', 'paused') do nothing
 returning id"""
-_PARTITIONS = """insert into crossfade.job_partitions (job, number, collection_id, begins, ends)
-select $1, number, collection_id, begins, ends
-from unnest($2::int4[], $3::text[], $4::text[], $5::text[])
-    as p (number, collection_id, begins, ends)"""
+_PARTITIONS = """insert into crossfade.job_partitions
+    (job, number, rank, collection_id, begins, ends)
+select $1, number, rank, collection_id, begins, ends
+from unnest($2::int4[], $3::int4[], $4::text[], $5::text[], $6::text[])
+    as p (number, rank, collection_id, begins, ends)"""
 _SHOW = """select j.*, p.partitions, p.done as partitions_done, p.holders, p.counted, l.letters
 from crossfade.jobs j,
 lateral (select count(*) as partitions, count(*) filter (where done) as done,
@@ -54,12 +55,12 @@ lateral (select count(*) as letters from crossfade.job_letters where job = j.id)
 _LIST = f"{_SHOW} where $1::text is null or j.kind = $1 order by j.id desc limit $2"
 _ONE = f"{_SHOW} where j.id = $1"
 _UNFINISHED = f"""{_SHOW} where j.kind = $1 and j.grp = $2 and j.state in ('running', 'paused')"""
-# In the order of numbers, which is the order in which references find what they refer to.
 _CLAIM = """update crossfade.job_partitions p
 set claim = $2, holder = $3, updated_at = now(),
     lease_until = clock_timestamp() + $4::float8 * interval '1 second'
 from (select job, number from crossfade.job_partitions
     where job = $1 and not done and ($5::int4 is null or number = $5)
+        and rank = (select min(rank) from crossfade.job_partitions where job = $1 and not done)
         and (claim is null or lease_until < clock_timestamp())
         and exists (select from crossfade.jobs where id = $1 and state = 'running')
     order by number limit 1 for update skip locked) free
@@ -122,11 +123,13 @@ def add(total: Counts, more: Mapping[str, Mapping[str, int]]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class NewPartition:
-    """A range of names (see jobs/partitions.py); None: without that bound."""
+    """A range of names (see jobs/partitions.py); None: without that bound. None of a `rank` is
+    begun before all of lower ones are done."""
 
     collection: str
     begin: str | None
     end: str | None
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +293,7 @@ class Jobs:
                 _PARTITIONS,
                 job,
                 list(range(len(partitions))),
+                [each.rank for each in partitions],
                 [escape_path(each.collection) for each in partitions],
                 [_escaped(each.begin) for each in partitions],
                 [_escaped(each.end) for each in partitions],

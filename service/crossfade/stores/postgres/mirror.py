@@ -23,6 +23,7 @@ from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.pruning import Pruning
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
+from crossfade.stores.postgres.statistics import Statistics
 from crossfade.stores.postgres.way_back import Request, WayBack
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
@@ -201,6 +202,7 @@ class Mirror:
         self.way_back = WayBack(lanes, self._tables, group)
         self.dead_letters = DeadLetters(lanes)
         self.pruning = Pruning(lanes)
+        self.statistics = Statistics(lanes, self._tables)
 
     # --- pending rows ----------------------------------------------------------------------------
 

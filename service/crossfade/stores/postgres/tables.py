@@ -268,6 +268,8 @@ job_partitions = Table(
     metadata,
     Column("job", BigInteger, primary_key=True, autoincrement=False),
     Column("number", Integer, primary_key=True, autoincrement=False),
+    # While one of a lower rank is not done, none of a higher is begun.
+    Column("rank", Integer, nullable=False),
     # The root collection that the range lies in; empty: in several.
     name_column("collection_id", nullable=False),
     # The first name, included, and the first that is not; null: there is no such bound.

@@ -32,6 +32,7 @@ STATEMENTS = (
     """CREATE TABLE IF NOT EXISTS crossfade.job_partitions (
     job BIGINT NOT NULL,
     number INTEGER NOT NULL,
+    rank INTEGER NOT NULL,
     collection_id TEXT COLLATE "C" NOT NULL,
     begins TEXT COLLATE "C",
     ends TEXT COLLATE "C",
