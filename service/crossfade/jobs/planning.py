@@ -32,7 +32,11 @@ LEAST_PART = 1_000
 PROBES = 120
 """Reads that looking for names may cost, for each collection."""
 _LONGEST = 64
-_LAST = chr(0x10FFFF)
+_LAST_CODE = 0x10FFFF
+_LAST = chr(_LAST_CODE)
+_SLASH = ord("/")
+_KEPT = 25
+"""Probes that are kept for halving all characters there are."""
 
 
 async def plan_firestore(
@@ -150,15 +154,17 @@ async def sampled(
     enough of them.
     """
     look = _Looking(first, collection, probes)
-    length = await look.common() + 1
+    common = await look.common()
     found: list[str] = []
-    while look.left > 0 and length <= _LONGEST:
-        longer = await look.beginnings(length)
-        if len(longer) < len(found):
-            break  # it could not be gone through any more
-        found, length = longer, length + 1
+    for length in range(len(common) + 1, _LONGEST):
+        longer, complete = await look.beginnings(length)
+        if not complete:
+            break
+        found = longer
         if len(found) >= parts:
             break
+    if not found:
+        found = [common, *await look.between(common, parts)]
     return [f"{collection}/{beginning}" for beginning in _spread(found[1:], parts - 1)]
 
 
@@ -189,30 +195,55 @@ class _Looking:
         identity = path.split("/")[1]
         return None if numeric_id(identity) is not None else identity
 
-    async def common(self) -> int:
-        """With how many characters all ids begin alike."""
+    async def common(self) -> str:
+        """What all ids begin with."""
         lowest_id = await self._from(None)
         if lowest_id is None:
-            return 0
+            return ""
         low, high = 0, len(lowest_id)
-        while low < high and self.left > 0:
+        while low < high and self.left > _KEPT:
             middle = (low + high + 1) // 2
             behind = _behind(lowest_id[:middle])
             alike = behind is None or await self._from(behind) is None
             low, high = (middle, high) if alike else (low, middle - 1)
-        return low
+        return lowest_id[:low]
 
-    async def beginnings(self, length: int) -> list[str]:
-        """The different first characters of ids, in order; the first ones, where there are too
-        many to ask for."""
+    async def beginnings(self, length: int) -> tuple[list[str], bool]:
+        """The different first characters of ids, in order, and whether those are all: there may
+        be too many to ask for."""
         found: list[str] = []
         position: str | None = None
-        while self.left > 0 and (identity := await self._from(position)) is not None:
+        while self.left > _KEPT:
+            identity = await self._from(position)
+            if identity is None:
+                return found, True
             found.append(identity[:length])
             position = _behind(identity[:length])
             if position is None:
-                break
-        return found
+                return found, True
+        return found, False
+
+    async def between(self, common: str, parts: int) -> list[str]:
+        """Beginnings as far from one another, as numbers of characters, as may be: where ids
+        begin with any of thousands of characters."""
+        first = await self._from(None)
+        if first is None or len(first) <= len(common):
+            return []
+        low = ord(first[len(common)])
+        known, high = low, _LAST_CODE
+        while known < high and self.left > 0:
+            middle = (known + high + 1) // 2
+            there = await self._from(common + _character(middle)) is not None
+            known, high = (middle, high) if there else (known, middle - 1)
+        codes = {low + (known - low) * number // parts for number in range(1, parts)}
+        return [common + _character(code) for code in sorted(codes - {low})]
+
+
+def _character(code: int) -> str:
+    """The character of a number, or the next one that an id may hold."""
+    if code == _SLASH:
+        return chr(code + 1)
+    return chr(0xE000 if 0xD800 <= code < 0xE000 else code)
 
 
 def _behind(beginning: str) -> str | None:
@@ -220,8 +251,7 @@ def _behind(beginning: str) -> str | None:
     kept = beginning.rstrip(_LAST)
     if not kept:
         return None
-    code = ord(kept[-1]) + 1
-    return kept[:-1] + chr(0xE000 if code == 0xD800 else code)
+    return kept[:-1] + _character(ord(kept[-1]) + 1)
 
 
 # --- PostgreSQL ----------------------------------------------------------------------------------
