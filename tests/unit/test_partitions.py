@@ -2,6 +2,7 @@
 
 import asyncio
 from bisect import bisect_left
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -52,7 +53,7 @@ def test_cutting_loses_no_name_between_the_parts(points):
     whole = NameRange("", None, None)
     parts = cut(whole, points)
     assert (parts[0].begin, parts[-1].end) == (None, None)
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert before.end == after.begin
         assert before.begin is None or name_key(before.begin) < name_key(after.begin)
 

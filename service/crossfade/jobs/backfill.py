@@ -197,7 +197,7 @@ async def _finish_forward(stores: Both, job: Job) -> None:
         await stores.mirror.end_copy(token, timeout=stores.timeout)
     reach("backfill.swept")
     await stores.jobs.note(job.id, {"swept": swept})
-    log.info("copy ended", job=job.id, documents=job.total("copied"), swept=swept)
+    log.info("copy ended", job=job.id, swept=swept)
 
 
 async def _finish_back(stores: Both, job: Job) -> None:
