@@ -26,6 +26,7 @@ from crossfade.doors import Doors, is_loopback
 from crossfade.errors import FailedPrecondition, InfrastructureError
 from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
+from crossfade.jobs.both import Both
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
 from crossfade.jobs.trail import Trail
@@ -34,6 +35,7 @@ from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import firestore_v1, latency, mismatches
+from crossfade.rpc import jobs as job_rpc
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -59,6 +61,8 @@ from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.held import HeldPages
+from crossfade.stores.postgres.jobs import Jobs
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
@@ -253,6 +257,21 @@ async def _start(
         trail=trail,
         limits=settings.ramp.limits(),
     )
+    jobs = Jobs(lanes["mirror"]) if lanes else None
+    if firestore is not None and jobs is not None:
+        admin.copying = {
+            name: Both(
+                member.control,
+                firestore,
+                member.mirror,
+                HeldPages(lanes["mirror"], name),
+                jobs,
+                mappings,
+                database,
+            )
+            for name, member in members.items()
+            if member.mirror is not None
+        }
     ramping = None
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
@@ -287,6 +306,7 @@ async def _start(
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
+            job_rpc.SERVICE: job_rpc.handler(job_rpc.JobMethods(jobs), wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },

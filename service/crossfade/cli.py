@@ -22,6 +22,7 @@ from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
@@ -70,7 +71,7 @@ app = App(
 
 for command in (
     *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
-    dead_letters,
+    *(dead_letters, backfill, jobs),
 ):
     app.command(command)
 

@@ -21,6 +21,7 @@ from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArg
 from crossfade.figures import EVERY, Tally, figures, total
 from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
+from crossfade.jobs.both import Both
 from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
@@ -49,7 +50,6 @@ log = structlog.get_logger(__name__)
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
 MAX_BARRIER_SECONDS = 3600.0
-COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
 LETTERS, MAX_LETTERS = 100, 1000
@@ -107,6 +107,8 @@ class Admin:
         self._ramps = ramps
         self._trail = trail
         self._limits = limits or Limits()
+        self.copying: Mapping[str, Both] = {}
+        """What copies work with, by group; empty: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
 
@@ -260,11 +262,9 @@ class Admin:
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
         group = self._group(parse(admin_pb2.CopyRequest, data).group)
-        control, mirror = self._controls[group], self._led[group].mirror
-        if self._firestore is None or mirror is None:
+        if group not in self.copying:
             raise FailedPrecondition("a copy needs both stores; one is not configured")
-        progress = backfill(control, self._firestore, mirror, self._database, COPY_TIMEOUT)
-        async for step in progress:
+        async for step in backfill(self.copying[group]):
             yield admin_pb2.CopyProgress(
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()
