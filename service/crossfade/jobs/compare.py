@@ -8,12 +8,19 @@ looks at what differs again (validate.py); at rest, `compare` is enough.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from crossfade.content import Content, contents
 from crossfade.diff import diff
-from crossfade.document import NAME, Database, Reference, collection_id, is_own
+from crossfade.document import (
+    NAME,
+    OWN_COLLECTION_PREFIX,
+    Database,
+    Reference,
+    collection_id,
+    is_own,
+)
 from crossfade.jobs.tally import Tally
 from crossfade.plan import StoreName
 from crossfade.query import Cursor, Order, Query
@@ -25,8 +32,8 @@ from crossfade.verdict import Judge, Verdict
 
 PAGE = 1_000
 MAX_SAMPLES = 20
-PAST_OWN = "_crossfade`/__id-9223372036854775808__"
-"""The first name behind Crossfade's own, of which there may be more than of all else."""
+PAST_OWN = f"{OWN_COLLECTION_PREFIX}{chr(0x10FFFF) * 9}/a"
+"""Behind Crossfade's own, of which there may be more than of all else."""
 
 Apart = dict[str, tuple[Content | None, Content | None]]
 """Documents that differ by path: as Firestore has them, and PostgreSQL; None: it has none."""
@@ -34,62 +41,47 @@ Apart = dict[str, tuple[Content | None, Content | None]]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A page of Firestore, and all the names that it stands for."""
+    """A page of Firestore, and all the names that it stands for. `reads`: documents that it
+    held, Crossfade's own too."""
 
     span: Span
     documents: Mapping[str, Content]
+    reads: int
 
 
 async def slices(
-    firestore: DocumentStore,
-    database: Database,
-    whole: Span,
-    *,
-    timeout: float,
-    page: int = PAGE,
-    names_only: bool = False,
-    charge: Callable[[int], None] = lambda _: None,
+    firestore: DocumentStore, database: Database, *, timeout: float, page: int = PAGE
 ) -> AsyncIterator[Slice]:
-    """Firestore's documents in a range, and in between them every name of it, in order.
-
-    The next page is read while this one is worked on. `charge`: is told of the documents that
-    Firestore bills. `names_only`: without contents.
-    """
-    at, included = whole.after, whole.included
-    reading = asyncio.create_task(_page(firestore, database, whole, page, timeout, names_only))
+    """Firestore's documents, and in between them every name, in order. The next page is read
+    while this one is worked on."""
+    reading = asyncio.create_task(
+        read_slice(firestore, database, Span(), limit=page, timeout=timeout)
+    )
     try:
         while True:
-            found = await reading
-            charge(max(1, len(found)))
-            full = len(found) == page
-            last = found[-1].path if full else None
-            kept = {each.path: each for each in found if not is_own(each.path)}
-            if last is None:
-                yield Slice(Span(at, whole.upto, included, whole.excluded), kept)
+            piece, rest = await reading
+            if rest is not None:
+                reading = asyncio.create_task(
+                    read_slice(firestore, database, rest, limit=page, timeout=timeout)
+                )
+            yield piece
+            if rest is None:
                 return
-            rest = Span(
-                PAST_OWN if is_own(last) else last,
-                whole.upto,
-                included=is_own(last),
-                excluded=whole.excluded,
-            )
-            reading = asyncio.create_task(
-                _page(firestore, database, rest, page, timeout, names_only)
-            )
-            yield Slice(Span(at, last, included), kept)
-            at, included = last, False
     finally:
         reading.cancel()
 
 
-async def _page(
+async def read_slice(
     firestore: DocumentStore,
     database: Database,
     span: Span,
+    *,
     limit: int,
     timeout: float,
-    names_only: bool,
-) -> list[Content]:
+    names_only: bool = False,
+) -> tuple[Slice, Span | None]:
+    """The first documents of a span, and what is left of it; None: nothing. `names_only`: without
+    contents."""
     query = Query(
         all_descendants=True,
         order_by=(Order(NAME),),
@@ -102,7 +94,15 @@ async def _page(
     found: list[Content] = []
     async for each in firestore.query(query, timeout=timeout):
         found += contents(each.frames, root)
-    return found
+    documents = {each.path: each for each in found if not is_own(each.path)}
+    if len(found) < limit:
+        return Slice(span, documents, len(found)), None
+    last = found[-1].path
+    upto = PAST_OWN if is_own(last) else last
+    return (
+        Slice(Span(span.after, upto, included=span.included), documents, len(found)),
+        Span(upto, span.upto, excluded=span.excluded),
+    )
 
 
 def _cursor(path: str | None, *, before: bool) -> Cursor | None:
@@ -173,7 +173,7 @@ async def compare(
         raise TypeError("a comparison is one of Firestore with PostgreSQL")
     result, tally, judge = Comparison(), Tally(), Judge(database)
     mirrored = authority.name is StoreName.FIRESTORE
-    async for piece in slices(firestore, database, Span(), timeout=timeout):
+    async for piece in slices(firestore, database, timeout=timeout):
         async for found in apart(postgres.ranges, piece, tally, timeout=timeout):
             for path, pair in found.items():
                 ours, theirs = pair if mirrored else pair[::-1]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from crossfade.content import LANES, Content
 from crossfade.diff import Difference
 from crossfade.document import collection_id, format_field_path
+from crossfade.mapping import escape_path, unescape_path
 from crossfade.plan import StoreName
 from crossfade.verdict import BAD, Verdict
 
@@ -31,6 +32,7 @@ class Tally:
 
     def count(self, collection: str, word: str, by: int = 1) -> None:
         words = self.counts.setdefault(collection, {})
+        word = str(word)  # exactly: a JSON writer refuses the members of an enum as keys
         words[word] = words.get(word, 0) + by
 
     def add(self, other: "Tally") -> None:
@@ -100,7 +102,7 @@ class Tally:
         found = []
         for word, count in self._words(collection, _FIELD):
             kind, _, name = word[len(_FIELD) :].partition(":")
-            found.append((name, kind, count))
+            found.append((unescape_path(name), kind, count))
         return sorted(found, key=lambda each: (-each[2], each[0], each[1]))
 
     def _words(self, collection: str, prefix: str) -> Iterator[tuple[str, int]]:
@@ -118,4 +120,4 @@ _LANES = [
 
 def _name(difference: Difference) -> str:
     path = tuple(part for part in difference.place if isinstance(part, str))
-    return format_field_path(path) if path else "(the whole)"
+    return escape_path(format_field_path(path)) if path else "(the whole)"
