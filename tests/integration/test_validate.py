@@ -8,12 +8,10 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from crossfade.diff import diff
 from crossfade.document import Document, is_own
@@ -21,21 +19,16 @@ from crossfade.jobs import validating
 from crossfade.jobs.report import to_html
 from crossfade.jobs.scan import scan
 from crossfade.jobs.validate import How
-from crossfade.jobs.validating import Asked
 from crossfade.plan import Stage, StoreName
 from crossfade.settings import (
     CollectionSettings,
-    FirestoreSettings,
-    MigrationSettings,
-    PostgresqlSettings,
     RuleSettings,
-    Settings,
-    ShadowSettings,
 )
 from crossfade.store import DocumentStore
 from crossfade.validate_commands import opened
 from crossfade.write import Write
 from tests.sidecar import DATABASE, Running, eventually, running
+from tests.validated import settings_of, validated
 
 SECRET = "mail@example.org"
 IDS = [
@@ -50,38 +43,18 @@ async def url(postgres_database) -> str:
     return await postgres_database()
 
 
-def settings_of(stack: Running, **sections: Any) -> Settings:
-    return Settings(
-        firestore=FirestoreSettings(
-            project=DATABASE.project, emulator=stack.firestore_server.address
-        ),
-        postgresql=PostgresqlSettings(url=SecretStr(stack.url)),
-        migration=MigrationSettings(mappings="violet"),
-        **({"shadow": ShadowSettings(behind_bound=0.2)} | sections),
-    )
-
-
 @asynccontextmanager
-async def mirrored(url: str, stage: Stage = Stage.DUAL_WRITE) -> AsyncIterator[Running]:
-    """A sidecar whose first copy has ended."""
-    async with running(url, stage) as stack:
+async def mirrored(url: str, count: int = 200) -> AsyncIterator[tuple[Running, list[str]]]:
+    """A sidecar whose first copy has ended, and the paths of what was copied."""
+    async with running(url, Stage.DUAL_WRITE) as stack:
+        paths = await fill(stack, count)
         await stack.copy()
-        yield stack
+        yield stack, paths
 
 
-async def validated(stack: Running, how: How | None = None, **options: Any) -> Any:
-    """The report of a validation."""
-    settings = options.pop("settings", None) or settings_of(stack)
-    asked = Asked(how=how or How(), **options)
-    async with opened(settings) as on:
-        job = await validating.begin(on, asked)
-        job = await validating.work(on, job).run()
-        return await validating.report_of(on, job)
-
-
-async def fill(stack: Running, seed: int = 1, count: int = 200) -> list[str]:
-    """Documents of hostile names, through the sidecar."""
-    random = Random(seed)
+async def fill(stack: Running, count: int) -> list[str]:
+    """Documents of hostile names, from before the migration."""
+    random = Random(1)
     paths = {f"{name}/{key}" for name in COLLECTIONS for key in IDS}
     paths |= {
         f"{name}/{key}/{below}/{deeper}"
@@ -92,11 +65,14 @@ async def fill(stack: Running, seed: int = 1, count: int = 200) -> list[str]:
     }
     chosen = random.sample(sorted(paths), min(count, len(paths)))
     for start in range(0, len(chosen), 50):
-        batch = stack.client.batch()
-        for path in chosen[start : start + 50]:
-            batch.set(path, {"n": random.randrange(9), "text": "t" * random.randrange(20)})
-        await batch.commit()
-    await stack.settled(30.0)
+        few = chosen[start : start + 50]
+        await stack.direct.commit(
+            [
+                Write(path, {"n": random.randrange(9), "text": "t" * random.randrange(20)})
+                for path in few
+            ],
+            timeout=30,
+        )
     return chosen
 
 
@@ -149,8 +125,7 @@ async def spoil(stack: Running, paths: list[str]) -> dict[str, str]:
 
 
 async def test_equal_stores_are_certified(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         report = await validated(stack)
         assert report["equal"]
         assert report["totals"]["match"] == report["totals"]["firestore"] == len(paths)
@@ -165,8 +140,7 @@ async def test_equal_stores_are_certified(url):
 @pytest.mark.parametrize("page", [7, 1000])
 async def test_each_kind_of_difference_is_found_and_named(url, page, monkeypatch):
     monkeypatch.setattr(validating, "PAGE", page)
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
         report = await validated(stack, small=0, parts=4)
         assert verdicts(report) == spoilt
@@ -182,8 +156,7 @@ async def test_each_kind_of_difference_is_found_and_named(url, page, monkeypatch
 
 
 async def test_versions_alone_find_what_was_not_mirrored(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
         report = await validated(stack, How(quick=True))
         by_hand = {path for path, verdict in spoilt.items() if verdict == "wrong"}
@@ -192,8 +165,7 @@ async def test_versions_alone_find_what_was_not_mirrored(url):
 
 
 async def test_what_is_older_is_passed_by(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         await asyncio.sleep(0.01)
         since = time.time_ns() // 1_000
         fresh = [path for path in paths if path.startswith("free/")][:4]
@@ -205,8 +177,7 @@ async def test_what_is_older_is_passed_by(url):
 
 
 async def test_collections_that_are_asked_for(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         report = await validated(stack, collections=("tasks", "free\1"))
         wanted = [path for path in paths if path.split("/")[0] in {"tasks", "free\1"}]
         assert report["totals"]["match"] == len(wanted)
@@ -214,8 +185,7 @@ async def test_collections_that_are_asked_for(url):
 
 
 async def test_rules_of_the_settings_are_applied_and_counted(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         path = next(path for path in paths if path.startswith("free/") and path.count("/") == 1)
         await stack.sidecar.stop(1.0)
         await stack.sql.execute(
@@ -232,8 +202,7 @@ async def test_rules_of_the_settings_are_applied_and_counted(url):
 
 
 async def test_a_repair_converges(url):
-    async with mirrored(url) as stack:
-        paths = await fill(stack)
+    async with mirrored(url) as (stack, paths):
         spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
         report = await validated(stack, How(repair=True))
         assert report["totals"]["repaired"] == len(spoilt)
@@ -244,7 +213,7 @@ async def test_a_repair_converges(url):
 
 
 async def test_integrity_is_told_by_the_declarations(url):
-    async with mirrored(url) as stack:
+    async with mirrored(url, 10) as (stack, _):
         client = stack.client
         await client.set("users/u1", {"user_id": "u1", "email": "a@x.org", "api_key": "k1"})
         await client.set("users/u2", {"user_id": "u2", "email": "a@x.org"})
@@ -272,8 +241,7 @@ async def test_integrity_is_told_by_the_declarations(url):
 @pytest.mark.parametrize("stage", ["dual_write", "live"])
 async def test_writers_make_no_differences(url, stage):
     """Documents change, come and go under the validation; nothing that merely moves counts."""
-    async with mirrored(url) as stack:
-        paths = (await fill(stack, count=60))[:60]
+    async with mirrored(url, 60) as (stack, paths):
         if stage == "live":
             await stack.stage("shadow")
             await stack.stage("live")
@@ -309,8 +277,7 @@ async def test_writers_make_no_differences(url, stage):
 
 
 async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
-    async with mirrored(url) as stack:
-        paths = await fill(stack, count=400)
+    async with mirrored(url, 400) as (stack, paths):
         command = [*(sys.executable, "-m", "crossfade", "validate", "--json-lines"), "--report"]
         environment = os.environ | {
             "DATABASE_URL": stack.url,
