@@ -22,6 +22,8 @@ from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.admin_commands import dead_letters
+from crossfade.archive_commands import archive, restore
 from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
@@ -72,7 +74,7 @@ app = App(
 
 for command in (
     *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
-    *(dead_letters, backfill, validate, jobs),
+    *(dead_letters, backfill, validate, archive, restore, jobs),
 ):
     app.command(command)
 

@@ -117,17 +117,22 @@ def _less(before: str, segment: str) -> list[Interval]:
 
 def _greater_plain(before: str, segment: str) -> list[Interval]:
     whole = before + segment
-    return [(whole + _NEXT, whole + "/"), (whole + "0", _end(before))]
+    rest = difference([(whole + "0", _end(before))], _below_shorter(before, segment))
+    return [(whole + _NEXT, whole + "/"), *rest]
 
 
 def _less_plain(before: str, segment: str) -> list[Interval]:
-    # What lies below a shorter id is by its bytes behind, where this one goes on below "/".
-    shorter = [
+    return [(before, before + segment), *_below_shorter(before, segment)]
+
+
+def _below_shorter(before: str, segment: str) -> list[Interval]:
+    """What lies below ids that this one begins with: before it as names, and by their bytes
+    behind it where it goes on below "/"."""
+    return [
         (before + segment[:size] + "/", before + segment[:size] + "0")
-        for size in range(1, len(segment))
+        for size in range(len(segment) - 1, 0, -1)
         if segment[size] < "/"
     ]
-    return [(before, before + segment), *shorter]
 
 
 def _numbers(before: str, first: int, last: int) -> list[Interval]:
@@ -177,6 +182,14 @@ def intersection(left: Sequence[Interval], right: Sequence[Interval]) -> list[In
             i += 1
         else:
             j += 1
+    return found
+
+
+def difference(left: Sequence[Interval], right: Sequence[Interval]) -> list[Interval]:
+    """What is in the first and not in the second."""
+    found = list(left)
+    for low, high in right:
+        found = intersection(found, [("", low), (high, END + _NEXT)])
     return found
 
 

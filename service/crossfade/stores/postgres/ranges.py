@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from crossfade.content import Content, fields_bytes
+from crossfade.document import Document
 from crossfade.mapping import unescape_path
 from crossfade.store import Version
-from crossfade.stores.postgres.intervals import Interval, Span, behind, below, nested
+from crossfade.stores.postgres.intervals import END, Interval, Span, behind, below, nested
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.rows import DocumentTable, DocumentTables
 from crossfade_api.v1 import document_pb2 as pb
@@ -75,6 +76,22 @@ class Ranges:
                 Known(unescape_path(path), (epoch, time), live, peer)
                 for path, epoch, time, live, peer in rows
             ]
+
+    async def everything(
+        self, after: str | None, *, timeout: float, chunk: int = CHUNK
+    ) -> AsyncIterator[tuple[list[Document], str]]:
+        """All documents, table by table along their keys, and the position behind each chunk:
+        `after` such a position it goes on."""
+        begun, _, key = ("", "", "") if after is None else after.partition(":")
+        for number, table in enumerate(self._tables.all):
+            if begun and number < int(begun):
+                continue
+            keys: list[Interval] = [("", END)]
+            if begun == str(number):
+                keys = behind(keys, key)
+            one, many = self._texts_of(table)
+            async for rows in self._rows(one, many, keys, chunk, timeout):
+                yield [table.document(row) for row in rows], f"{number}:{rows[-1][0]}"
 
     def _texts_of(self, table: DocumentTable) -> tuple[str, str]:
         if table not in self._texts:
