@@ -278,7 +278,7 @@ async def test_writers_make_no_differences(url, stage):
 
 async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
     async with mirrored(url, 400) as (stack, paths):
-        command = [*(sys.executable, "-m", "crossfade", "validate", "--json-lines"), "--report"]
+        command = [*(sys.executable, "-m", "crossfade", "validate", "--json"), "--report"]
         environment = os.environ | {
             "DATABASE_URL": stack.url,
             "FIRESTORE_EMULATOR_HOST": stack.firestore_server.address,

@@ -17,6 +17,8 @@ MAX_FIELDS = 200
 OTHER_FIELDS = "(others)"
 SKIPPED = "skipped"
 """Documents that were not looked at: older than what was asked for."""
+COMPARED = "compared"
+"""Every document that is done, whatever came of it."""
 RULED_OUT = "ruled out"
 """Documents that differ only where a rule of the settings lets them."""
 REPAIRED = "repaired"
@@ -111,7 +113,10 @@ class Tally:
                 yield word, count
 
 
-_EQUAL = (StoreName.FIRESTORE.value, StoreName.POSTGRESQL.value, Verdict.MATCH.value)
+_EQUAL = (
+    *(StoreName.FIRESTORE.value, StoreName.POSTGRESQL.value),
+    *(Verdict.MATCH.value, COMPARED),
+)
 _LANES = [
     [f"{_DIGEST}{store.value}:{number}" for number in range(LANES)]
     for store in (StoreName.FIRESTORE, StoreName.POSTGRESQL)

@@ -19,7 +19,7 @@ from crossfade.errors import EpochChanged
 from crossfade.failpoints import reach
 from crossfade.jobs.both import Both
 from crossfade.jobs.compare import Apart, Slice, apart, as_stored, read_slice
-from crossfade.jobs.tally import REPAIRED, RULED_OUT, SKIPPED, Tally
+from crossfade.jobs.tally import COMPARED, REPAIRED, RULED_OUT, SKIPPED, Tally
 from crossfade.jobs.work import Read
 from crossfade.plan import StoreName
 from crossfade.samples import Redactor, version_of
@@ -172,6 +172,7 @@ class ValidatePages:
                     pass
                 else:
                     tally.count(collection_id(known.path), SKIPPED)
+                    tally.count(collection_id(known.path), COMPARED)
                 if suspect:
                     suspects.append(known.path)
             await self._look_again(suspects, told)
@@ -197,6 +198,7 @@ class ValidatePages:
                 continue
             tally.both(firestore, postgres)
             tally.count(collection, Verdict.MATCH)
+            tally.count(collection, COMPARED)
             self._count_rules(tally, collection)
         return suspects
 
@@ -221,6 +223,7 @@ class ValidatePages:
 
     def _tell(self, collection: str, finding: Finding, told: _Told) -> None:
         tally, verdict = told.tally, finding.verdict
+        tally.count(collection, COMPARED)
         if verdict is Verdict.BEHIND:
             tally.count(collection, verdict)
             if tally.counts[collection][verdict] <= MAX_MOVING:

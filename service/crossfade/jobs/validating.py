@@ -131,7 +131,7 @@ async def _new(stack: Stack, asked: Asked) -> Job:
         both.group,
         [
             NewPartition(each.collection, each.begin, each.end)
-            for each in ranges
+            for _, each in ranges
             if each.collection != INTENTS
         ],
         authority=snapshot.authority.value,
@@ -142,8 +142,10 @@ async def _new(stack: Stack, asked: Asked) -> Job:
         who=asked.who,
         estimate=estimate,
     )
+    if job is None:  # somebody else was first
+        job = await both.jobs.unfinished(KIND, both.group)
     if job is None:
-        raise Aborted("another validation began at this moment; start again to help with it")
+        raise Aborted("another validation came and went meanwhile")
     log.info("a validation begins", job=job.id, partitions=job.partitions, documents=estimate)
     return job
 
