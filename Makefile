@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
 .PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres
-.PHONY: bench-shadow bench-telemetry rehearse-ramp
+.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate
 .PHONY: lint format proto docs schemas lock clean
 
 help: ## this list
@@ -77,6 +77,9 @@ bench-telemetry: setup ## what is left of the throughput while traces and metric
 
 bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
 	$(BIN)/python -m loadtests.postgres
+
+bench-validate: setup ## a full validation against draining the same pages; its memory at a million documents
+	$(BIN)/python -m loadtests.validate
 
 lint: setup ## ruff, mypy, import stack, generated code and tables
 	$(BIN)/ruff check .

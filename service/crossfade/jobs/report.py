@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from crossfade.jobs.integrity import Violation
-from crossfade.jobs.tally import REPAIRED, RULED_OUT, SKIPPED, Tally
+from crossfade.jobs.tally import COMPARED, REPAIRED, RULED_OUT, SKIPPED, Tally
 from crossfade.plan import StoreName
 from crossfade.stores.postgres.findings import Found
 from crossfade.verdict import Verdict
@@ -96,6 +96,7 @@ def _time(moment: datetime | None) -> str | None:
 
 def _counts(of: Callable[[str], int]) -> dict[str, int]:
     words = {
+        "compared": COMPARED,
         "firestore": StoreName.FIRESTORE,
         "postgresql": StoreName.POSTGRESQL,
         **{verdict.value: verdict for verdict in Verdict if verdict is not Verdict.ERROR},

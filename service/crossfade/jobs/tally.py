@@ -94,7 +94,7 @@ class Tally:
         """Hexadecimal. Equal for equal sets of documents, whatever their order."""
         words = self.counts.get(collection, {})
         lanes = (words.get(f"{_DIGEST}{store.value}:{n}", 0) for n in range(LANES))
-        return "".join(f"{lane % 2**64:016x}" for lane in lanes)
+        return "".join(f"{lane % 2**32:08x}" for lane in lanes)
 
     def rules_of(self, collection: str) -> dict[str, int]:
         return {word[len(_RULE) :]: n for word, n in self._words(collection, _RULE)}
