@@ -214,6 +214,16 @@ async def test_commits_of_stage_off_are_made_known(postgres_database: Any):
         assert await made.sql.fetchval("select count(*) from crossfade.requests") == 1
 
 
+async def test_who_comes_second_at_the_end_ends_too(postgres_database: Any):
+    async with stack(postgres_database) as made:
+        await filled(made, 10)
+        own = both(made)
+        job = await begin(own, EVERYTHING)
+        second = work(own, job)
+        assert (await work(own, job).run()).state is JobState.DONE
+        await asyncio.wait_for(second._end(), 5)
+
+
 # --- beside writers ----------------------------------------------------------------------------
 
 
