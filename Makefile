@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
-.PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres
+.PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres bench-backfill beam
 .PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate
 .PHONY: lint format proto docs schemas lock clean
 
@@ -81,6 +81,9 @@ bench-postgres: setup ## the PostgreSQL store against the bare driver, a million
 bench-validate: setup ## a full validation against draining the same pages; its memory at a million documents
 	$(BIN)/python -m loadtests.validate
 
+bench-backfill: setup ## the copy against a plain drain and a plain script, as ratios; memory; callers beside it
+	$(BIN)/python -m loadtests.backfill
+
 lint: setup ## ruff, mypy, import stack, generated code and tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -102,6 +105,9 @@ docs: setup ## rewrite the table of instruments in docs/telemetry.md
 schemas: setup ## what checks deploy/ against the schemas of Compose and Kubernetes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/schemas.lock
 
+beam: setup ## Apache Beam, for `crossfade backfill --runner` and its test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r loadtests/beam.lock
+
 lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -111,6 +117,9 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock -o deploy/schemas.lock deploy/schemas.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock -o loadtests/beam.lock loadtests/beam.in
 
 clean: ## remove what the other targets made
 	rm -rf .venv build .crossfade tests/node/node_modules clients/typescript/node_modules \
