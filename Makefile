@@ -48,7 +48,7 @@ fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED a
 		$(BIN)/pytest -q -s tests/fuzz
 
 chaos: setup ## 500 kills at every step of the protocol, every fault, each law without its mechanism
-	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py
+	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py tests/fault/test_long_faults.py
 	$(BIN)/python -m tests.fault
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
