@@ -17,6 +17,7 @@ from crossfade.plan import Stage
 from crossfade.rpc import firestore_v1
 from crossfade.settings import (
     AccessSettings,
+    AdminSettings,
     FirestoreSettings,
     LimitSettings,
     MigrationSettings,
@@ -127,6 +128,7 @@ async def beside(
     collections: dict[str, Any] | None = None,
     groups: dict[str, Any] | None = None,
     ramp: dict[str, Any] | None = None,
+    http: dict[str, Any] | None = None,
     source: app.Source | None = None,
     server_settings: dict[str, Any] | None = None,
     access: dict[str, Any] | None = None,
@@ -134,8 +136,8 @@ async def beside(
     **migration: Any,
 ) -> AsyncIterator[Running]:
     """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`,
-    `groups`, `ramp`, `server_settings`, `access`, `limits` and `migration` are sections of its
-    settings; `source`: the file that it watches."""
+    `groups`, `ramp`, `http` (the admin API; None: it is not served), `server_settings`, `access`,
+    `limits` and `migration` are sections of its settings; `source`: the file that it watches."""
     settings = Settings(
         server=ServerSettings(**({"port": 0} | (server_settings or {}))),
         access=AccessSettings(**(access or {})),
@@ -152,6 +154,7 @@ async def beside(
         groups=groups or {},
         ramp=RampSettings(**(ramp or {})),
         recopy=RecopySettings(interval=0.05, attempts=3),
+        admin=AdminSettings(**({} if http is None else {"port": 0} | http)),
     )
     telemetry = telemetry or Telemetry()
     sidecar = await app.start(settings, telemetry, source)

@@ -11,21 +11,25 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from crossfade import gauges
+from crossfade import gauges, redaction
 from crossfade import group as group_parts
-from crossfade.admin import http
+from crossfade.admin.api import AdminServer
+from crossfade.admin.guard import admission
+from crossfade.admin.parts import Parts
+from crossfade.authority import Authority
 from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.controls import Controls
 from crossfade.dispatch import Dispatch
 from crossfade.document import Database
-from crossfade.doors import Doors
-from crossfade.errors import InfrastructureError
+from crossfade.doors import Doors, is_loopback
+from crossfade.errors import FailedPrecondition, InfrastructureError
 from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
 from crossfade.jobs.trail import Trail
+from crossfade.mapping import Mappings
 from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
@@ -65,6 +69,7 @@ from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
 
+DRIFT_SECONDS = 30.0
 LISTEN_LANES = 4
 """Connections while anybody listens: two that hear of commits, and two for what is read then."""
 
@@ -86,6 +91,8 @@ class Sidecar:
     stores: Stores
     transactions: Transactions
     members: Mapping[str, group_parts.Member]
+    web: AdminServer | None
+    """The admin API and the dashboard, where they are served."""
     _changes: Changes | None
     _server: grpc.aio.Server
     _health: rpc.Health
@@ -134,6 +141,7 @@ async def _start(
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
+    _hide_ids(settings, mappings)
     doors = Doors(settings, telemetry)
     groups = settings.grouping()
     check_groups(groups, mappings)
@@ -206,13 +214,14 @@ async def _start(
     shadow = shadowing.shadow
     hearts = {name: member.heart(shared, shadow) for name, member in members.items()}
     documents: Documents = Dispatch(groups, hearts) if len(hearts) > 1 else hearts[DEFAULT]
+    by_group = {name: each.postgres for name, each in members.items() if each.postgres is not None}
+    authority = Authority(groups, controls, firestore, by_group)
     transactions = Transactions(
         groups,
         controls,
         documents,
         database,
-        firestore,
-        {name: each.postgres for name, each in members.items() if each.postgres is not None},
+        authority,
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
     changes = Changes(lanes["listen"]) if lanes else None
@@ -248,6 +257,17 @@ async def _start(
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
         ramping = Ramping(controls, ramps, audit, telemetry, guard=guard)
+    differing = mismatches.MismatchMethods(
+        controls,
+        database,
+        shadowing.comparer,
+        shadowing.redactor,
+        shadowing.repairs,
+        shadowing.table,
+    )
+    ramp_methods = ramp_rpc.RampMethods(
+        ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
+    )
     wrap = rpc.Wrapper(
         telemetry,
         settings.server.default_timeout,
@@ -259,23 +279,8 @@ async def _start(
         admin_rpc.handler(
             admin,
             wrap,
-            mismatches.methods(
-                mismatches.MismatchMethods(
-                    controls,
-                    database,
-                    shadowing.comparer,
-                    shadowing.redactor,
-                    shadowing.repairs,
-                    shadowing.table,
-                ),
-                wrap,
-            )
-            | ramp_rpc.methods(
-                ramp_rpc.RampMethods(
-                    ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
-                ),
-                wrap,
-            )
+            mismatches.methods(differing, wrap)
+            | ramp_rpc.methods(ramp_methods, wrap)
             | latency.methods(latency.LatencyMethods(telemetry.paired), wrap),
         ),
         wrap,
@@ -290,9 +295,21 @@ async def _start(
     address = await doors.bind(server)
 
     gauges.show(telemetry, controls, shadow)
+    watch: SettingsWatch | None = None
+    web = None
     if settings.admin.port is not None:
-        application = http.build(controls, admin.status)
-        web = http.HttpServer(application, settings.admin.host, settings.admin.port)
+        parts = Parts(
+            controls,
+            telemetry,
+            admin_rpc.unary(admin) | mismatches.unary(differing) | ramp_rpc.unary(ramp_methods),
+            judge=ramp_methods.judged,
+            settings=lambda: settings if watch is None else watch.current,
+            settings_problem=lambda: str(admin.settings_problem()),
+            schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
+            admit=admission(doors.access, local=is_loopback(settings.admin.host)),
+            hosts=settings.admin.hosts,
+        )
+        web = AdminServer(parts, settings.admin.host, settings.admin.port)
         resources.push_async_callback(web.stop)
         await web.start()
     tasks = [
@@ -303,8 +320,8 @@ async def _start(
     if source is not None:
         told = partial(trail.add_of_file, str(source[0])) if trail is not None else None
         watch = SettingsWatch(*source, shadowing.applier(controls), settings, told)
-        admin.settings_problem = lambda: watch.problem
-        telemetry.gauge(SETTINGS_REFUSED, lambda: float(bool(watch.problem)))
+        admin.settings_problem = partial(getattr, watch, "problem")
+        telemetry.gauge(SETTINGS_REFUSED, partial(_refused, watch))
         tasks.append(supervise("settings", watch.run))
     admin.settings_problem = doors.problems(admin.settings_problem)
     tasks.append(supervise("access", doors.run))
@@ -353,12 +370,43 @@ async def _start(
         default.stores,
         transactions,
         members,
+        web,
         changes,
         server,
         checker,
         tasks,
         AsyncExitStack(),
     )
+
+
+def _hide_ids(settings: Settings, mappings: Mappings) -> None:
+    key = settings.shadow.hash_key
+    secret = {mapping.collection_id for mapping in mappings if mapping.secret_ids}
+    secret |= {name for name, each in settings.collections.items() if each.secret_ids}
+    redaction.install(secret, None if key is None else key.get_secret_value().encode())
+
+
+def _refused(watch: SettingsWatch) -> float:
+    return float(bool(watch.problem))
+
+
+def _schema_drift(
+    settings: Settings, lanes: Lanes | None, mappings: Mappings
+) -> Callable[[], Awaitable[list[str]]]:
+    """What differs between the database and the mapping, one look at a time."""
+    looking = asyncio.Lock()
+
+    async def differences() -> list[str]:
+        if lanes is None:
+            raise FailedPrecondition("this sidecar runs without PostgreSQL; set DATABASE_URL")
+        from crossfade.stores.postgres.drift import schema_drift
+        from crossfade.stores.postgres.evolve import Evolution
+
+        evolution = Evolution(settings.postgresql.dsn, mappings, settings.migration.mappings)
+        async with looking:
+            return await schema_drift(evolution, lanes, mappings, timeout=DRIFT_SECONDS)
+
+    return differences
 
 
 def _workers(

@@ -21,7 +21,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
-from crossfade.admin_commands import dead_letters
+from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
@@ -55,7 +56,9 @@ app = App(
     "while it keeps running.",
     help_epilogue="Exit codes: 0 it worked; 1 the work failed or found a difference; "
     "2 it could not start (bad input, settings, a port or a store). "
-    "--debug anywhere shows the traceback of an error.",
+    "--debug anywhere shows the traceback of an error. Commands that ask a sidecar take "
+    "the token of CROSSFADE_TOKEN or --token-file FILE, and for TLS the CA of --ca FILE "
+    "(CROSSFADE_CA).",
     help_format="markdown",
     version=lambda: version("crossfade"),
     result_action="return_value",
@@ -66,7 +69,7 @@ app = App(
 
 
 for command in (
-    *(schema, drift, stage, traffic, ramp, rollback, mismatches, latency, audit),
+    *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
     dead_letters,
 ):
     app.command(command)
@@ -83,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(ValueError):
         tokens.remove("--debug")
     try:
+        _take_credentials(tokens)
         return int(app(tokens) or OK)
     except CycloptsError as error:
         if debug:
@@ -95,6 +99,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _refuse(*_ending(error))
+
+
+def _take_credentials(tokens: list[str]) -> None:
+    """Options of every command that asks a sidecar: into the environment, where its channel
+    finds them. A token itself is no option: everybody on a machine sees its processes' words."""
+    for option, variable in (("--token-file", TOKEN_FILE_VARIABLE), ("--ca", CA_VARIABLE)):
+        for at, token in enumerate(tokens):
+            name, equals, value = token.partition("=")
+            if name != option:
+                continue
+            if not equals and at + 1 == len(tokens):
+                raise CannotStart(f"{option} needs the path of a file")
+            os.environ[variable] = value if equals else tokens[at + 1]
+            del tokens[at : at + (1 if equals else 2)]
+            break
 
 
 def _refuse(sentence: str, code: int) -> int:
@@ -133,6 +152,7 @@ def up(
     firestore: str | None = None,
     postgres: str | None = None,
     port: Port = 7600,
+    dashboard_port: Port | None = None,
     data_dir: Path = Path(".crossfade"),
     traffic: bool = True,
     tasks: Positive = 300,
@@ -142,7 +162,8 @@ def up(
 
     Starts PostgreSQL and Firestore (embedded, unless you name your own), the sidecar in
     stage shadow, and an application that reads and writes through it. Prints
-    "sidecar HOST:PORT" on stdout when it is ready and a status line on stderr.
+    "sidecar HOST:PORT" and "dashboard URL" on stdout when it is ready, and a status line
+    on stderr.
     Ctrl-C stops everything; the next start goes on with the same data.
 
     Example: crossfade up --port 7700 --no-traffic
@@ -150,6 +171,8 @@ def up(
     :param firestore: HOST:PORT of a Firestore emulator to use instead of the embedded one.
     :param postgres: URL of a PostgreSQL database to use instead of the embedded one.
     :param port: Where the sidecar listens on 127.0.0.1; 0 takes a free port.
+    :param dashboard_port: Where dashboard and admin API do. Default: the port after the
+        sidecar's, or a free one where that is 0.
     :param data_dir: Where the embedded stores keep their data.
     :param traffic: Whether sample traffic runs.
     :param tasks: How many sample tasks an empty Firestore is filled with.
@@ -163,6 +186,7 @@ def up(
         firestore=firestore,
         postgres=postgres,
         port=port,
+        dashboard_port=(port and port + 1) if dashboard_port is None else dashboard_port,
         traffic=traffic,
         tasks=tasks,
         rate=rate,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from time import time_ns
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -25,6 +25,7 @@ from opentelemetry.sdk.metrics.export import (
     Metric,
     MetricExporter,
     MetricExportResult,
+    MetricReader,
     MetricsData,
     PeriodicExportingMetricReader,
     ResourceMetrics,
@@ -40,6 +41,9 @@ from crossfade.durations import Exemplar
 from crossfade.otlp_spans import SpanQueue, encode_request
 from crossfade.settings import TelemetrySettings
 from crossfade.tracing import SpanData
+
+if TYPE_CHECKING:
+    from crossfade.scraping import Scrape
 
 SCOPE = "crossfade"
 SCHEMA = Schemas.V1_40_0.value
@@ -155,6 +159,8 @@ class Exporters:
         self._series = series
         self._started_ns = time_ns()
         self._providers: list[Spans | SpanQueue | MeterProvider] = []
+        self._resource = resource
+        self._meters: MeterProvider | None = None
         self.spans: Spans | SpanQueue | None = None
         if span_processors:
             self.spans = Spans(span_processors, resource)
@@ -168,9 +174,24 @@ class Exporters:
                 interval * 1000,
                 EXPORT_SECONDS * 1000,
             )
-            meters = MeterProvider([reader], resource, shutdown_on_exit=False)
-            self._providers.append(meters)
-            self._observe(meters.get_meter(SCOPE))
+            self._metered(reader)
+
+    def _metered(self, *readers: MetricReader) -> MeterProvider:
+        """The provider of everything that reads metrics. It flushes, and closes, only the
+        readers that it is made with."""
+        if self._meters is None:
+            self._meters = MeterProvider(readers, self._resource, shutdown_on_exit=False)
+            self._providers.append(self._meters)
+            self._observe(self._meters.get_meter(SCOPE))
+        return self._meters
+
+    def scraped(self) -> "Scrape":
+        """What Prometheus fetches; from the first call on it can be."""
+        from crossfade.scraping import Scrape
+
+        scrape = Scrape(self._histograms)
+        self._metered().add_metric_reader(scrape.reader)
+        return scrape
 
     def _observe(self, meter: Any) -> None:
         make = {

@@ -86,14 +86,10 @@ def check(*, config: Config = None) -> int:
     """
 
     async def work(settings: Settings, mappings: "Mappings", lanes: "Lanes") -> int:
-        from crossfade.stores.postgres import check as catalog
+        from crossfade.stores.postgres.drift import schema_drift
 
         evolution = _evolution(settings, mappings)
-        at, heads = await evolution.current(), evolution.heads()
-        found = [f"missing: migration {name}" for name in sorted(heads - at)]
-        found += [f"unknown here: migration {name}" for name in sorted(at - heads)]
-        found += await evolution.differences()
-        found += await catalog.differences(lanes, mappings, timeout=TIMEOUT)
+        found = await schema_drift(evolution, lanes, mappings, timeout=TIMEOUT)
         for line in found:
             print(line)
         if not found:

@@ -17,6 +17,7 @@ from crossfade.embedded import EmbeddedFirestore, EmbeddedPostgres
 from crossfade.plan import STAGES, Stage
 from crossfade.rehearse import load, sample_traffic
 from crossfade.settings import (
+    AdminSettings,
     FirestoreSettings,
     MigrationSettings,
     PostgresqlSettings,
@@ -52,6 +53,7 @@ class UpOptions:
     firestore: str | None = None
     postgres: str | None = None
     port: int = 7600
+    dashboard_port: int = 7601
     traffic: bool = True
     tasks: int = 300
     rate: float = 50.0
@@ -92,6 +94,7 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
                 shadow_rate=1.0,
                 request_window=REQUEST_WINDOW,
             ),
+            admin=AdminSettings(port=options.dashboard_port),
         )
         # The data of a former start may be a former version's; nobody else works with them.
         mappings = load_mappings(options.sample)
@@ -109,6 +112,9 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         status.say(f"postgresql {settings.postgresql.target}")
         status.say(f"sidecar    {sidecar.address}")
         print(f"sidecar {sidecar.address}", flush=True)
+        if sidecar.web is not None:
+            status.say(f"dashboard  http://{sidecar.web.address}/")
+            print(f"dashboard http://{sidecar.web.address}/", flush=True)
 
         work = [asyncio.create_task(_show(sidecar, status))]
         if options.traffic:

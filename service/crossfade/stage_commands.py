@@ -33,7 +33,7 @@ Address = Annotated[
     str,
     Parameter(
         env_var="CROSSFADE_ADDRESS",
-        help="HOST:PORT of the sidecar, as `crossfade serve` prints.",
+        help="HOST:PORT or unix:PATH of the sidecar, as `crossfade serve` prints.",
     ),
 ]
 Json = Annotated[
@@ -275,7 +275,6 @@ async def _set_stage(
     group: str = "",
     dry_run: bool = False,
     force: bool = False,
-    lossy: bool = False,
 ) -> "admin_pb2.Status":
     from crossfade_api.v1 import admin_pb2
 
@@ -286,7 +285,6 @@ async def _set_stage(
             timeout_seconds=timeout,
             dry_run=dry_run,
             force=force,
-            without_postgresql=lossy,
             who=_who(),
             reason=reason,
         ),
@@ -318,39 +316,23 @@ def rollback(
         to Firestore is lost: `crossfade stage` says how much that is. Ramps and percents stay
         as they are until it is back: run this once more then.
     """
-    from crossfade_api.v1 import admin_pb2
+    from crossfade.jobs.rollback import roll_back
 
     async def work(admin: Any) -> int:
-        request = admin_pb2.GetStatusRequest(group=group)
-        status = await admin.GetStatus(request, timeout=READ_SECONDS)
-        if status.stage not in {"off", "dual_write", "shadow"}:
-            status = await _set_stage(admin, "shadow", reason, timeout, group=group, lossy=force)
+        async def ask(name: str, request: Any, seconds: float) -> Any:
+            return await getattr(admin, name)(request, timeout=seconds)
+
+        status = await roll_back(
+            ask, who=_who(), reason=reason, timeout=timeout, group=group, force=force
+        )
         if force and status.backlog_unknown:
             print(f"stage {status.stage}: Firestore decides; PostgreSQL does not answer")
             return OK
-        await _stop_ramps(admin, status)
-        own = [each for each in status.traffic if each.group == status.group]
-        status = await _set_traffic(admin, own, reason, read_percent=0.0)
         of = f" of group {status.group}" if group else ""
         print(f"stage {status.stage}{of}: Firestore decides and answers all reads")
         return OK
 
     return _run(address, work)
-
-
-async def _stop_ramps(admin: Any, status: "admin_pb2.Status") -> None:
-    """Those of the group that the status is of."""
-    from crossfade_api.v1 import admin_pb2
-
-    if len(status.groups) == 1:
-        await admin.StopRamp(admin_pb2.StopRampRequest(all=True, who=_who()), timeout=READ_SECONDS)
-        return
-    groups = {name: each.group for each in status.groups for name in each.collections}
-    ramps = await admin.ListRamps(admin_pb2.ListRampsRequest(), timeout=READ_SECONDS)
-    for each in ramps.ramps:
-        if groups.get(each.collection, status.groups[0].group) == status.group:
-            request = admin_pb2.StopRampRequest(collection=each.collection, who=_who())
-            await admin.StopRamp(request, timeout=READ_SECONDS)
 
 
 # --- traffic -----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
 
     from crossfade.otlp import Exporters, Series
+    from crossfade.scraping import Scrape
 
 log = structlog.get_logger(__name__)
 
@@ -520,6 +521,14 @@ class Telemetry:
             log.exception("a gauge could not be read", action="gauge_failed", gauge=gauge.name)
             return {}
         return dict(value) if isinstance(value, Mapping) else {(): value}
+
+    def scraped(self) -> "Scrape":
+        """What Prometheus fetches. Loads OpenTelemetry's SDK, so ask for it from a thread."""
+        from crossfade import otlp
+
+        if self._exporters is None:
+            self._exporters = otlp.Exporters(self._series(), self._settings, (), None, 0.0)
+        return self._exporters.scraped()
 
     def flush(self) -> None:
         """Sends what is there. Blocks; failures are the exporters' own log lines."""

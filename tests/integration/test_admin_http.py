@@ -1,36 +1,25 @@
 """The admin API over HTTP, with a real socket."""
 
 import asyncio
-import json
-from typing import Any
 
 import pytest
 
-from crossfade.admin.http import HttpServer, build
-from crossfade.controls import Controls
+from crossfade.admin.http import HttpServer
 from crossfade.errors import Unavailable
-from crossfade.groups import DEFAULT, Groups
 from crossfade.plan import Stage
+from tests.http_caller import call
 from tests.sidecar import running
-
-
-async def fetch(address: str, path: str) -> tuple[int, Any]:
-    host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    writer.close()
-    return int(head.split()[1]), json.loads(body)
 
 
 @pytest.fixture
 async def served(postgres_database):
-    async with running(await postgres_database(), Stage.SHADOW) as stack:
-        controls = Controls(Groups({}), {DEFAULT: stack.sidecar.control})
-        web = HttpServer(build(controls, stack.sidecar.status), "127.0.0.1", 0)
-        await web.start()
-        yield stack, web.address
-        await web.stop()
+    async with running(await postgres_database(), Stage.SHADOW, http={}) as stack:
+        yield stack, stack.sidecar.web.address
+
+
+async def fetch(address, path):
+    answer = await call(address, path)
+    return answer.status, answer.json
 
 
 async def test_alive_ready_and_status(served):
@@ -38,9 +27,9 @@ async def test_alive_ready_and_status(served):
     assert await fetch(address, "/healthz") == (200, {"status": "alive"})
     assert await fetch(address, "/readyz") == (200, {"status": "ready", "stage": "shadow"})
     await stack.client.set("tasks/1", {"n": 1})
-    status, body = await fetch(address, "/status")
+    status, body = await fetch(address, "/api/v1/status")
     assert (status, body["stage"], body["authority"]) == (200, "shadow", "firestore")
-    assert (body["copied"], body["commits"]) == (False, "1")
+    assert (body["copied"], body["commits"]) == (False, 1)
 
 
 async def test_ready_means_that_the_store_in_charge_can_be_asked(served, monkeypatch):

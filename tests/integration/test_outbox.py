@@ -367,15 +367,16 @@ async def commits(stack: Running, times: int, first: int = 0) -> list[float]:
 async def test_a_slow_mirror_is_gone_around_and_nobody_waits_for_the_gate(
     wary, slow_down, monkeypatch
 ):
-    real, waited = Outbox.commit, []
+    real = Outbox.commit
+    waited: list[bool] = []
 
-    async def commit(self, writes, intent, snapshot, *rest):
-        waited.append(not self._is_closed(snapshot))
-        return await real(self, writes, intent, snapshot, *rest)
+    async def commit(self, writes, intent, entries, *rest):
+        waited.extend(not each.outbox._is_closed(each.snapshot) for each in entries)
+        return await real(self, writes, intent, entries, *rest)
 
     monkeypatch.setattr(Outbox, "commit", commit)
     mend = slow_down(wary, 0.08)
-    pace = wary.sidecar._forward._outbox.pace
+    pace = wary.sidecar.members["default"].outbox.pace
     for _ in range(8 * OPENINGS):
         await commits(wary, 1)
         if wary.count(OUTBOX, "written"):

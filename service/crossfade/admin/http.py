@@ -1,60 +1,16 @@
-"""The admin API over HTTP: alive, ready, and where the migration stands.
+"""An application of ours on a port: what the admin API and the embedded Firestore share.
 
-Read-only, and not served unless a port is set. FastAPI is imported when it is.
+uvicorn is imported when one is started.
 """
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import structlog
-from google.protobuf.json_format import MessageToDict
-
-from crossfade.controls import Controls
-from crossfade.errors import CrossfadeError
-from crossfade_api.v1 import admin_pb2
 
 log = structlog.get_logger(__name__)
-
-StatusOf = Callable[[], Awaitable[admin_pb2.Status]]
-
-
-def build(controls: Controls, status: StatusOf) -> Any:
-    """The FastAPI application. /docs describes it."""
-    from fastapi import FastAPI
-    from fastapi.responses import JSONResponse
-
-    app = FastAPI(title="Crossfade", description="Where a migration stands.")
-
-    @app.get("/healthz", summary="The process is alive")
-    async def healthz() -> dict[str, str]:
-        return {"status": "alive"}
-
-    @app.get("/readyz", summary="The sidecar can serve in the present stage")
-    async def readyz() -> JSONResponse:
-        try:
-            await controls.check_ready()
-        except CrossfadeError as error:
-            return JSONResponse({"status": "not ready", "reason": str(error)}, 503)
-        return JSONResponse({"status": "ready", "stage": controls.default.snapshot.stage.value})
-
-    @app.get("/status", summary="Stage, pending rows, verdicts, latencies")
-    async def whole_status() -> JSONResponse:
-        try:
-            message = await status()
-        except CrossfadeError as error:
-            return JSONResponse({"status": "unavailable", "reason": str(error)}, 503)
-        return JSONResponse(
-            MessageToDict(
-                message,
-                preserving_proto_field_name=True,
-                always_print_fields_with_no_presence=True,
-            )
-        )
-
-    return app
 
 
 class HttpServer:
@@ -66,7 +22,7 @@ class HttpServer:
         application: Any,
         host: str,
         port: int,
-        option: str = "[admin] port or CROSSFADE_ADMIN__PORT",
+        option: str = "--dashboard-port, [admin] port or CROSSFADE_ADMIN__PORT",
     ) -> None:
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

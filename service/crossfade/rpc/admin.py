@@ -17,7 +17,7 @@ from crossfade.control import Control
 from crossfade.controls import Controls
 from crossfade.document import Database, check_id
 from crossfade.effective import Effective
-from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
+from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument, NotFound
 from crossfade.figures import EVERY, Tally, figures, total
 from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
@@ -25,8 +25,9 @@ from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
+from crossfade.redaction import present
 from crossfade.rpc.ramps import answers as as_messages
-from crossfade.rpc.server import Wrapper, check_visible, parse
+from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.audit import Change
@@ -275,14 +276,14 @@ class Admin:
         limit = request.limit or LETTERS
         found = await self._needs_mirror().dead_letters.list(
             collection=request.collection or None,
-            after=request.after,
+            after=await self._revealed(request.after, call),
             limit=limit + 1,
             timeout=call.left(),
         )
         reply = admin_pb2.ListDeadLettersReply(more=len(found) > limit)
         for letter in found[:limit]:
             added = reply.letters.add(
-                path=letter.path,
+                path=present().path(letter.path),
                 collection=letter.collection,
                 reason=letter.reason,
                 cause=letter.cause,
@@ -299,7 +300,7 @@ class Admin:
         if sum(map(bool, (request.path, request.collection, request.all))) != 1:
             raise InvalidArgument("path, collection, all: exactly one must be given")
         retried = await self._needs_mirror().dead_letters.retry(
-            path=request.path or None,
+            path=await self._revealed(request.path, call) or None,
             collection=request.collection or None,
             overwrite_foreign=request.overwrite_foreign,
             timeout=call.left(),
@@ -307,6 +308,21 @@ class Admin:
         for each in self._led.values():
             each.coordinator.wake_recopy()
         return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
+
+    async def _revealed(self, path: str, call: Call) -> str:
+        """The path of the dead letter that is shown under this one: its id may be hidden."""
+        redaction = present()
+        if not redaction.hides(path):
+            return path
+        letters, after = self._needs_mirror().dead_letters, ""
+        while True:
+            found = await letters.list(after=after, limit=MAX_LETTERS, timeout=call.left())
+            for letter in found:
+                if redaction.path(letter.path) == path:
+                    return letter.path
+            if len(found) < MAX_LETTERS:
+                raise NotFound(f"path: no dead letter is shown as {path[:200]} by this sidecar")
+            after = found[-1].path
 
     def _needs_mirror(self) -> Mirror:
         mirror = self._led[DEFAULT].mirror
@@ -430,17 +446,23 @@ def _refusal(target: Stage, answers: Iterable[Answer]) -> str:
     return f"stage {target} is not reached: {why}"
 
 
+def unary(admin: Admin) -> dict[str, Unary]:
+    """The methods with one reply, by name."""
+    return {
+        "GetStatus": admin.get_status,
+        "SetStage": admin.set_stage,
+        "SetTraffic": admin.set_traffic,
+        "ListDeadLetters": admin.list_dead_letters,
+        "RetryDeadLetters": admin.retry_dead_letters,
+    }
+
+
 def handler(
     admin: Admin, wrap: Wrapper, more: Mapping[str, "grpc.RpcMethodHandler[Any, Any]"]
 ) -> grpc.GenericRpcHandler:
     """The whole service; `more` are its methods of other modules, by name."""
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "GetStatus": wrap.unary(f"{SERVICE}/GetStatus", admin.get_status),
-        "SetStage": wrap.unary(f"{SERVICE}/SetStage", admin.set_stage),
-        "SetTraffic": wrap.unary(f"{SERVICE}/SetTraffic", admin.set_traffic),
-        "Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy),
-        "ListDeadLetters": wrap.unary(f"{SERVICE}/ListDeadLetters", admin.list_dead_letters),
-        "RetryDeadLetters": wrap.unary(f"{SERVICE}/RetryDeadLetters", admin.retry_dead_letters),
-        **more,
+        name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(admin).items()
     }
+    methods |= {"Copy": wrap.streaming(f"{SERVICE}/Copy", admin.copy), **more}
     return grpc.method_handlers_generic_handler(SERVICE, methods)

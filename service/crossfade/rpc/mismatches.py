@@ -13,7 +13,7 @@ from crossfade.controls import Controls
 from crossfade.document import Database, check_document_path, check_id, collection_id
 from crossfade.errors import FailedPrecondition, InvalidArgument
 from crossfade.repairs import Repairs
-from crossfade.rpc.server import Wrapper, check_visible, parse
+from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.samples import Mismatch, Redactor, version_of
 from crossfade.stores.postgres.mismatches import Mismatches
 from crossfade.verdict import Offer
@@ -98,12 +98,15 @@ class MismatchMethods:
         return reply.SerializeToString()
 
 
+def unary(mismatches: MismatchMethods) -> dict[str, Unary]:
+    return {"ListMismatches": mismatches.list, "ExplainMismatch": mismatches.explain}
+
+
 def methods(
     mismatches: MismatchMethods, wrap: Wrapper
 ) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
     return {
-        "ListMismatches": wrap.unary(f"{SERVICE}/ListMismatches", mismatches.list),
-        "ExplainMismatch": wrap.unary(f"{SERVICE}/ExplainMismatch", mismatches.explain),
+        name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(mismatches).items()
     }
 
 

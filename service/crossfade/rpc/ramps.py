@@ -14,7 +14,7 @@ from crossfade.errors import FailedPrecondition, InvalidArgument
 from crossfade.figures import EVERY, Tally, figures
 from crossfade.jobs.ramp import Ramping
 from crossfade.ramp import Answer, Limits, Plan, judge
-from crossfade.rpc.server import Wrapper, parse
+from crossfade.rpc.server import Unary, Wrapper, parse
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.ramps import Ramp, Ramps
 from crossfade_api.v1 import admin_pb2
@@ -92,6 +92,13 @@ class RampMethods:
             for each in await self._ramps.all()
         ]
 
+    async def judged(self, collection: str) -> tuple[Answer, ...]:
+        """What the figures of a collection ("": of all) say, since the sidecars' start."""
+        if self._ramps is None:
+            raise _without()
+        sums = await self._ramps.sums()
+        return judge(figures(sums.get(collection or EVERY, Tally()), Tally()), self._limits)
+
     async def list_audit(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.ListAuditRequest, data)
         limit = request.limit or DEFAULT_LIMIT
@@ -114,13 +121,17 @@ class RampMethods:
         return reply.SerializeToString()
 
 
-def methods(ramps: RampMethods, wrap: Wrapper) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
+def unary(ramps: RampMethods) -> dict[str, Unary]:
     return {
-        "StartRamp": wrap.unary(f"{SERVICE}/StartRamp", ramps.start),
-        "StopRamp": wrap.unary(f"{SERVICE}/StopRamp", ramps.stop),
-        "ListRamps": wrap.unary(f"{SERVICE}/ListRamps", ramps.list_ramps),
-        "ListAudit": wrap.unary(f"{SERVICE}/ListAudit", ramps.list_audit),
+        "StartRamp": ramps.start,
+        "StopRamp": ramps.stop,
+        "ListRamps": ramps.list_ramps,
+        "ListAudit": ramps.list_audit,
     }
+
+
+def methods(ramps: RampMethods, wrap: Wrapper) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
+    return {name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(ramps).items()}
 
 
 def answers(given: Iterable[Answer]) -> list[admin_pb2.CheckAnswer]:

@@ -30,6 +30,12 @@ class Change:
     at: datetime | None = None
 
 
+def without_nul(text: str) -> str:
+    """PostgreSQL has no NUL in texts; its symbol stands for it. A change was made, and what
+    somebody wrote beside it must not keep it out of the trail."""
+    return text.replace("\0", "\u2400")
+
+
 class Audit:
     """Rows are only ever added."""
 
@@ -40,7 +46,7 @@ class Audit:
     async def add(self, change: Change) -> None:
         await self._lanes.execute(
             _ADD,
-            change.who,
+            without_nul(change.who),
             change.action,
             change.collection,
             change.before,
@@ -49,14 +55,15 @@ class Audit:
                 {"name": each.name, "outcome": each.outcome.value, "reason": each.reason}
                 for each in change.checks
             ],
-            change.reason,
+            without_nul(change.reason),
             change.at,
             timeout=self._timeout,
         )
 
     async def list(self, collection: str | None, limit: int) -> Sequence[tuple[datetime, Change]]:
         """The latest first."""
-        rows = await self._lanes.fetch(_LIST, collection, limit, timeout=self._timeout)
+        where = None if collection is None else without_nul(collection)
+        rows = await self._lanes.fetch(_LIST, where, limit, timeout=self._timeout)
         return [
             (
                 row["at"],

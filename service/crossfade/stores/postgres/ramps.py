@@ -6,6 +6,7 @@ from typing import Any
 
 from crossfade.figures import Tally, total
 from crossfade.ramp import Limits, Plan, State, Status
+from crossfade.stores.postgres.audit import without_nul
 from crossfade.stores.postgres.lanes import Lanes
 
 KEEP_DAYS = 7
@@ -85,7 +86,7 @@ class Ramps:
             asdict(state),
             baseline.stored(),
             "begun",
-            who,
+            without_nul(who),
             timeout=self._timeout,
         )
 
@@ -116,7 +117,9 @@ class Ramps:
 
     async def stop(self, collection: str | None, reason: str) -> list[str]:
         """Ends running ramps, where they are; returns whose."""
-        rows = await self._lanes.fetch(_STOP, collection, reason, timeout=self._timeout)
+        rows = await self._lanes.fetch(
+            _STOP, collection, without_nul(reason), timeout=self._timeout
+        )
         return [row[0] for row in rows]
 
     async def all(self) -> list[Ramp]:

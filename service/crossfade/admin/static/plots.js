@@ -1,0 +1,106 @@
+// The cards with plots: both stores' latency, verdicts, and what is pending.
+
+import { legend, plot } from "./chart.js";
+import { h } from "./dom.js";
+import { axisMs, axisSeconds, count, ms, seconds } from "./format.js";
+import { card, table, unknown } from "./marks.js";
+import { BAD, verdictSums } from "./tiles.js";
+
+// As much time as there is something to show for, in steps: a plot that grows is not read well.
+const SPANS = [120, 300, 900];
+
+export function span(points) {
+  const held = points.length ? points.at(-1).at - points[0].at : 0;
+  return SPANS.find((seconds_) => held <= seconds_) ?? SPANS.at(-1);
+}
+const QUANTILES = { p50: 2, p95: 3, p99: 4 };
+
+export function latencyCard(state, points, view, width) {
+  const names = [...new Set(points.flatMap((point) => Object.keys(point.reads)))].filter(Boolean).sort();
+  const chosen = names.includes(view.collection) ? view.collection : "";
+  const index = QUANTILES[view.quantile];
+  const value = (point, store) => {
+    const found = point.reads[chosen]?.[store];
+    return found?.[0] ? found[index] : null;
+  };
+  const times = points.map((point) => point.at);
+  const series = [
+    { name: "Firestore", kind: "firestore", values: points.map((point) => value(point, "firestore")) },
+    { name: "PostgreSQL", kind: "postgresql", values: points.map((point) => value(point, "postgresql")) },
+  ];
+  const at = view.cursor.latency;
+  const shown = at ?? points.length - 1;
+  return card("latency", "Latency of both stores", h("span", { class: "controls" },
+    h("label", {}, h("span", { class: "unseen" }, "Quantile"),
+      h("select", { onchange: (event) => view.set({ quantile: event.target.value }) },
+        Object.keys(QUANTILES).map((name) => h("option", { key: name, value: name, selected: name === view.quantile }, name)))),
+    h("label", {}, h("span", { class: "unseen" }, "Collection"),
+      h("select", { onchange: (event) => view.set({ collection: event.target.value }) },
+        ["", ...names].map((name) => h("option", { key: name, value: name, selected: name === chosen }, name || "all collections"))))),
+    legend(series.map((each) => ({ ...each, value: ms(each.values[shown] ?? null) })), times[shown]),
+    plot({
+      width, height: width < 480 ? 220 : 300, times, series, span: span(points), cursor: at, format: axisMs, onCursor: view.point("latency"),
+      label: `${view.quantile} of reads over the last minutes: ${series.map((each) => `${each.name} ${ms(each.values.at(-1) ?? null)} now`).join(", ")}. The arrow keys read single points.`,
+    }),
+    quantiles(state.latency, chosen));
+}
+
+function quantiles(latency, chosen) {
+  const last = latency?.[chosen];
+  if (!last) return h("p", { class: "empty" }, "No reads in the last minute.");
+  const row = (name, kind) => h("tr", { key: kind },
+    h("th", { scope: "row" }, h("span", { class: `store ${kind}` }, name)),
+    h("td", { class: "number" }, count(last[kind][0])), h("td", { class: "number" }, count(last[kind][1])),
+    [2, 3, 4].map((i) => h("td", { class: "number", key: i }, ms(last[kind][i]))));
+  const difference = h("tr", { key: "difference", class: "difference" },
+    h("th", { scope: "row" }, "PostgreSQL is"), h("td", {}), h("td", {}),
+    [2, 3, 4].map((i) => {
+      const [a, b] = [last.firestore[i], last.postgresql[i]];
+      if (a === null || b === null) return h("td", { key: i, class: "number" }, "–");
+      return h("td", { key: i, class: `number ${b > a ? "slower" : "faster"}` },
+        `${ms(Math.abs(b - a))} ${b > a ? "slower" : "faster"}`);
+    }));
+  return table("Reads of the last minute",
+    [{ title: "Last minute" }, { title: "Reads", number: true }, { title: "Failed", number: true },
+      { title: "p50", number: true }, { title: "p95", number: true }, { title: "p99", number: true }],
+    [row("Firestore", "firestore"), row("PostgreSQL", "postgresql"), difference], "");
+}
+
+export function verdictsCard(state, points, view, width) {
+  const times = points.map((point) => point.at);
+  const of = (wanted) => points.map((point) =>
+    wanted.reduce((sum, verdict) => sum + (point.verdicts[""]?.[verdict] ?? 0), 0));
+  const series = [
+    { name: "match", kind: "match", values: of(["match"]) },
+    { name: "behind", kind: "behind", values: of(["behind"]) },
+    { name: "differ", kind: "differ", values: of(BAD), seen: true },
+    { name: "not read", kind: "failed", values: of(["error"]), seen: true },
+  ];
+  const at = view.cursor.verdicts;
+  const { recent } = verdictSums(state, points);
+  const sums = { match: recent.match, behind: recent.behind, differ: recent.bad, failed: recent.error };
+  return card("verdicts", "Comparisons", null,
+    legend(series.map((each) => ({ ...each, value: count(at === null ? sums[each.kind] : each.values[at]) })), times[at]),
+    plot({
+      width, height: 170, times, series, span: span(points), cursor: at, format: count, stacked: true, onCursor: view.point("verdicts"),
+      label: `Verdicts of shadow reads over the last minutes: ${count(sums.match)} match, ${count(sums.behind)} behind, ${count(sums.differ)} differ, ${count(sums.failed)} could not be read.`,
+    }));
+}
+
+export function backlogCard(state, points, view, width) {
+  if (state.stand.status.backlog_unknown) return card("backlog", "Pending, and its age", null, unknown(state.stand.status.backlog_unknown));
+  const times = points.map((point) => point.at);
+  const ages = [{ name: "age of the oldest", kind: "age", values: points.map((point) => point.oldest_seconds) }];
+  const waiting = [{ name: "documents pending", kind: "pending", values: points.map((point) => point.pending) }];
+  const at = view.cursor.backlog;
+  const shown = at ?? points.length - 1;
+  const pendingNow = state.stand.groups.reduce((all, group) => all + group.pending, 0);
+  const oldestNow = state.stand.groups.length > 1 ? ages[0].values.at(-1) : state.stand.status.oldest_pending_seconds;
+  const small = { width, height: 104, times, span: span(points), cursor: at, onCursor: view.point("backlog") };
+  const now = at === null;
+  return card("backlog", "Pending, and its age", null,
+    legend([{ ...waiting[0], value: count(now ? pendingNow : waiting[0].values[shown]) }], times[at]),
+    plot({ ...small, series: waiting, format: count, whole: true, label: `Documents pending over the last minutes: ${count(pendingNow)} now.` }),
+    legend([{ ...ages[0], value: seconds(now ? oldestNow : ages[0].values[shown]) }], times[at]),
+    plot({ ...small, series: ages, format: axisSeconds, label: `Age of the oldest pending document: ${seconds(oldestNow)} now.` }));
+}
