@@ -33,12 +33,12 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.semconv.schemas import Schemas
-from opentelemetry.trace import Link, Status, StatusCode
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
 
 from crossfade.durations import Exemplar
+from crossfade.otlp_spans import SpanQueue, encode_request
 from crossfade.settings import TelemetrySettings
 from crossfade.tracing import SpanData
 
@@ -63,7 +63,7 @@ class Series:
 
 
 class Spans:
-    """Where finished spans become the SDK's and go to its processors.
+    """Where finished spans become the SDK's and go to processors of somebody's own.
 
     They are made as they are read and not begun and ended by a tracer: what is kept is known
     only when the call is over, and then its ids have been told already.
@@ -77,11 +77,13 @@ class Spans:
     def __call__(self, span: SpanData) -> None:
         made = ReadableSpan(
             span.name,
-            context=span.context,
-            parent=span.parent,
+            context=_context(span.trace_id, span.span_id),
+            parent=_context(span.trace_id, span.parent_id, remote=span.remote_parent)
+            if span.parent_id
+            else None,
             resource=self._resource,
             attributes=span.attributes,
-            links=[Link(each) for each in span.links],
+            links=[Link(_context(*each)) for each in span.links],
             kind=span.kind,
             status=_UNSET if span.error is None else Status(StatusCode.ERROR, span.error),
             start_time=span.start_ns,
@@ -104,6 +106,29 @@ class Spans:
 
 
 _UNSET = Status(StatusCode.UNSET)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+def _context(trace_id: int, span_id: int, *, remote: bool = False) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote=remote, trace_flags=_SAMPLED)
+
+
+def _sender(endpoint: str, resource: Resource) -> SpanQueue:
+    """OpenTelemetry's exporter (its connection, headers, TLS, repetitions), with bytes that are
+    encoded here."""
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    attributes = {name: str(value) for name, value in resource.attributes.items()}
+    scope = (SCOPE, version("crossfade"))
+
+    class Exporter(OTLPSpanExporter):
+        def _translate_data(self, data: Any) -> Any:
+            return ExportTraceServiceRequest.FromString(
+                encode_request(data, attributes, scope, SCHEMA)
+            )
+
+    return SpanQueue(Exporter(endpoint, timeout=EXPORT_SECONDS).export)  # type: ignore[arg-type]
 
 
 class Exporters:
@@ -119,12 +144,8 @@ class Exporters:
     ) -> None:
         if settings.otlp_endpoint is not None:
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
             endpoint = settings.otlp_endpoint
-            span_processors = span_processors or (
-                BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS)),
-            )
             metric_exporter = metric_exporter or OTLPMetricExporter(
                 endpoint, timeout=EXPORT_SECONDS
             )
@@ -137,12 +158,15 @@ class Exporters:
         )
         self._series = series
         self._started_ns = time_ns()
-        self._providers: list[Spans | MeterProvider] = []
+        self._providers: list[Spans | SpanQueue | MeterProvider] = []
         self._resource = resource
         self._meters: MeterProvider | None = None
-        self.spans: Spans | None = None
+        self.spans: Spans | SpanQueue | None = None
         if span_processors:
             self.spans = Spans(span_processors, resource)
+        elif settings.otlp_endpoint is not None:
+            self.spans = _sender(settings.otlp_endpoint, resource)
+        if self.spans is not None:
             self._providers.append(self.spans)
         if metric_exporter is not None:
             reader = PeriodicExportingMetricReader(

@@ -312,6 +312,7 @@ class Telemetry:
         self._lags: dict[tuple[str], Durations] = {}
         self.paired = Paired()
         self._located: dict[str, dict[str, str | int]] = {}
+        self._known: dict[tuple[str, ...], dict[str, str | int]] = {}
         self._counts: dict[Counter, dict[Labels, int]] = {
             item: {} for item in INSTRUMENTS if isinstance(item, Counter)
         }
@@ -440,18 +441,24 @@ class Telemetry:
         if host and port.isdecimal():
             where["server.port"] = int(port)
         self._located[store] = where | {"db.namespace": namespace}
+        self._known.clear()
 
     def _store_attributes(
         self, operation: str, store: str, role: str, collection: str, stage: str
     ) -> dict[str, str | int]:
-        return {
-            STORE: SYSTEMS.get(store, store),
-            "db.operation.name": operation,
-            COLLECTION: collection,
-            ROLE: role,
-            "crossfade.stage": stage,
-            **self._located.get(store, {}),
-        }
+        """The same for equal ones: nobody changes them."""
+        key = (operation, store, role, collection, stage)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = {
+                STORE: SYSTEMS.get(store, store),
+                "db.operation.name": operation,
+                COLLECTION: collection,
+                ROLE: role,
+                "crossfade.stage": stage,
+                **self._located.get(store, {}),
+            }
+        return found
 
     def start(self, rpc_name: str, traceparent: str | None = None) -> Trace | None:
         """The trace of a call that begins; None where spans go nowhere."""

@@ -9,9 +9,8 @@ until its end (a microsecond or two), and become spans only when they are kept.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from random import getrandbits, random
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags, format_span_id, format_trace_id
 
@@ -24,23 +23,24 @@ Attributes = Mapping[str, str | int]
 SERVER_ERRORS = frozenset(
     {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 )
-SAMPLED, REMEMBERED = TraceFlags(TraceFlags.SAMPLED), TraceFlags(TraceFlags.DEFAULT)
 
 
-@dataclass(frozen=True, slots=True)
-class SpanData:
-    """A finished span. Times are `time.time_ns()`; `error`: a status name, never a message,
-    which might quote what a span must not hold."""
+class SpanData(NamedTuple):
+    """A finished span. `parent_id` 0: there is none. Times are `time.time_ns()`; `error`: a
+    status name, never a message, which might quote what a span must not hold. `links` are pairs
+    of trace id and span id."""
 
     name: str
     kind: SpanKind
-    context: SpanContext
-    parent: SpanContext | None
+    trace_id: int
+    span_id: int
+    parent_id: int
     attributes: Attributes
     start_ns: int
     end_ns: int
     error: str | None = None
-    links: Sequence[SpanContext] = ()
+    links: Sequence[tuple[int, int]] = ()
+    remote_parent: bool = False
 
 
 class Sink(Protocol):
@@ -109,11 +109,6 @@ class Trace:
         """The trace id, 32 hexadecimal digits."""
         return format_trace_id(self.trace_id)
 
-    def context(self) -> SpanContext:
-        """The call's span, for those that point to it."""
-        flags = SAMPLED if self.kept else REMEMBERED
-        return SpanContext(self.trace_id, self.span_id, is_remote=False, trace_flags=flags)
-
     def store_call(
         self,
         operation: str,
@@ -161,14 +156,15 @@ class Trace:
     def _send(self, made: StoreCall) -> None:
         operation, store, role, collection, stage, start_ns, end_ns, error = made
         tracing = self._tracing
-        attributes = tracing.attributes(operation, store, role, collection, stage)
+        attributes: Attributes = tracing.attributes(operation, store, role, collection, stage)
         tracing.sink(
             SpanData(
                 f"{operation} {collection}",
                 SpanKind.CLIENT,
-                _own(self.trace_id),
-                self.context(),
-                attributes if error is None else attributes | {"error.type": error},
+                self.trace_id,
+                getrandbits(64) or 1,
+                self.span_id,
+                attributes if error is None else {**attributes, "error.type": error},
                 start_ns,
                 end_ns,
                 error,
@@ -192,18 +188,16 @@ class Trace:
             SpanData(
                 self._name,
                 SpanKind.SERVER,
-                self.context(),
-                self._parent,
+                self.trace_id,
+                self.span_id,
+                0 if self._parent is None else self._parent.span_id,
                 attributes,
                 self.started_ns,
                 self.ended_ns,
                 error,
+                remote_parent=self._parent is not None,
             )
         )
-
-
-def _own(trace_id: int) -> SpanContext:
-    return SpanContext(trace_id, getrandbits(64) or 1, is_remote=False, trace_flags=SAMPLED)
 
 
 class Tracing:
@@ -252,8 +246,10 @@ class Tracing:
             call.keep("mismatch" if error is None else "error")
         if not call.kept:
             return
-        attributes = self.attributes(operation, store, "shadow", collection, stage)
-        attributes["crossfade.verdict"] = verdict
+        attributes = {
+            **self.attributes(operation, store, "shadow", collection, stage),
+            "crossfade.verdict": verdict,
+        }
         if documents > 1:
             attributes["db.operation.batch.size"] = documents
         if error is not None:
@@ -262,13 +258,14 @@ class Tracing:
             SpanData(
                 f"shadow {operation} {collection}",
                 SpanKind.CLIENT,
-                _own(getrandbits(128) or 1),
-                None,
+                getrandbits(128) or 1,
+                getrandbits(64) or 1,
+                0,
                 attributes,
                 start_ns,
                 end_ns,
                 error,
-                (call.context(),),
+                ((call.trace_id, call.span_id),),
             )
         )
 

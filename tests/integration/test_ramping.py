@@ -193,7 +193,7 @@ async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(
                 (entry, *_) = await audited(stack, "ramp")
                 return "fail" in {each.outcome for each in entry.checks if each.name == name}
 
-            await eventually(told)
+            await eventually(told, 30)
         await until(stack, status="done", percent=100)
 
 
@@ -302,7 +302,7 @@ async def test_the_guard_takes_reads_away_when_the_data_are_wrong(url):
 async def test_the_guard_takes_reads_away_from_a_mirror_that_fails_or_is_slow(
     url, monkeypatch, trouble
 ):
-    limits = LIMITS | {"max_p99_ratio": 20 if trouble == "latency" else 1000}
+    limits = LIMITS | {"max_p99_ratio": 60 if trouble == "latency" else 1000}
     async with ramping(url, ramp={"guard": True, "window": 30, **limits}) as stack:
         # The authority answers a part of the reads, so that there is something to compare with.
         await stack.admin.SetTraffic(
@@ -342,7 +342,7 @@ async def test_the_guard_takes_reads_away_from_a_mirror_that_fails_or_is_slow(
             async def told() -> bool:
                 return bool(await audited(stack, "guard"))
 
-            await eventually(told)
+            await eventually(told, 30)
             (entry, *_) = await audited(stack, "guard")
             name = "error rates" if trouble == "errors" else "p99 ratio"
             assert (entry.before, entry.after, entry.who) == ("60 %", "0 %", "guard")
