@@ -294,7 +294,10 @@ async def _start(
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
             schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
-            admit=admission(doors.access, local=is_loopback(settings.admin.host)),
+            admit=admission(
+                doors.access,
+                minded=not settings.admin.insecure and not is_loopback(settings.admin.host),
+            ),
             hosts=settings.admin.hosts,
         )
         web = AdminServer(parts, settings.admin.host, settings.admin.port)

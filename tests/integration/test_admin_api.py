@@ -368,6 +368,10 @@ async def test_without_tokens_a_network_finds_it_closed(postgres_database):
         for path in (f"{API}/status", "/metrics"):
             message = await refused(call(address, path), 403, "PERMISSION_DENIED")
             assert "no tokens" in message
+    http |= {"insecure": True}
+    async with running(await postgres_database(), Stage.SHADOW, http=http) as stack:
+        address = stack.sidecar.web.address.replace("0.0.0.0", "127.0.0.1")
+        assert (await call(address, f"{API}/status")).status == 200
 
 
 async def test_open_streams_do_not_hold_up_the_end(postgres_database):

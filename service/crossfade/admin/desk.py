@@ -81,6 +81,7 @@ class Desk:
             "SetStage": admin_pb2.Status,
             "SetTraffic": admin_pb2.Status,
             "StopRamp": admin_pb2.ListRampsReply,
+            "ListRamps": admin_pb2.ListRampsReply,
         }
 
         async def ask(name: str, request: Any, timeout: float) -> Any:
