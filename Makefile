@@ -6,6 +6,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
 .PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres
+.PHONY: bench-shadow bench-telemetry rehearse-ramp
 .PHONY: lint format proto docs schemas lock clean
 
 help: ## this list
@@ -53,6 +54,9 @@ chaos: setup ## 500 kills at every step of the protocol, every fault, each law w
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse
 
+rehearse-ramp: setup ## a whole ramp under 100,000 reads, with a mirror that is spoilt on its way
+	$(BIN)/python -m loadtests.ramp
+
 load: setup ## Locust against a throwaway stack, HTML report in build/
 	$(BIN)/python -m loadtests.load
 
@@ -64,6 +68,12 @@ bench-firestore: setup ## the embedded Firestore against a bare handler, as rati
 
 bench-outage: setup ## what callers notice while only the mirror is away, as ratios
 	$(BIN)/python -m loadtests.outage
+
+bench-shadow: setup ## what comparing every read costs those who wait for answers, as ratios
+	$(BIN)/python -m loadtests.shadow
+
+bench-telemetry: setup ## what is left of the throughput while traces and metrics are exported
+	$(BIN)/python -m loadtests.telemetry
 
 bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
 	$(BIN)/python -m loadtests.postgres

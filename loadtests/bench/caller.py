@@ -3,7 +3,8 @@
     python -m loadtests.bench.caller KIND JSON
 
 Prints "ready", then for each line {"ops": n} on stdin one line of JSON: seconds, its
-own CPU, p50 and p99. Every answer is looked at; a wrong one ends the process.
+own CPU, p50 and p99. With a "rate" the calls begin at so many a second, whatever becomes of
+those before. Every answer is looked at; a wrong one ends the process.
 """
 
 import asyncio
@@ -173,18 +174,29 @@ KINDS: dict[str, Callable[[dict[str, Any]], Awaitable[Call]]] = {
 # --- running -------------------------------------------------------------------------------------
 
 
-async def burst(call: Call, ops: int, in_flight: int) -> dict[str, float]:
+async def burst(
+    call: Call, ops: int, in_flight: int, rate: float | None = None
+) -> dict[str, float]:
     numbers = iter(range(ops))
     latencies: list[float] = []
 
+    async def one(number: int) -> None:
+        begun = time.perf_counter()
+        await call(number)
+        latencies.append(time.perf_counter() - begun)
+
     async def worker() -> None:
         for number in numbers:
-            begun = time.perf_counter()
-            await call(number)
-            latencies.append(time.perf_counter() - begun)
+            await one(number)
 
     cpu, begun = time.process_time(), time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(in_flight)))
+    if rate is None:
+        await asyncio.gather(*(worker() for _ in range(in_flight)))
+    else:
+        async with asyncio.TaskGroup() as calls:
+            for number in numbers:
+                await asyncio.sleep(begun + number / rate - time.perf_counter())
+                calls.create_task(one(number))
     seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     latencies.sort()
     return {
@@ -207,7 +219,8 @@ async def main(kind: str, options: dict[str, Any]) -> None:
     print(READY, flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)
-        print(json.dumps(await burst(call, order["ops"], options["in_flight"])), flush=True)
+        found = await burst(call, order["ops"], options["in_flight"], order.get("rate"))
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -45,10 +45,11 @@ class Caller:
         if self._line().strip() != READY:
             raise BenchError(f"caller {kind}: did not get ready")
 
-    def run(self, ops: int) -> dict[str, float]:
+    def run(self, ops: int, rate: float | None = None) -> dict[str, float]:
+        """So many calls: as fast as they go, or at `rate` a second."""
         if self._process.stdin is None:
             raise BenchError(f"caller {self.kind}: no pipe")
-        self._process.stdin.write(json.dumps({"ops": ops}) + "\n")
+        self._process.stdin.write(json.dumps({"ops": ops, "rate": rate}) + "\n")
         self._process.stdin.flush()
         result: dict[str, float] = json.loads(self._line())
         return result

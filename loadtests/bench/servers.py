@@ -117,9 +117,10 @@ def bare_handler(directory: Path, dsn: str, name: str) -> Iterator[tuple[int, st
 
 @contextmanager
 def sidecar(
-    directory: Path, name: str, *, dsn: str, emulator: str, mirror: str
+    directory: Path, name: str, *, dsn: str, emulator: str, mirror: str, more: str = ""
 ) -> Iterator[tuple[int, str]]:
-    """Process id and HOST:PORT of a sidecar in stage dual_write."""
+    """Process id and HOST:PORT of a sidecar in stage dual_write. `more`: sections of its
+    settings, as TOML."""
     config = directory / f"{name}.toml"
     config.write_text(
         f"""
@@ -137,7 +138,7 @@ mappings = "violet"
 shadow_rate = 0.01
 [log]
 level = "warning"
-"""
+{more}"""
     )
     command = [*_crossfade(), "serve", "--config", str(config)]
     errors = directory / f"{name}.txt"

@@ -27,11 +27,12 @@ from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
+from crossfade.jobs.trail import Trail
 from crossfade.mapping import Mappings
 from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
-from crossfade.rpc import firestore_v1, mismatches
+from crossfade.rpc import firestore_v1, latency, mismatches
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -164,6 +165,9 @@ async def _start(
         },
     )
 
+    if lanes:
+        telemetry.locate("postgresql", *settings.postgresql.target.rsplit("/", 1))
+
     async def open_postgresql() -> dict[str, Stage]:
         if lanes:
             await create_schema(lanes["mirror"], mappings)
@@ -184,6 +188,8 @@ async def _start(
             request_window=settings.migration.request_window,
         )
         resources.push_async_callback(firestore.close)
+        where = settings.firestore.emulator or "firestore.googleapis.com:443"
+        telemetry.locate("firestore", where, settings.firestore.database)
         for control in controls.values():
             control.lease = group_parts.lease_of(control.group, settings, firestore)
     if away is not None:
@@ -229,6 +235,7 @@ async def _start(
     mapped = [mapping.collection_id for mapping in mappings]
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
+    trail = Trail(audit) if audit is not None else None
     admin = admin_rpc.Admin(
         controls,
         {
@@ -240,7 +247,7 @@ async def _start(
         firestore,
         mapped,
         ramps=ramps,
-        audit=audit,
+        trail=trail,
         limits=settings.ramp.limits(),
     )
     ramping = None
@@ -258,6 +265,7 @@ async def _start(
     ramp_methods = ramp_rpc.RampMethods(
         ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
     )
+    latency_methods = latency.LatencyMethods(telemetry.paired)
     wrap = rpc.Wrapper(
         telemetry,
         settings.server.default_timeout,
@@ -269,7 +277,9 @@ async def _start(
         admin_rpc.handler(
             admin,
             wrap,
-            mismatches.methods(differing, wrap) | ramp_rpc.methods(ramp_methods, wrap),
+            mismatches.methods(differing, wrap)
+            | ramp_rpc.methods(ramp_methods, wrap)
+            | latency.methods(latency_methods, wrap),
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
@@ -289,7 +299,10 @@ async def _start(
         parts = Parts(
             controls,
             telemetry,
-            admin_rpc.unary(admin) | mismatches.unary(differing) | ramp_rpc.unary(ramp_methods),
+            admin_rpc.unary(admin)
+            | mismatches.unary(differing)
+            | ramp_rpc.unary(ramp_methods)
+            | latency.unary(latency_methods),
             judge=ramp_methods.judged,
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
@@ -309,7 +322,8 @@ async def _start(
         supervise("budget", shadowing.budget.run),
     ]
     if source is not None:
-        watch = SettingsWatch(*source, shadowing.applier(controls), settings)
+        told = partial(trail.add_of_file, str(source[0])) if trail is not None else None
+        watch = SettingsWatch(*source, shadowing.applier(controls), settings, told)
         admin.settings_problem = partial(getattr, watch, "problem")
         telemetry.gauge(SETTINGS_REFUSED, partial(_refused, watch))
         tasks.append(supervise("settings", watch.run))
@@ -318,6 +332,8 @@ async def _start(
     tasks.append(supervise("transactions", transactions.run_sweeps))
     if lanes:
         tasks.append(supervise("gauges", gauges.watch(controls, admin, telemetry)))
+    if trail is not None:
+        tasks.append(supervise("trail", trail.run))
     if ramping is not None:
         tasks.append(supervise("ramp", ramping.run))
     for member in members.values():

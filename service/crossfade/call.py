@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from crossfade.errors import DeadlineExceeded
 from crossfade.plan import StoreName
-from crossfade.telemetry import Telemetry, Trace
+from crossfade.telemetry import Telemetry
+from crossfade.tracing import Trace
 
 
 @dataclass(slots=True)
 class Call:
-    """`deadline`: `time.monotonic()` seconds. `trace` is None unless the call is sampled.
+    """`deadline`: `time.monotonic()` seconds. `trace` is None where traces go nowhere.
 
     `pin`: the store that the caller wants its reads answered by, as it is. `served_by`: the
     store that did answer, for callers that ask.
@@ -24,6 +25,8 @@ class Call:
     """Metadata of Crossfade's own that came with the call."""
     pin: StoreName | None = None
     served_by: str = ""
+    took: float | None = None
+    """Seconds of the store call that was recorded last."""
 
     def left(self) -> float:
         """Seconds left. Raises DeadlineExceeded when there are none."""
@@ -41,10 +44,12 @@ class Call:
         stage: str,
         started_ns: int,
         error: str | None,
+        seconds: float | None = None,
     ) -> None:
-        """A store call that began at `started_ns` (`time.time_ns()`) and ended now."""
+        """A store call that began at `started_ns` (`time.time_ns()`) and ended now. `seconds`:
+        how long the store took of it, where that is not all of the time."""
         ended_ns = time.time_ns()
-        seconds = (ended_ns - started_ns) / 1e9
+        self.took = seconds = (ended_ns - started_ns) / 1e9 if seconds is None else seconds
         self.telemetry.record_store(collection, operation, store, role, seconds, error)
         if self.trace is not None:
             self.trace.store_call(

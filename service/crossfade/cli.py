@@ -22,6 +22,7 @@ from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import dead_letters
+from crossfade.latency_commands import latency
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
 from crossfade.settings import (
@@ -64,7 +65,10 @@ app = App(
 )
 
 
-for command in (schema, drift, stage, traffic, ramp, rollback, mismatches, audit, dead_letters):
+for command in (
+    *(schema, drift, stage, traffic, ramp, rollback, mismatches, latency, audit),
+    dead_letters,
+):
     app.command(command)
 
 

@@ -22,6 +22,8 @@ ROUNDS = 4
 PAUSE_SECONDS = 0.05
 MAX_COMPARED_BYTES = 4 * 1_048_576
 """A query's result beyond this is not kept for comparison."""
+TURN = 8
+"""Documents that are compared at a stretch: answers wait for as long."""
 MAX_SUSPECTS = 50
 """Documents of one comparison that are looked at one by one."""
 
@@ -43,13 +45,14 @@ class _Look:
     """One store at one moment (Firestore), or between two of its statements (PostgreSQL).
 
     `suspects` are documents by path; `result` those of the query, `totals` those of the
-    aggregation, None where neither was asked.
+    aggregation, None where neither was asked. `seconds`: of what was asked.
     """
 
     suspects: Mapping[str, Stored]
     result: tuple[Stored, ...] | None = None
     totals: Mapping[str, Value] | None = None
     states: tuple[MirrorState, ...] = ()
+    seconds: float = 0.0
 
     @property
     def pending(self) -> bool:
@@ -69,6 +72,8 @@ class Comparing(Protocol):
     """What the shadow asks."""
 
     async def compare(self, offer: Offer) -> list[Finding]: ...
+
+    async def agreeing(self, offers: Sequence[Offer]) -> list[bool]: ...
 
     async def examine(self, path: str, offer: Offer) -> Finding: ...
 
@@ -107,8 +112,41 @@ class Comparer:
         try:
             return await self._compare(offer)
         finally:
-            for labels, count in self._judge.take_ruled_out().items():
-                self._telemetry.count(RULED_OUT, *labels, by=count)
+            self._count_ruled_out()
+
+    def _count_ruled_out(self) -> None:
+        for labels, count in self._judge.take_ruled_out().items():
+            self._telemetry.count(RULED_OUT, *labels, by=count)
+
+    async def agreeing(self, offers: Sequence[Offer]) -> list[bool]:
+        """Of gets that the same store answered, which ones the other agrees with, by one call
+        of it for all. The others have to be compared one by one. Raises CrossfadeError when it
+        cannot be read."""
+        store = offers[0].answered.other
+        paths = list(dict.fromkeys(path for each in offers for path in _paths(each)))
+        if store is StoreName.FIRESTORE:
+            self._charge(len(paths))
+        started, error = time.perf_counter_ns(), None
+        try:
+            reading = await self._stores[store].get(paths, timeout=self._timeout)
+        except CrossfadeError as failure:
+            error = failure.code
+            raise
+        finally:
+            seconds = (time.perf_counter_ns() - started) / 1e9
+            for collection in sorted({each.collection for each in offers}):
+                self._telemetry.record_store(
+                    collection, "get", store.value, "batch", seconds, error
+                )
+        held = _by_path(reading)
+        found = []
+        for number, offer in enumerate(offers):
+            if number % TURN == 0:
+                await asyncio.sleep(0)  # answers come first
+            theirs = _Look({path: held[path] for path in _paths(offer)})
+            found.append(self._suspects(offer, offer.documents, None, theirs) is None)
+        self._count_ruled_out()
+        return found
 
     async def examine(self, path: str, offer: Offer) -> Finding:
         """The verdict on one document now, whether the stores agree on it or not."""
@@ -123,6 +161,7 @@ class Comparer:
 
     async def _compare(self, offer: Offer) -> list[Finding]:
         other = await self._look(offer.answered.other, offer, [])
+        self._pair(offer, other.seconds)
         suspects = self._suspects(offer, offer.documents, offer.totals, other)
         if suspects is None:
             return []
@@ -150,6 +189,17 @@ class Comparer:
                 return [found]
             told = [found]
         return [Finding(Verdict.BEHIND, (suspects or [_place(offer)])[0])]
+
+    def _pair(self, offer: Offer, seconds: float) -> None:
+        """Both stores were timed for the same read."""
+        if offer.seconds is None:
+            return
+        pair = offer.seconds, seconds
+        if offer.answered is not StoreName.FIRESTORE:
+            pair = seconds, offer.seconds
+        call = offer.link
+        span = (call.trace_id, call.span_id) if call is not None and call.kept else None
+        self._telemetry.paired.add(offer.collection, offer.operation, *pair, span)
 
     def _suspects(
         self,
@@ -227,43 +277,46 @@ class Comparer:
     async def _look(self, store: StoreName, offer: Offer, suspects: Sequence[str]) -> _Look:
         """The suspects, and what was asked, as `store` has it now."""
         if isinstance(offer.asked, tuple):
-            reading = await self._get(store, offer, suspects or offer.asked)
-            return _Look(_by_path(reading), states=_states(reading.state))
+            reading, seconds = await self._get(store, offer, suspects or offer.asked)
+            return _Look(_by_path(reading), states=_states(reading.state), seconds=seconds)
         held: Mapping[str, Stored] = {}
         states: tuple[MirrorState, ...] = ()
         if suspects:
-            reading = await self._get(store, offer, suspects)
+            reading, _ = await self._get(store, offer, suspects)
             held, states = _by_path(reading), _states(reading.state)
         if isinstance(offer.asked, Query):
-            result = await self._call(
-                store,
-                offer,
-                read_query(self._stores[store], offer.asked, self._database, self._timeout),
-            )
+            asked = read_pages(self._stores[store], offer.asked, self._timeout)
+            pages, seconds = await self._call(store, offer, asked)
+            # Not in the seconds, for it is not in those of an answer.
+            documents = stored_documents(pages, self._database)
             if store is StoreName.FIRESTORE:
                 # A query without a result is billed as one read.
-                self._charge(max(1, len(result.documents)))
-            return _Look(held, result.documents, states=(*states, *_states(result.state)))
+                self._charge(max(1, len(documents)))
+            states = (*states, *_states(pages[0].state))
+            return _Look(held, documents, states=states, seconds=seconds)
         if self._read_totals is None:
             raise FailedPrecondition("this sidecar cannot compare aggregations")
         if store is StoreName.FIRESTORE:
             self._charge(1)  # for each thousand index entries, of which nobody tells
-        sums = await self._call(store, offer, self._read_totals(store, offer.asked, self._timeout))
-        return _Look(held, totals=sums.values, states=(*states, *_states(sums.state)))
+        totals = self._read_totals(store, offer.asked, self._timeout)
+        sums, seconds = await self._call(store, offer, totals)
+        states = (*states, *_states(sums.state))
+        return _Look(held, totals=sums.values, states=states, seconds=seconds)
 
-    async def _get(self, store: StoreName, offer: Offer, paths: Sequence[str]) -> Reading:
+    async def _get(
+        self, store: StoreName, offer: Offer, paths: Sequence[str]
+    ) -> tuple[Reading, float]:
         if store is StoreName.FIRESTORE:
             self._charge(len(paths))  # a document that is missing is billed, too
-        reading: Reading = await self._call(
-            store, offer, self._stores[store].get(paths, timeout=self._timeout)
-        )
-        return reading
+        reading: Awaitable[Reading] = self._stores[store].get(paths, timeout=self._timeout)
+        return await self._call(store, offer, reading)
 
-    async def _call(self, store: StoreName, offer: Offer, reading: Awaitable[T]) -> T:
-        """One call of a store, recorded."""
+    async def _call(self, store: StoreName, offer: Offer, reading: Awaitable[T]) -> tuple[T, float]:
+        """One call of a store, recorded, and the seconds that it took."""
         started, error = time.perf_counter_ns(), None
         try:
-            return await reading
+            found = await reading
+            return found, (time.perf_counter_ns() - started) / 1e9
         except CrossfadeError as failure:
             error = failure.code
             raise
@@ -284,6 +337,18 @@ class Comparers:
     async def compare(self, offer: Offer) -> list[Finding]:
         return await self._of(offer.collection).compare(offer)
 
+    async def agreeing(self, offers: Sequence[Offer]) -> list[bool]:
+        parts: dict[int, tuple[Comparing, list[int]]] = {}
+        for place, offer in enumerate(offers):
+            comparer = self._of(offer.collection)
+            parts.setdefault(id(comparer), (comparer, []))[1].append(place)
+        found = [False] * len(offers)
+        for comparer, places in parts.values():
+            agreeing = await comparer.agreeing([offers[place] for place in places])
+            for place, agrees in zip(places, agreeing, strict=True):
+                found[place] = agrees
+        return found
+
     async def examine(self, path: str, offer: Offer) -> Finding:
         return await self._of(offer.collection).examine(path, offer)
 
@@ -296,6 +361,11 @@ def _place(offer: Offer) -> str:
     return query.collection_path or offer.collection
 
 
+def _paths(offer: Offer) -> tuple[str, ...]:
+    """Those of a get."""
+    return offer.asked if isinstance(offer.asked, tuple) else ()
+
+
 def _by_path(reading: Reading) -> dict[str, Stored]:
     return {stored.path: stored for stored in reading.documents}
 
@@ -304,12 +374,9 @@ def _states(state: MirrorState | None) -> tuple[MirrorState, ...]:
     return () if state is None else (state,)
 
 
-async def read_query(
-    store: DocumentStore, query: Query, database: Database, timeout: float
-) -> Reading:
-    """A query's whole result as one reading; `state` is that of its first page."""
-    pages = [page async for page in store.query(query, timeout=timeout)]
-    return Reading(stored_documents(pages, database), 0, pages[0].state)
+async def read_pages(store: DocumentStore, query: Query, timeout: float) -> list[Page]:
+    """A query's whole result; its state is that of its first page."""
+    return [page async for page in store.query(query, timeout=timeout)]
 
 
 def stored_documents(pages: Sequence[Page], database: Database) -> tuple[Stored, ...]:

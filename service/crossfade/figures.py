@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from crossfade.durations import quantile
 from crossfade.ramp import Calls, Figures
-from crossfade.telemetry import VERDICTS, Telemetry, quantile
+from crossfade.telemetry import VERDICTS, Telemetry
 from crossfade.verdict import BAD, Verdict
 
 READ_OPERATIONS = ("get", "query", "aggregate")

@@ -226,6 +226,7 @@ class Forward:
         try:
             await self.mirroring.settle(intent, part.folded, outcome, epoch, shared=shared)
             reach("write.put")
+            self._telemetry.record_lag("put", (time.time_ns() - started) / 1e9)
         except CrossfadeError as error:
             # The authority has it and the rows stand: a worker recopies. Never an error.
             failure = error.code

@@ -9,14 +9,20 @@ import sys
 from typing import TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor, WrappedLogger
 
 from crossfade.settings import LogSettings
+from crossfade.tracing import log_ids
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
     """Not what gRPC says, with a traceback, of each caller that hung up while it was answered."""
     return not str(record.msg).startswith("ExecuteBatchError raised in core")
+
+
+def _with_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """The ids of the call in whose course something is logged, where there are traces."""
+    return {**event, **log_ids()}
 
 
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
@@ -25,6 +31,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        _with_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper("iso"),
     ]

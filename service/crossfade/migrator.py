@@ -6,7 +6,7 @@ functions here carry it out by the steps of docs/protocol.md and never ask for t
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol, cast
 
 from crossfade.aggregate import Aggregation
@@ -46,6 +46,7 @@ from crossfade.store import (
 )
 from crossfade.stores.postgres.store import PostgresStore
 from crossfade.telemetry import COMMITS, FALLBACK_READS, READS, RETURNED_READS, Telemetry
+from crossfade.timed import TimedPages
 from crossfade.verdict import Asked, Offer, Totals, operation_of
 from crossfade.write import Write
 
@@ -262,17 +263,16 @@ class Migrator:
                 return
             snapshot = await self.control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
-            started, error = time.time_ns(), None
             try:
                 answered, first, pages = await self._begin_query(query, route, snapshot, call)
             except EpochChanged:
                 continue
             if first.state is not None and not snapshot.current(first.state):
-                await _close(pages)
+                await pages.aclose()
                 await self.control.refresh()
                 continue
             call.served_by = _served_by(answered, route)
-            kept, size = [first], len(first.frames)
+            kept, size, error = [first], len(first.frames), None
             try:
                 yield first
                 async for page in pages:
@@ -284,11 +284,8 @@ class Migrator:
                 error = failure.code
                 raise
             finally:
-                await _close(pages)
-                stage = snapshot.stage.value
-                call.record(
-                    "query", answered.value, "answered", query.collection, stage, started, error
-                )
+                await pages.aclose()
+                self._record_query(answered, query, snapshot, call, pages, error)
             self._telemetry.count(READS, query.collection, answered.value)
             if route.shadow is not None and size <= MAX_COMPARED_BYTES:
                 documents = stored_documents(kept, self._database)
@@ -300,47 +297,48 @@ class Migrator:
 
     async def _begin_query(
         self, query: Query, route: Route, snapshot: Snapshot, call: Call
-    ) -> tuple[StoreName, Page, AsyncIterator[Page]]:
+    ) -> tuple[StoreName, Page, TimedPages]:
         """The store that answers, its first page, and the rest. The rules are those of read()."""
         collection = query.collection or ""
         if route.by_mirror and not self.control.mirror_vouches(snapshot):
             self._telemetry.count(RETURNED_READS, collection, "gate")
         elif route.by_mirror:
             try:
-                first, pages = await self._first_page(route.answer, query, call)
+                first, pages = await self._first_page(route.answer, query, snapshot, call)
             except InfrastructureError as error:
                 self._telemetry.count(RETURNED_READS, collection, error.code)
             else:
                 if first.state is not None and snapshot.settles(first.state):
                     return route.answer, first, pages
-                await _close(pages)
+                await pages.aclose()
                 self._telemetry.count(RETURNED_READS, collection, "pending")
             if not self.control.admitted(snapshot):
                 raise EpochChanged("the mirror took longer than the stage lease")
         try:
-            return route.authority, *await self._first_page(route.authority, query, call)
+            first, pages = await self._first_page(route.authority, query, snapshot, call)
         except InfrastructureError as error:
             if route.authority is StoreName.POSTGRESQL or not route.mirrored:
                 raise
             if not self.control.mirror_vouches(snapshot):
                 raise
             try:
-                first, pages = await self._first_page(StoreName.POSTGRESQL, query, call)
+                first, pages = await self._first_page(StoreName.POSTGRESQL, query, snapshot, call)
             except CrossfadeError:
                 raise error from None
             if first.state is None or not snapshot.vouches(first.state):
-                await _close(pages)
+                await pages.aclose()
                 raise
             self._telemetry.count(FALLBACK_READS, collection, "postgresql")
             return StoreName.POSTGRESQL, first, pages
+        return route.authority, first, pages
 
     async def _query_pinned(
         self, query: Query, store: StoreName, snapshot: Snapshot, call: Call
     ) -> AsyncIterator[Page]:
         """A store's own result, as it is: fresh or not, compared with nothing."""
         call.served_by = f"{store}; pinned"
-        started, error = time.time_ns(), None
-        pages = self._stores[store].query(query, timeout=call.left())
+        error = None
+        pages = TimedPages(self._stores[store].query(query, timeout=call.left()))
         try:
             async for page in pages:
                 yield page
@@ -348,15 +346,34 @@ class Migrator:
             error = failure.code
             raise
         finally:
-            await _close(pages)
-            collection, stage = query.collection or "", snapshot.stage.value
-            call.record("query", store.value, "pinned", collection, stage, started, error)
+            await pages.aclose()
+            self._record_query(store, query, snapshot, call, pages, error, "pinned")
 
     async def _first_page(
-        self, store: StoreName, query: Query, call: Call
-    ) -> tuple[Page, AsyncIterator[Page]]:
-        pages = self._stores[store].query(query, timeout=call.left())
-        return await anext(pages), pages
+        self, store: StoreName, query: Query, snapshot: Snapshot, call: Call
+    ) -> tuple[Page, TimedPages]:
+        pages = TimedPages(self._stores[store].query(query, timeout=call.left()))
+        try:
+            return await anext(pages), pages
+        except CrossfadeError as failure:
+            self._record_query(store, query, snapshot, call, pages, failure.code)
+            raise
+
+    def _record_query(
+        self,
+        store: StoreName,
+        query: Query,
+        snapshot: Snapshot,
+        call: Call,
+        pages: TimedPages,
+        error: str | None,
+        role: str = "answered",
+    ) -> None:
+        collection, stage = query.collection or "", snapshot.stage.value
+        call.record(
+            *("query", store.value, role, collection, stage),
+            *(pages.started_ns, error, pages.seconds),
+        )
 
     # --- aggregations -----------------------------------------------------------------------
 
@@ -576,8 +593,9 @@ class Migrator:
             stage=snapshot.stage.value,
             asked=asked,
             documents=documents,
-            link=call.trace.link() if call.trace is not None else None,
+            link=call.trace,
             totals=totals,
+            seconds=call.took,
         )
         if self._shadow.raises:
             await self._shadow.check(offer)
@@ -614,12 +632,6 @@ def _served_by(answered: StoreName, route: Route) -> str:
     if answered is route.authority:
         return answered.value
     return f"{answered.value}; {'mirror' if route.by_mirror else 'fallback'}"
-
-
-async def _close(pages: AsyncIterator[Page]) -> None:
-    """An abandoned page generator holds a connection until it is closed."""
-    if isinstance(pages, AsyncGenerator):
-        await pages.aclose()
 
 
 def _shape(query: Query) -> str:

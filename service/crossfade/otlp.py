@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import Exemplar as SdkExemplar
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -31,29 +32,23 @@ from opentelemetry.sdk.metrics.export import (
     ScopeMetrics,
 )
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.semconv.schemas import Schemas
+from opentelemetry.trace import Link, SpanContext, Status, StatusCode, TraceFlags
 
+from crossfade.durations import Exemplar
+from crossfade.otlp_spans import SpanQueue, encode_request
 from crossfade.settings import TelemetrySettings
+from crossfade.tracing import SpanData
 
 if TYPE_CHECKING:
     from crossfade.scraping import Scrape
 
 SCOPE = "crossfade"
+SCHEMA = Schemas.V1_40_0.value
+"""The semantic conventions that the names of spans, attributes and instruments follow."""
 EXPORT_SECONDS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Distribution:
-    """A histogram: counts by upper bound (one more than bounds), and what is known of the rest."""
-
-    bounds: Sequence[float]
-    counts: Sequence[int]
-    sum: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +62,77 @@ class Series:
     read: Callable[[], Sequence[tuple[dict[str, str], Any]]]
 
 
+class Spans:
+    """Where finished spans become the SDK's and go to processors of somebody's own.
+
+    They are made as they are read and not begun and ended by a tracer: what is kept is known
+    only when the call is over, and then its ids have been told already.
+    """
+
+    def __init__(self, processors: Sequence[SpanProcessor], resource: Resource) -> None:
+        self._processors = processors
+        self._resource = resource
+        self._scope = InstrumentationScope(SCOPE, version("crossfade"), SCHEMA)
+
+    def __call__(self, span: SpanData) -> None:
+        made = ReadableSpan(
+            span.name,
+            context=_context(span.trace_id, span.span_id),
+            parent=_context(span.trace_id, span.parent_id, remote=span.remote_parent)
+            if span.parent_id
+            else None,
+            resource=self._resource,
+            attributes=span.attributes,
+            links=[Link(_context(*each)) for each in span.links],
+            kind=span.kind,
+            status=_UNSET if span.error is None else Status(StatusCode.ERROR, span.error),
+            start_time=span.start_ns,
+            end_time=span.end_ns,
+            instrumentation_scope=self._scope,
+        )
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.on_end(made)
+
+    def force_flush(self) -> None:
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.force_flush()
+
+    def shutdown(self) -> None:
+        for processor in self._processors:
+            with suppress(Exception):
+                processor.shutdown()
+
+
+_UNSET = Status(StatusCode.UNSET)
+_SAMPLED = TraceFlags(TraceFlags.SAMPLED)
+
+
+def _context(trace_id: int, span_id: int, *, remote: bool = False) -> SpanContext:
+    return SpanContext(trace_id, span_id, is_remote=remote, trace_flags=_SAMPLED)
+
+
+def _sender(endpoint: str, resource: Resource) -> SpanQueue:
+    """OpenTelemetry's exporter (its connection, headers, TLS, repetitions), with bytes that are
+    encoded here."""
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    attributes = {name: str(value) for name, value in resource.attributes.items()}
+    scope = (SCOPE, version("crossfade"))
+
+    class Exporter(OTLPSpanExporter):
+        def _translate_data(self, data: Any) -> Any:
+            return ExportTraceServiceRequest.FromString(
+                encode_request(data, attributes, scope, SCHEMA)
+            )
+
+    return SpanQueue(Exporter(endpoint, timeout=EXPORT_SECONDS).export)  # type: ignore[arg-type]
+
+
 class Exporters:
-    """The SDK's providers, fed by a `Telemetry`. `tracer` is None where spans go nowhere."""
+    """The SDK's exporters, fed by a `Telemetry`. `spans` is None where spans go nowhere."""
 
     def __init__(
         self,
@@ -80,12 +144,8 @@ class Exporters:
     ) -> None:
         if settings.otlp_endpoint is not None:
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
             endpoint = settings.otlp_endpoint
-            span_processors = span_processors or (
-                BatchSpanProcessor(OTLPSpanExporter(endpoint, timeout=EXPORT_SECONDS)),
-            )
             metric_exporter = metric_exporter or OTLPMetricExporter(
                 endpoint, timeout=EXPORT_SECONDS
             )
@@ -98,17 +158,16 @@ class Exporters:
         )
         self._series = series
         self._started_ns = time_ns()
-        self._providers: list[TracerProvider | MeterProvider] = []
         self._resource = resource
         self._meters: MeterProvider | None = None
-        self.tracer: Any = None
+        self._providers: list[Spans | SpanQueue | MeterProvider] = []
+        self.spans: Spans | SpanQueue | None = None
         if span_processors:
-            # telemetry.py has sampled already: the SDK keeps what it is given.
-            tracers = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
-            for processor in span_processors:
-                tracers.add_span_processor(processor)
-            self.tracer = tracers.get_tracer(SCOPE)
-            self._providers.append(tracers)
+            self.spans = Spans(span_processors, resource)
+        elif settings.otlp_endpoint is not None:
+            self.spans = _sender(settings.otlp_endpoint, resource)
+        if self.spans is not None:
+            self._providers.append(self.spans)
         if metric_exporter is not None:
             reader = PeriodicExportingMetricReader(
                 _WithHistograms(metric_exporter, self._histograms),
@@ -158,11 +217,14 @@ class Exporters:
                             start_time_unix_nano=self._started_ns,
                             time_unix_nano=now,
                             count=sum(found.counts),
+                            # None is left out of the message, as it should be of values
+                            # that may be negative.
                             sum=found.sum,
                             bucket_counts=found.counts,
                             explicit_bounds=found.bounds,
                             min=found.low,
                             max=found.high,
+                            exemplars=[_exemplar(each) for each in found.exemplars],
                         )
                         for attributes, found in points
                     ],
@@ -184,6 +246,10 @@ class Exporters:
                 provider.shutdown()
 
 
+def _exemplar(found: Exemplar) -> SdkExemplar:
+    return SdkExemplar({}, found.value, found.time_ns, found.span_id, found.trace_id)
+
+
 def _observations(item: Series, _: CallbackOptions) -> list[Observation]:
     return [Observation(value, attributes) for attributes, value in item.read()]
 
@@ -199,7 +265,9 @@ class _WithHistograms(MetricExporter):
         self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
     ) -> MetricExportResult:
         # In a scope of their own: of two scopes with one name, OTLP's encoder sends the last.
-        ours = ScopeMetrics(InstrumentationScope(f"{SCOPE}.durations"), self._made(), "")
+        ours = ScopeMetrics(
+            InstrumentationScope(f"{SCOPE}.durations", schema_url=SCHEMA), self._made(), SCHEMA
+        )
         whole = MetricsData(
             [
                 ResourceMetrics(item.resource, [*item.scope_metrics, ours], item.schema_url)

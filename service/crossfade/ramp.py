@@ -306,7 +306,7 @@ def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
 
     One step forward at most, after the bake and when every judgement passes. Back at once
     when one fails: to the step before, or, where the data differ, to 0: wrong data are no
-    matter of how many see them.
+    matter of how many see them. At 0 it holds instead, and counts anew.
     """
     if state.status is not Status.RUNNING:
         return Move(Verb.HOLD, state, f"the ramp is {state.status}")
@@ -316,6 +316,10 @@ def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
         return Move(Verb.HOLD, replace(state, settled=True), "counting begins")
     answers = judge(figures, plan.limits)
     failed = [answer for answer in answers if answer.outcome is Outcome.FAIL]
+    if failed and state.step < 0:
+        # There is nothing to take back: it is looked at anew until it is well.
+        why = "; ".join(f"{each.name}: {each.reason}" for each in failed)
+        return Move(Verb.HOLD, replace(state, since=now, settled=False), f"not begun: {why}")
     if failed:
         return _back(state, failed, now)
     left = plan.bake - (now - state.since)

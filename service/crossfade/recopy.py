@@ -120,6 +120,7 @@ class Recopy:
         )
         if not rows:
             return 0
+        claimed = time.monotonic()
         reach("recopy.claimed" if self._forwards(snapshot) else "reverse.claimed")
         try:
             await self._settle(claim, rows, snapshot)
@@ -130,6 +131,8 @@ class Recopy:
             log.info("a batch is settled one by one", error=type(error).__name__)
             await self._one_by_one(claim, rows, snapshot)
         self._telemetry.count(RECOPIES, "settled", by=len(rows))
+        for row in rows:
+            self._telemetry.record_lag("recopy", row.age + time.monotonic() - claimed)
         return len(rows)
 
     async def _settle(self, claim: str, rows: Sequence[PendingRow], snapshot: Snapshot) -> None:

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import orjson
 import structlog
-from opentelemetry.trace import format_trace_id
 
 from crossfade.diff import Difference, format_place
 from crossfade.document import ABSENT, FieldPath, GeoPoint, Reference
@@ -183,7 +182,7 @@ class Samples:
         return {
             "path": finding.path,
             "at": now,
-            "trace_id": None if offer.link is None else format_trace_id(offer.link.trace_id),
+            "trace_id": None if offer.link is None else offer.link.id,
             "route": {
                 "stage": offer.stage,
                 "epoch": offer.epoch,

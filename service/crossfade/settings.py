@@ -437,10 +437,15 @@ class FollowerSettings(Section):
 
 
 class TelemetrySettings(Section):
-    """Where metrics and traces go (OTLP over gRPC); without an endpoint, nowhere."""
+    """Where metrics and traces go (OTLP over gRPC); without an endpoint, nowhere.
+
+    `sample_ratio`: the share of the calls that is traced, of those whose caller says nothing of
+    it. Those that fail, take `slow` seconds or find the stores to differ are, in any case.
+    """
 
     otlp_endpoint: str | None = None
     sample_ratio: Rate = 0.01
+    slow: Seconds = 1.0
     service_name: Annotated[str, Field(min_length=1)] = "crossfade"
 
     @field_validator("otlp_endpoint")

@@ -283,7 +283,6 @@ async def _set_stage(
             stage=target,
             group=group,
             timeout_seconds=timeout,
-            check=True,
             dry_run=dry_run,
             force=force,
             who=_who(),

@@ -1,44 +1,30 @@
-"""Every instrument in one file: metrics and traces.
+"""Every instrument in one file, and the recorder that they are kept in.
 
-Metrics go into a recorder of our own (about 0.25 µs a record; the SDK's takes 7), which
-the status reads too. otlp.py hands what it holds to OpenTelemetry, and only when it is
-exported. Whether a call is traced is decided before anything of OpenTelemetry is
-touched (0.1 µs against 17). Nothing here raises into a request or holds a value of a
-document: labels are collection ids, names of operations and codes, fields that a mapping names.
+A recorder of our own (about 0.25 µs a record; the SDK's takes 7), which the status
+reads too. otlp.py hands what it holds to OpenTelemetry, and only when it is exported.
+Nothing here raises into a request or holds a value of a document: labels are collection
+ids, names of operations and codes, fields that a mapping names.
 """
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate, pairwise
-from math import log2
-from random import random
 from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import structlog
-from opentelemetry.trace import (
-    Link,
-    NonRecordingSpan,
-    Span,
-    SpanContext,
-    SpanKind,
-    Status,
-    StatusCode,
-    TraceFlags,
-    format_trace_id,
-    set_span_in_context,
-)
 
+from crossfade.durations import BUCKETS, Distribution, Durations, quantile
+from crossfade.paired import Paired
 from crossfade.settings import TelemetrySettings
+from crossfade.tracing import Trace, Tracing
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
     from opentelemetry.sdk.trace import SpanProcessor
 
-    from crossfade.otlp import Distribution, Exporters, Series
+    from crossfade.otlp import Exporters, Series
     from crossfade.scraping import Scrape
 
 log = structlog.get_logger(__name__)
@@ -73,7 +59,7 @@ class Gauge(Instrument):
 
 
 class Latency(Instrument):
-    """Durations in seconds."""
+    """Durations in seconds, or differences of two."""
 
     kind = "histogram"
 
@@ -92,6 +78,25 @@ RPC_DURATION = Latency(
     "s",
     "Calls that the sidecar answered",
     ("rpc.method", "rpc.response.status_code"),
+)
+
+PAIRED_DURATION = Latency(
+    "crossfade.paired.duration",
+    "s",
+    "Reads of which both stores were timed, the answered one and the one compared with it",
+    (COLLECTION, "db.operation.name", STORE),
+)
+PAIRED_DIFFERENCE = Latency(
+    "crossfade.paired.difference",
+    "s",
+    "How much longer PostgreSQL took for such a read than Firestore; negative: less",
+    (COLLECTION, "db.operation.name"),
+)
+MIRROR_LAG = Latency(
+    "crossfade.mirror.lag",
+    "s",
+    "From the authority's commit to the mirror's having it, by way: put or recopy",
+    ("crossfade.way",),
 )
 
 STORE_ERRORS = Counter(
@@ -263,73 +268,8 @@ INSTRUMENTS: tuple[Instrument, ...] = tuple(
 
 # Attribute values as OpenTelemetry names them.
 SYSTEMS = {"firestore": "gcp.firestore", "postgresql": "postgresql"}
-# Statuses that are the server's fault (the semantic conventions of gRPC servers).
-SERVER_ERRORS = frozenset(
-    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-)
-
 
 # --- latencies ---------------------------------------------------------------------------------
-
-# Four buckets to an octave: each bound is 2^(1/4) times the last, so a quantile is known
-# to about ±9 % even where interpolation tells nothing. 2^-20 s (1 µs) to 2^9 s.
-_PER_OCTAVE, _LOWEST, _HIGHEST = 4, -20, 9
-_BUCKETS = (_HIGHEST - _LOWEST) * _PER_OCTAVE
-_OFFSET = 1 - _LOWEST * _PER_OCTAVE
-_TINY = 2.0**_LOWEST
-
-
-def bound(index: int) -> float:
-    """The upper bound of a bucket, in seconds. Bucket 0 holds all that is below 2^-20 s."""
-    return float(2.0 ** (_LOWEST + index / _PER_OCTAVE))
-
-
-# 61 µs to 32 s: a series costs a backend 20 numbers, not 116.
-_EXPORTED = range(-14, 6)
-EXPORTED_BOUNDS = tuple(2.0**octave for octave in _EXPORTED)
-_CUTS = [(octave - _LOWEST) * _PER_OCTAVE + 1 for octave in _EXPORTED]
-
-
-class Durations:
-    """Counts of one series. `sum` in seconds."""
-
-    __slots__ = ("buckets", "errors", "sum")
-
-    def __init__(self) -> None:
-        self.buckets = [0] * (_BUCKETS + 1)
-        self.sum = 0.0
-        self.errors = 0
-
-    def add(self, seconds: float) -> None:
-        index = int(log2(seconds) * _PER_OCTAVE + _OFFSET) if seconds > _TINY else 0
-        self.buckets[index if index < _BUCKETS else _BUCKETS] += 1  # noqa: FURB136 - faster
-        self.sum += seconds
-
-    def distribution(self) -> "Distribution":
-        """The counts with a bucket to an octave; the fine ones fit into them exactly."""
-        from crossfade.otlp import Distribution
-
-        fine = list(self.buckets)
-        held = [index for index, count in enumerate(fine) if count]
-        return Distribution(
-            bounds=EXPORTED_BOUNDS,
-            counts=[sum(fine[a:b]) for a, b in pairwise((0, *_CUTS, len(fine)))],
-            sum=self.sum,
-            low=bound(held[0] - 1) if held and held[0] else 0.0,
-            high=bound(held[-1]) if held else 0.0,
-        )
-
-
-def quantile(buckets: Sequence[int], q: float) -> float | None:
-    """The q-th quantile in seconds, interpolated in its bucket; None without a record."""
-    total = sum(buckets)
-    if not total:
-        return None
-    reached = list(accumulate(buckets))
-    index = bisect_left(reached, max(q * total, 1e-9))
-    low = bound(index - 1) if index else 0.0
-    share = (q * total - (reached[index] - buckets[index])) / buckets[index]
-    return low + (bound(index) - low) * share
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,91 +285,6 @@ class StoreLatency:
     p50: float
     p95: float
     p99: float
-
-
-# --- traces ------------------------------------------------------------------------------------
-
-
-def parse_traceparent(text: str | None) -> SpanContext | None:
-    """The caller's span of a W3C traceparent header; None for none, or one that is malformed."""
-    if text is None or len(text) < 55 or text[2] + text[35] + text[52] != "---":
-        return None
-    try:
-        parent = SpanContext(
-            trace_id=int(text[3:35], 16),
-            span_id=int(text[36:52], 16),
-            is_remote=True,
-            trace_flags=TraceFlags(int(text[53:55], 16)),
-        )
-    except ValueError:
-        return None
-    return parent if parent.is_valid and text[:2] != "ff" else None
-
-
-def _store_attributes(
-    operation: str, store: str, role: str, collection: str, stage: str
-) -> dict[str, str]:
-    return {
-        STORE: SYSTEMS.get(store, store),
-        "db.operation.name": operation,
-        COLLECTION: collection,
-        ROLE: role,
-        "crossfade.stage": stage,
-    }
-
-
-def _fail(span: Span, error: str) -> None:
-    """Errors travel as their code: a message might quote what a span must not hold."""
-    span.set_attribute("error.type", error)
-    span.set_status(Status(StatusCode.ERROR, error))
-
-
-@dataclass(frozen=True, slots=True)
-class Trace:
-    """A call that is traced. Times are `time.time_ns()`."""
-
-    _tracer: Any
-    _span: Span
-    _context: Any
-
-    @property
-    def id(self) -> str:
-        """The trace id, 32 hexadecimal digits."""
-        return format_trace_id(self._span.get_span_context().trace_id)
-
-    def store_call(
-        self,
-        operation: str,
-        store: str,
-        role: str,
-        collection: str,
-        stage: str,
-        start_ns: int,
-        end_ns: int,
-        error: str | None = None,
-    ) -> None:
-        """A finished call of a store. `error`: a status name, never a message."""
-        span = self._tracer.start_span(
-            f"{operation} {collection}",
-            self._context,
-            SpanKind.CLIENT,
-            _store_attributes(operation, store, role, collection, stage),
-            start_time=start_ns,
-        )
-        if error is not None:
-            _fail(span, error)
-        span.end(end_ns)
-
-    def end(self, status_code: str) -> None:
-        """The call is answered with a gRPC status name ("OK", "NOT_FOUND", ...)."""
-        self._span.set_attribute("rpc.response.status_code", status_code)
-        if status_code in SERVER_ERRORS:
-            _fail(self._span, status_code)
-        self._span.end()
-
-    def link(self) -> SpanContext:
-        """What `Telemetry.shadow_span` needs to point back to this call."""
-        return self._span.get_span_context()
 
 
 # --- the recorder ------------------------------------------------------------------------------
@@ -451,16 +306,19 @@ class Telemetry:
         metric_interval: float = 15.0,
     ) -> None:
         self._settings = settings or TelemetrySettings()
-        self._ratio = self._settings.sample_ratio
         self._started_ns = time.time_ns()
         self._stores: dict[tuple[str, str, str, str], Durations] = {}
         self._rpcs: dict[tuple[str, str], Durations] = {}
+        self._lags: dict[tuple[str], Durations] = {}
+        self.paired = Paired()
+        self._located: dict[str, dict[str, str | int]] = {}
+        self._known: dict[tuple[str, ...], dict[str, str | int]] = {}
         self._counts: dict[Counter, dict[Labels, int]] = {
             item: {} for item in INSTRUMENTS if isinstance(item, Counter)
         }
         self._gauges: dict[Gauge, GaugeSource] = {}
         self.gauge(UPTIME, lambda: (time.time_ns() - self._started_ns) / 1e9)
-        self._tracer: Any = None
+        self._tracing: Tracing | None = None
         self._exporters: Exporters | None = None
         if self._settings.otlp_endpoint or span_processors or metric_exporter:
             # A late import: without a collector nobody waits for the SDK to load.
@@ -469,7 +327,13 @@ class Telemetry:
             self._exporters = otlp.Exporters(
                 self._series(), self._settings, span_processors, metric_exporter, metric_interval
             )
-            self._tracer = self._exporters.tracer
+            if self._exporters.spans is not None:
+                self._tracing = Tracing(
+                    self._exporters.spans,
+                    self._settings.sample_ratio,
+                    self._settings.slow,
+                    self._store_attributes,
+                )
 
     def record_store(
         self,
@@ -496,6 +360,13 @@ class Telemetry:
         series = self._rpcs.get(key)
         if series is None:
             series = self._rpcs[key] = Durations()
+        series.add(seconds)
+
+    def record_lag(self, way: str, seconds: float) -> None:
+        """What the authority has committed is in the mirror. `way`: put or recopy."""
+        series = self._lags.get((way,))
+        if series is None:
+            series = self._lags[way,] = Durations()
         series.add(seconds)
 
     def count(self, counter: Counter, *labels: str, by: int = 1) -> None:
@@ -535,7 +406,7 @@ class Telemetry:
         """Counts by bucket over every series that fits: what `quantile` takes. Two of them
         subtracted are those of the time between."""
         wanted = (collection, operation, store, role)
-        merged = [0] * (_BUCKETS + 1)
+        merged = [0] * (BUCKETS + 1)
         for key, series in list(self._stores.items()):
             if all(want is None or want == have for want, have in zip(wanted, key, strict=True)):
                 merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
@@ -563,55 +434,39 @@ class Telemetry:
 
     # --- traces
 
+    def locate(self, store: str, address: str, namespace: str) -> None:
+        """Where a store is, HOST:PORT or a socket's path, and the database: for its spans."""
+        host, _, port = address.rpartition(":")
+        where: dict[str, str | int] = {"server.address": host or address}
+        if host and port.isdecimal():
+            where["server.port"] = int(port)
+        self._located[store] = where | {"db.namespace": namespace}
+        self._known.clear()
+
+    def _store_attributes(
+        self, operation: str, store: str, role: str, collection: str, stage: str
+    ) -> dict[str, str | int]:
+        """The same for equal ones: nobody changes them."""
+        key = (operation, store, role, collection, stage)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = {
+                STORE: SYSTEMS.get(store, store),
+                "db.operation.name": operation,
+                COLLECTION: collection,
+                ROLE: role,
+                "crossfade.stage": stage,
+                **self._located.get(store, {}),
+            }
+        return found
+
     def start(self, rpc_name: str, traceparent: str | None = None) -> Trace | None:
-        """The trace of a call, or None: not sampled, or nowhere to send it.
+        """The trace of a call that begins; None where spans go nowhere."""
+        return None if self._tracing is None else self._tracing.start(rpc_name, traceparent)
 
-        A caller that sends a traceparent has decided; else the sample ratio does.
-        """
-        if self._tracer is None:
-            return None
-        parent = parse_traceparent(traceparent) if traceparent else None
-        if not (random() < self._ratio if parent is None else parent.trace_flags.sampled):  # noqa: S311
-            return None
-        span = self._tracer.start_span(
-            rpc_name,
-            set_span_in_context(NonRecordingSpan(parent)) if parent else None,
-            SpanKind.SERVER,
-            {"rpc.system.name": "grpc", "rpc.method": rpc_name},
-        )
-        return Trace(self._tracer, span, set_span_in_context(span))
-
-    def shadow_span(
-        self,
-        link: SpanContext,
-        *,
-        operation: str,
-        store: str,
-        collection: str,
-        stage: str,
-        verdict: str,
-        start_ns: int,
-        end_ns: int,
-        error: str | None = None,
-    ) -> None:
-        """A shadow read, as a trace of its own that points to the call it followed.
-
-        Not a child: it begins after its parent has ended, and must not lengthen it.
-        """
-        if self._tracer is None:
-            return
-        span = self._tracer.start_span(
-            f"shadow {operation} {collection}",
-            None,
-            SpanKind.CLIENT,
-            _store_attributes(operation, store, "shadow", collection, stage)
-            | {"crossfade.verdict": verdict},
-            [Link(link)],
-            start_time=start_ns,
-        )
-        if error is not None:
-            _fail(span, error)
-        span.end(end_ns)
+    @property
+    def tracing(self) -> Tracing | None:
+        return self._tracing
 
     # --- export
 
@@ -635,8 +490,25 @@ class Telemetry:
             return self.counts(item)
         if isinstance(item, Gauge):
             return self.read_gauge(item)
-        held = self._stores if item is STORE_DURATION else self._rpcs
+        if item is PAIRED_DURATION:
+            return self._paired_durations()
+        if item is PAIRED_DIFFERENCE:
+            pairs = list(self.paired.since_start.items())
+            return {key: each.difference.distribution(signed=True) for key, each in pairs}
+        recorded: dict[Instrument, Mapping[Any, Durations]] = {
+            STORE_DURATION: self._stores,
+            RPC_DURATION: self._rpcs,
+            MIRROR_LAG: self._lags,
+        }
+        held = recorded[item]
         return {labels: series.distribution() for labels, series in list(held.items())}
+
+    def _paired_durations(self) -> dict[Labels, Distribution]:
+        return {
+            (*key, store): spread.distribution(signed=False)
+            for key, pairs in list(self.paired.since_start.items())
+            for store, spread in (("firestore", pairs.firestore), ("postgresql", pairs.postgresql))
+        }
 
     def read_gauge(self, gauge: Gauge) -> dict[Labels, float]:
         """A gauge's numbers now; none where nobody feeds it, or where reading fails."""
@@ -666,7 +538,7 @@ class Telemetry:
     def close(self, timeout: float = 2.0) -> None:
         """Sends what is left and ends the exporters. Blocks up to `timeout` seconds: a
         collector that is away does not hold up the end of the process."""
-        exporters, self._exporters, self._tracer = self._exporters, None, None
+        exporters, self._exporters, self._tracing = self._exporters, None, None
         if exporters is not None:
             thread = Thread(target=exporters.close, name="telemetry-close", daemon=True)
             thread.start()

@@ -15,8 +15,6 @@ from enum import StrEnum
 from itertools import islice
 from math import isclose
 
-from opentelemetry.trace import SpanContext
-
 from crossfade.aggregate import Aggregation
 from crossfade.diff import MAX_DIFFERENCES, Difference, Kind, differences, displaced
 from crossfade.document import Database, Document, Value, identical
@@ -24,6 +22,7 @@ from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.rules import Rule, sift
 from crossfade.store import Stored
+from crossfade.tracing import Trace
 from crossfade.wire import parse_document
 from crossfade_api.v1 import document_pb2
 
@@ -70,7 +69,8 @@ class Offer:
     """A read that was answered, to be compared: what was `asked`, and the `documents`, or of
     an aggregation the `totals` by alias, that the store `answered`.
 
-    `link` is the caller's span, if the call is traced.
+    `link` is the trace of the call, where there are traces. `seconds`: how long the call of the
+    store took, where that is known.
     """
 
     collection: str
@@ -81,8 +81,9 @@ class Offer:
     stage: str
     asked: Asked
     documents: tuple[Stored, ...]
-    link: SpanContext | None
+    link: Trace | None
     totals: Mapping[str, Value] | None = None
+    seconds: float | None = None
 
     @property
     def size(self) -> int:

@@ -199,7 +199,7 @@ class Served:
         return str((await self.admin.GetStatus(admin_pb2.GetStatusRequest())).stage)
 
     async def set_stage(self, stage: str) -> None:
-        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage))
+        await self.admin.SetStage(admin_pb2.SetStageRequest(stage=stage, force=True))
 
     async def copy(self) -> None:
         async for _ in self.admin.Copy(admin_pb2.CopyRequest()):

@@ -93,7 +93,7 @@ async def _all_go_on(world: World) -> None:
 async def _changes_the_authority(world: World, victim: Sidecar, random: Random) -> None:
     while victim.process.running:
         for stage in ("live", "shadow"):
-            request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=5)
+            request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=5, force=True)
             with suppress(grpc.aio.AioRpcError):
                 await victim.admin.SetStage(request, timeout=15)
             await asyncio.sleep(0.1)

@@ -125,7 +125,7 @@ class World:
 
     async def stage(self, stage: str, by: int = 0, timeout: float = 10.0) -> None:
         """Asks one sidecar for a stage, and waits until all that run have seen it."""
-        request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=timeout)
+        request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=timeout, force=True)
         await self.sidecars[by].admin.SetStage(request, timeout=timeout + 20)
         await self.all_see(stage)
 

@@ -209,14 +209,31 @@ async def test_latency_over_time(stack, ask):
     await stack.client.set("tasks/1", {"n": 1})
     await stack.client.get("tasks/1")
     stack.sidecar.web.board._history.observe()
-    found = await got(ask("/latency?collection=tasks"))
+    found = await got(ask("/latency/history?collection=tasks"))
     last = found["points"][-1]
     assert last["firestore"]["count"] == 1
     assert last["firestore"]["p50_ms"] > 0
     assert last["postgresql"] == {
         "count": 0, "errors": 0, "p50_ms": None, "p95_ms": None, "p99_ms": None,
     }  # fmt: skip
-    assert (await got(ask("/latency?collection=users")))["points"] == []
+    assert (await got(ask("/latency/history?collection=users")))["points"] == []
+
+
+async def test_both_stores_latency_for_the_same_reads(stack, ask):
+    await stack.percent(0, 1.0)
+    await stack.client.set("tasks/1", {"n": 1})
+    await stack.settled()
+    for _ in range(5):
+        await stack.client.get("tasks/1")
+    await stack.settled()
+    found = await got(ask("/latency?since_seconds=600&step_seconds=600&operation=get"))
+    (compared,) = found["comparisons"]
+    assert (compared["collection"], compared["operation"], compared["count"]) == ("tasks", "get", 5)
+    assert sum(each["count"] for each in compared["buckets"]) == 5
+    assert compared["firestore"]["p50_ms"] > 0 < compared["postgresql"]["p50_ms"]
+    assert sum(each["count"] for each in found["moments"]) == 5
+    answer = await ask("/latency?since_seconds=-1")
+    assert (answer.status, answer.json["field"]) == (400, "since_seconds")
 
 
 async def test_events_hold_all_that_the_dashboard_shows_and_come_with_a_change(stack, ask):

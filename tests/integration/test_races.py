@@ -138,7 +138,7 @@ async def test_a_barrier_whose_caller_goes_away_does_not_stay_closed(shadowing, 
 
     with monkeypatch.context() as patch:
         patch.setattr(coordinator, "_do", {**coordinator._do, step: held})
-        call = shadowing.admin.SetStage(admin_pb2.SetStageRequest(stage="live"))
+        call = shadowing.admin.SetStage(admin_pb2.SetStageRequest(stage="live", force=True))
         await asyncio.ensure_future(gate.reached())
     call.cancel()
     await shadowing.client.set("tasks/1", {"n": 1}, timeout=5)
@@ -648,7 +648,7 @@ async def _weather(shadowing: Running, storm: Storm, random: Random) -> None:
     callers += [asyncio.create_task(reader(path)) for path in paths]
     for stage in ("live", "shadow", "ramp_down", "shadow"):
         await asyncio.sleep(random.random() * 0.8)
-        request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=2)
+        request = admin_pb2.SetStageRequest(stage=stage, timeout_seconds=2, force=True)
         with suppress(grpc.aio.AioRpcError):
             await shadowing.admin.SetStage(request)
     storm.blowing = False

@@ -23,6 +23,8 @@ def quick(monkeypatch):
     monkeypatch.setattr("crossfade.jobs.ramp.LEASE_SECONDS", 1.0)
     monkeypatch.setattr("crossfade.jobs.ramp.IDLE_SECONDS", 0.5)
     monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", 0.3)
+    # Samples of both stores' latency come as fast as reads do.
+    monkeypatch.setattr("crossfade.shadow.ALONE_PER_SECOND", 1_000.0)
 
 
 @pytest.fixture
@@ -190,7 +192,7 @@ async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(
                 (entry, *_) = await audited(stack, "ramp")
                 return "fail" in {each.outcome for each in entry.checks if each.name == name}
 
-            await eventually(told)
+            await eventually(told, 30)
         await until(stack, status="done", percent=100)
 
 
@@ -295,6 +297,57 @@ async def test_the_guard_takes_reads_away_when_the_data_are_wrong(url):
         assert entry.reason.startswith("verdicts: ")
 
 
+@pytest.mark.parametrize("trouble", ["errors", "latency"])
+async def test_the_guard_takes_reads_away_from_a_mirror_that_fails_or_is_slow(
+    url, monkeypatch, trouble
+):
+    limits = LIMITS | {"max_p99_ratio": 60 if trouble == "latency" else 1000}
+    async with ramping(url, ramp={"guard": True, "window": 30, **limits}) as stack:
+        # The authority answers a part of the reads, so that there is something to compare with.
+        await stack.admin.SetTraffic(
+            admin_pb2.SetTrafficRequest(collection="notes", read_percent=60)
+        )
+
+        async def enough() -> bool:
+            pairs = stack.telemetry.paired.comparisons(operation="get")
+            return sum(each.count for each in pairs) >= LIMITS["min_samples"]
+
+        await eventually(enough, 20)
+        await asyncio.sleep(0.5)
+        assert percent(stack) == 60
+        mirror: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
+        real = mirror.get
+
+        async def troubled(paths: Any, *, timeout: float) -> Any:
+            if trouble == "errors":
+                raise Unavailable("away")
+            await asyncio.sleep(4.0)
+            return await real(paths, timeout=timeout)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, "get", troubled)
+            many = [asyncio.create_task(_read(stack, first)) for first in range(60)]
+
+            async def dropped() -> bool:
+                return percent(stack) == 0
+
+            try:
+                await eventually(dropped, 60)
+            finally:
+                for task in many:
+                    task.cancel()
+                await asyncio.gather(*many, return_exceptions=True)
+
+            async def told() -> bool:
+                return bool(await audited(stack, "guard"))
+
+            await eventually(told, 30)
+            (entry, *_) = await audited(stack, "guard")
+            name = "error rates" if trouble == "errors" else "p99 ratio"
+            assert (entry.before, entry.after, entry.who) == ("60 %", "0 %", "guard")
+            assert "fail" in {each.outcome for each in entry.checks if each.name == name}
+
+
 # --- stages ------------------------------------------------------------------------------------
 
 
@@ -314,14 +367,14 @@ async def test_a_checked_change_of_stage_is_held_and_says_why(url):
         assert outcomes["verdicts"] == "hold"
         assert status.stage == "shadow"
         with pytest.raises(grpc.aio.AioRpcError, match="backfill complete hold: the first copy"):
-            await set_stage(stack, "live", check=True)
+            await set_stage(stack, "live")
         await stack.copy()
         await stack.settled()
         with pytest.raises(grpc.aio.AioRpcError, match="verdicts hold: nothing was compared"):
-            await set_stage(stack, "live", check=True)
+            await set_stage(stack, "live")
         assert (await set_stage(stack, "live", force=True)).stage == "live"
         # Nothing holds the way back.
-        assert (await set_stage(stack, "shadow", check=True)).stage == "shadow"
+        assert (await set_stage(stack, "shadow")).stage == "shadow"
         reply = await stack.admin.ListAudit(admin_pb2.ListAuditRequest())
         back, there = [each for each in reply.entries if each.action == "stage"]
         assert (there.before, there.after, there.who, there.reason) == (
@@ -342,7 +395,7 @@ async def test_a_stage_is_reached_when_the_checks_pass(url):
             return {check.outcome for check in status.checks} == {"pass"}
 
         await eventually(ready, 20)
-        assert (await set_stage(stack, "live", check=True)).stage == "live"
+        assert (await set_stage(stack, "live")).stage == "live"
 
 
 async def test_traffic_that_was_set_is_in_the_audit_trail(url):

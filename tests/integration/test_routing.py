@@ -151,6 +151,14 @@ async def test_the_file_shifts_reads_while_the_sidecar_runs(url, tmp_path, monke
         file.write_text("[collections.notes]\nread_percent = 100")
         await eventually(shifted)
 
+        async def audited() -> bool:
+            reply = await stack.admin.ListAudit(admin_pb2.ListAuditRequest(collection="notes"))
+            return [(each.who, each.after) for each in reply.entries] == [
+                ("settings file", '{"read_percent": 100.0}')
+            ]
+
+        await eventually(audited)
+
         file.write_text("[collections.notes]\nread_percent = 0\nread_procent = 1")
 
         async def refused() -> bool:

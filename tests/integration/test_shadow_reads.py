@@ -57,6 +57,31 @@ async def listed(stack: Running, **request: Any) -> list[admin_pb2.Mismatch]:
     return list(reply.mismatches)
 
 
+# --- many at once ------------------------------------------------------------------------------
+
+
+async def test_of_many_reads_the_one_that_differs_is_found_and_the_rest_match(url):
+    shadow = {"repair": False, "lag": 60.0, "rate": 10_000.0}
+    async with running(url, Stage.SHADOW, shadow_rate=1.0, shadow=shadow) as stack:
+        await stack.copy()
+        for number in range(50):
+            await stack.client.set(f"notes/{number}", {"n": number})
+        await stack.settled()
+        await spoil(stack, "notes/33", '{"n": 0}')
+        paths = [f"notes/{n % 50}" for n in range(400)]
+        await asyncio.gather(*(stack.client.get(path) for path in paths))
+        await stack.settled()
+        assert stack.telemetry.total(SHADOW_DROPPED) == 0
+        assert stack.telemetry.counts(VERDICTS) == {
+            ("notes", "match"): 392,
+            ("notes", "wrong"): 8,
+        }
+        (mismatch,) = await listed(stack)
+        assert (mismatch.path, mismatch.count) == ("notes/33", 8)
+        (found,) = stack.telemetry.paired.comparisons()
+        assert 20 <= found.count < 200  # the rest were read by a few calls
+
+
 # --- races -------------------------------------------------------------------------------------
 
 

@@ -4,12 +4,17 @@ import asyncio
 import json
 from typing import Any
 
+import grpc
 import pytest
 
 from crossfade import cli, logs
+from crossfade.errors import Unavailable
 from crossfade.plan import Stage
 from crossfade.settings import LogSettings
 from crossfade.stage_commands import duration, moment, share
+from crossfade.stores.postgres.lanes import Lanes
+from crossfade_api.v1 import admin_pb2
+from crossfade_client import Query
 from tests.sidecar import Running, eventually, running
 
 
@@ -108,6 +113,44 @@ async def test_rollback_takes_one_command(stack, typed):
     assert "stopped" in out
 
 
+async def test_rollback_by_force_needs_no_postgresql_and_is_told_when_it_is_back(
+    stack, typed, monkeypatch
+):
+    await typed("stage", "set", "live", "--force")
+    await stack.client.set("notes/1", {"n": 2})
+    await stack.settled()
+    away = True
+
+    def refusing(real: Any) -> Any:
+        async def call(self, *args):
+            if away:
+                raise Unavailable("PostgreSQL cannot be reached")
+            return await real(self, *args)
+
+        return call
+
+    for name in ("_take", "_call"):
+        monkeypatch.setattr(Lanes, name, refusing(getattr(Lanes, name)))
+    code, _, err = await typed("rollback", "--reason", "it is gone")
+    assert code == 1
+    assert "PostgreSQL cannot be reached" in err
+    assert stack.sidecar.control.snapshot.stage is Stage.LIVE
+    code, out, _ = await typed("rollback", "--force", "--reason", "it is gone")
+    assert (code, out) == (0, "stage dual_write: Firestore decides; PostgreSQL does not answer\n")
+    await stack.client.set("notes/1", {"n": 3})
+    away = False
+
+    async def audited() -> bool:
+        _, out, _ = await typed("audit", "--json")
+        stages = [each for each in json.loads(out)["entries"] if each["action"] == "stage"]
+        return [(each["before"], each["after"], each["reason"]) for each in stages[:1]] == [
+            ("live", "dual_write", "it is gone (by force, without PostgreSQL)")
+        ]
+
+    await eventually(audited, 20)
+    assert (await stack.client.get("notes/1")).fields == {"n": 3}
+
+
 async def test_traffic_is_shown_set_and_reset(stack, typed):
     code, out, _ = await typed("traffic", "set", "notes", "12.5", "--shadow-rate", "0.25")
     assert code == 0
@@ -135,6 +178,39 @@ async def test_a_ramp_is_started_shown_and_stopped(stack, typed):
     assert (code, "stopped" in out) == (0, True)
 
 
+async def test_latencies_of_both_stores_are_compared(stack, typed):
+    code, out, _ = await typed("latency", "--since", "10m")
+    assert (code, out) == (0, "no read was compared in this time\n")
+    for _ in range(5):
+        await stack.client.get("notes/1")
+    assert [each.id async for each in stack.client.query(Query("notes"))] == ["1"]
+    await stack.settled()
+    code, out, _ = await typed("latency", "--since", "10m")
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0][:3] == ["collection", "operation", "reads"]
+    assert lines[1][:4] == ["notes", "get", "5", "Firestore"]
+    assert lines[2][0] == "PostgreSQL"
+    assert lines[3][1:3] == ["slower", "difference"]
+    assert lines[3][3][0] in "+-"
+    assert lines[4][:4] == ["notes", "query", "1", "Firestore"]
+    code, out, _ = await typed("latency", "--json", "--collection", "notes")
+    get, query = json.loads(out)["comparisons"]
+    assert (get["operation"], get["count"], query["count"]) == ("get", "5", "1")
+    assert 0 < get["firestore"]["p50_ms"] <= get["firestore"]["p99_ms"]
+    assert sum(int(each["count"]) for each in get["buckets"]) == 5
+    reply = await stack.admin.GetLatency(
+        admin_pb2.GetLatencyRequest(since_seconds=60, step_seconds=10)
+    )
+    assert sum(each.count for each in reply.moments) == 6
+    for request in (
+        admin_pb2.GetLatencyRequest(since_seconds=3601),
+        admin_pb2.GetLatencyRequest(since_seconds=-1),
+        admin_pb2.GetLatencyRequest(step_seconds=1),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError, match="is outside"):
+            await stack.admin.GetLatency(request)
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -157,6 +233,7 @@ async def test_what_the_sidecar_refuses_ends_with_1(typed, words, told):
         (("ramp", "start", "notes", "--bake", "10"), "is no duration"),
         (("ramp", "start", "notes", "--max-mismatch", "2"), "is no share"),
         (("mismatches", "--since", "yesterday"), "is no duration"),
+        (("latency", "--since", "2h"), "is not within an hour"),
     ],
 )
 async def test_what_cannot_be_meant_ends_with_2(typed, words, told):

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import chain
 from typing import Any
 
@@ -102,7 +102,15 @@ def expect_store(
         "db.collection.name": collection,
         "crossfade.role": role,
         "crossfade.stage": stage,
+        **located(attributes(span)),
     }
+
+
+def located(found: dict[str, Any]) -> dict[str, Any]:
+    """Where the store is: any place, but a place."""
+    where = {key: found.get(key) for key in ("server.address", "server.port", "db.namespace")}
+    assert all(where.values())
+    return where
 
 
 def expect_child(span: ReadableSpan, call: ReadableSpan) -> None:
@@ -253,6 +261,7 @@ async def test_a_shadow_read_is_a_trace_of_its_own_with_link_and_verdict(url):
             "crossfade.role": "shadow",
             "crossfade.stage": "shadow",
             "crossfade.verdict": "match",
+            **located(attributes(shadow)),
         }
         assert (shadow.start_time or 0) >= (sidecar.stores("answered")[0].end_time or 0)
 
@@ -471,7 +480,89 @@ async def test_a_collector_gets_traces_and_metrics(url, collector):
     }
     assert verdicts.as_int == 3
     assert plain(collected.metrics["crossfade.stage"].gauge.data_points[0].attributes) == {
-        "crossfade.stage": "shadow"
+        "crossfade.stage": "shadow",
+        "crossfade.group": "default",
     }
     rpcs = collected.metrics["rpc.server.call.duration"].histogram.data_points
     assert {plain(point.attributes)["rpc.method"] for point in rpcs} >= {f"{SERVICE}/Commit"}
+
+
+async def test_a_collector_gets_what_was_not_chosen_but_went_wrong(url, collector):
+    collected, endpoint = collector
+    telemetry = Telemetry(TelemetrySettings(otlp_endpoint=endpoint, sample_ratio=0.0))
+    async with running(url, Stage.SHADOW, telemetry, shadow_rate=1.0) as stack:
+        await stack.copy()
+        for number in range(3):
+            await stack.client.set(f"tasks/{number}", {"marker": SECRET})
+        await stack.settled()
+        for number in range(3):
+            await stack.client.get(f"tasks/{number}")
+        await stack.settled()
+        await stack.sql.execute("update violet.tasks set remainder = null where id = '1'")
+        await stack.client.get("tasks/1")
+        await stack.settled()
+        (pair,) = [e for e in telemetry.paired.comparisons() if e.operation == "get"]
+        assert pair.count == 4
+        await asyncio.to_thread(telemetry.close)
+    names = sorted(span.name for span in collected.spans)
+    assert names == [f"{SERVICE}/GetDocument", "get tasks", "shadow get tasks"]
+    by_name = {span.name: span for span in collected.spans}
+    call, shadow = by_name[f"{SERVICE}/GetDocument"], by_name["shadow get tasks"]
+    assert plain(call.attributes)["crossfade.kept"] == "mismatch"
+    assert plain(shadow.attributes)["crossfade.verdict"] == "wrong"
+    assert [link.span_id for link in shadow.links] == [call.span_id]
+    assert SECRET.encode() not in collected.raw
+    difference = collected.metrics["crossfade.paired.difference"].histogram.data_points
+    assert [(point.count, point.HasField("sum")) for point in difference] == [(4, False)]
+
+
+async def test_the_comparison_of_latencies_has_exemplars_of_traces(url, collector):
+    collected, endpoint = collector
+    telemetry = Telemetry(TelemetrySettings(otlp_endpoint=endpoint, sample_ratio=1.0))
+    async with running(url, Stage.SHADOW, telemetry, shadow_rate=1.0) as stack:
+        await stack.copy()
+        await stack.client.set("tasks/1", {"marker": SECRET})
+        await stack.settled()
+        await stack.client.get("tasks/1")
+        await stack.settled()
+        await asyncio.to_thread(telemetry.close)
+    (call,) = [span for span in collected.spans if span.name == f"{SERVICE}/GetDocument"]
+    for name in ("crossfade.paired.difference", "crossfade.paired.duration"):
+        for point in collected.metrics[name].histogram.data_points:
+            (exemplar,) = point.exemplars
+            assert (exemplar.trace_id, exemplar.span_id) == (call.trace_id, call.span_id)
+
+
+@pytest.mark.parametrize("kind", ["hangs", "refuses"])
+async def test_a_collector_that_is_of_no_use_is_not_felt(url, kind):
+    """It takes connections and says nothing, or is not there: calls are answered as ever."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    if kind == "refuses":
+        server.close()
+        await server.wait_closed()
+    telemetry = Telemetry(
+        TelemetrySettings(otlp_endpoint=f"http://127.0.0.1:{port}", sample_ratio=1.0),
+        metric_interval=0.2,
+    )
+    async with running(url, Stage.SHADOW, telemetry, shadow_rate=1.0) as stack:
+        await stack.copy()
+        await stack.client.set("tasks/1", {"n": 1})
+        # More spans than the exporter keeps: what it cannot send it drops, and nobody waits.
+        for _ in range(20):
+            await asyncio.gather(*(stack.client.get("tasks/1") for _ in range(50)))
+        await stack.settled()
+        (calls,) = [
+            e for e in telemetry.latencies() if (e.operation, e.role) == ("get", "answered")
+        ]
+        assert (calls.count, calls.errors) == (1_000, 0)
+        began = asyncio.get_running_loop().time()
+        await asyncio.to_thread(telemetry.close, 1.0)
+        assert asyncio.get_running_loop().time() - began < 10
+    server.close()

@@ -1,5 +1,6 @@
 """What a disagreement of two stores means, by version; and what races must not look like."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ import pytest
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation, AggregationKind, aggregate
-from crossfade.comparing import Comparer, Sums, read_query
+from crossfade.comparing import Comparer, Comparers, Sums, read_pages, stored_documents
 from crossfade.diff import Kind
 from crossfade.document import Database, Document
 from crossfade.plan import StoreName
@@ -99,7 +100,23 @@ class Pair:
 
     async def compare(self, asked: Any, authority: StoreName = F, **changes: Any):
         """As the authority would have answered."""
-        comparer = Comparer(
+        comparer = self.comparer()
+        store = {F: self.firestore, P: self.postgres}[authority]
+        documents: tuple[Stored, ...] = ()
+        totals = None
+        if isinstance(asked, tuple):
+            documents = (await store.get(asked, timeout=1)).documents
+        elif isinstance(asked, Query):
+            pages = await read_pages(cast("Any", store), asked, 1)
+            documents = stored_documents(pages, DATABASE)
+        else:
+            totals = (await self._totals(authority, asked, 1)).values
+        self.firestore.calls = self.postgres.calls = 0
+        offer = Offer("c", "get", authority, authority, 1, "shadow", asked, documents, None, totals)
+        return await comparer.compare(replace(offer, **changes))
+
+    def comparer(self) -> Comparer:
+        return Comparer(
             Stores(cast("Any", {F: self.firestore, P: self.postgres})),
             DATABASE,
             self.telemetry,
@@ -107,19 +124,6 @@ class Pair:
             read_totals=self._totals,
             vouched=self._vouched,
         )
-        store = {F: self.firestore, P: self.postgres}[authority]
-        documents: tuple[Stored, ...] = ()
-        totals = None
-        if isinstance(asked, tuple):
-            documents = (await store.get(asked, timeout=1)).documents
-        elif isinstance(asked, Query):
-            reading = await read_query(cast("Any", store), asked, DATABASE, 1)
-            documents = reading.documents
-        else:
-            totals = (await self._totals(authority, asked, 1)).values
-        self.firestore.calls = self.postgres.calls = 0
-        offer = Offer("c", "get", authority, authority, 1, "shadow", asked, documents, None, totals)
-        return await comparer.compare(replace(offer, **changes))
 
     async def _totals(self, store: StoreName, asked: Totals, _: float) -> Sums:
         fake = {F: self.firestore, P: self.postgres}[store]
@@ -372,3 +376,57 @@ async def test_a_rule_of_kinds_means_the_mirror_in_both_directions():
     for authority, verdict in ((F, Verdict.MATCH), (P, Verdict.WRONG)):
         stores = pair({"c/1": Held({"new": 1}, 5)}, {"c/1": Held({}, 5, peer=5)}, rule)
         assert worst(await stores.compare(("c/1",), authority=authority)) is verdict
+
+
+# --- many, and how long ------------------------------------------------------------------------
+
+
+async def test_many_gets_are_judged_by_one_call_of_the_other_store():
+    both = {f"c/{n}": Held({"n": n}, 5) for n in range(20)}
+    stores = pair(both, both | {"c/7": Held({"n": -1}, 5), "c/9": Held(None, 9)})
+    answered = (await stores.firestore.get(tuple(both), timeout=1)).documents
+    offers = [
+        Offer("c", "get", F, F, 1, "shadow", (each.path,), (each,), None) for each in answered
+    ]
+    stores.firestore.calls = 0
+    found = await stores.comparer().agreeing([*offers, offers[0]])
+    assert [offers[n % 20].documents[0].path for n, agrees in enumerate(found) if not agrees] == [
+        "c/7",
+        "c/9",
+    ]
+    assert (stores.firestore.calls, stores.postgres.calls) == (0, 1)
+    # It took as long as twenty do, and says nothing of how long one takes.
+    assert stores.telemetry.paired.comparisons() == []
+    assert {each.role for each in stores.telemetry.latencies()} == {"batch"}
+
+
+@pytest.mark.parametrize("authority", [F, P])
+async def test_both_stores_are_timed_for_the_same_read(authority, monkeypatch):
+    both = {"c/1": Held({"n": 1}, 5)}
+    stores = pair(both, both)
+    other = stores.postgres if authority is F else stores.firestore
+    real = other.get
+
+    async def slow(paths, *, timeout):
+        await asyncio.sleep(0.02)
+        return await real(paths, timeout=timeout)
+
+    monkeypatch.setattr(other, "get", slow)
+    await stores.compare(("c/1",), authority, seconds=0.001)
+    (found,) = stores.telemetry.paired.comparisons()
+    assert (found.collection, found.operation, found.count) == ("c", "get", 1)
+    assert found.slower == (1 if authority is F else 0)
+    assert abs(found.difference.p50) >= 0.018
+
+
+async def test_gets_of_several_groups_are_read_from_the_stores_of_each():
+    ones, twos = {"c/1": Held({"n": 1}, 5)}, {"d/1": Held({"n": 1}, 5)}
+    first, second = pair(ones, ones), pair(twos, {"d/1": Held({"n": 2}, 5)})
+    both = Comparers(lambda collection: (first if collection == "c" else second).comparer())
+    (one,) = (await first.firestore.get(("c/1",), timeout=1)).documents
+    (two,) = (await second.firestore.get(("d/1",), timeout=1)).documents
+    offers = [
+        Offer(stored.path[0], "get", F, F, 1, "shadow", (stored.path,), (stored,), None)
+        for stored in (two, one, two)
+    ]
+    assert await both.agreeing(offers) == [False, True, False]

@@ -244,6 +244,19 @@ def test_a_ramp_that_fails_again_and_again_stops_at_nothing():
     assert advance(PLAN, state, GOOD, 1e9).verb is Verb.HOLD
 
 
+def test_at_nothing_a_failure_holds_and_counting_begins_anew():
+    bad = replace(GOOD, bad=500)
+    state = State(step=-1, since=0.0, settled=True, setbacks=1)
+    held = advance(PLAN, state, bad, 50.0)
+    assert held.verb is Verb.HOLD
+    assert held.reason.startswith("not begun: verdicts: 500")
+    assert held.state == State(step=-1, since=50.0, settled=False, setbacks=1)
+    again = advance(PLAN, held.state, bad, 50.0 + PLAN.settle)
+    assert (again.state.settled, again.reason) == (True, "counting begins")
+    later = 50.0 + PLAN.settle + PLAN.bake
+    assert advance(PLAN, again.state, GOOD, later).verb is Verb.ADVANCE
+
+
 def test_thin_data_hold_however_long_it_takes():
     state = State(step=0, since=0.0, settled=True)
     move = advance(PLAN, state, Figures(5, 0, Calls(5), Calls(5)), 1e9)
@@ -277,11 +290,12 @@ def test_whatever_is_seen_the_percent_is_one_of_the_plan_and_rises_one_step_at_a
             assert now - before.since >= PLAN.bake
         elif move.verb is Verb.BACK:
             assert outcome is Outcome.FAIL
-            assert state.step < before.step or state.step == -1
+            assert state.step < before.step
         else:
             assert state.step == before.step
-            judged = before.settled and before.status is Status.RUNNING
+            judged = before.settled and before.status is Status.RUNNING and before.step >= 0
             assert outcome is not Outcome.FAIL or not judged
+            assert state.setbacks == before.setbacks
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from crossfade.jobs.settings_watch import SettingsWatch
+from crossfade.jobs.settings_watch import Changed, SettingsWatch
 from crossfade.settings import Settings, load
 
 GOOD = "[migration]\nread_percent = 5\n[collections.tasks]\nshadow_rate = 0.5\n"
@@ -23,10 +23,14 @@ class Watched:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.applied: list[Settings] = []
-        self.watch = SettingsWatch(file, lambda: load(file), self._apply, load(file))
+        self.told: list[Changed] = []
+        self.watch = SettingsWatch(file, lambda: load(file), self._apply, load(file), self._tell)
 
     async def _apply(self, settings: Settings) -> None:
         self.applied.append(settings)
+
+    async def _tell(self, changed) -> None:
+        self.told += changed
 
     async def write(self, text: str) -> None:
         # As an editor does, or a config map: another file takes the place of the first.
@@ -95,3 +99,23 @@ async def test_what_takes_a_restart_is_not_applied(file):
     assert (current.server.port, current.shadow.queue) == (7600, 1000)
     assert current.collections["tasks"].salt == "x"
     assert len(watched.applied) == 1
+
+
+async def test_what_a_file_changes_is_told_collection_by_collection(file):
+    file.write_text(GOOD)
+    watched = Watched(file)
+    await watched.write(GOOD.replace("= 5", "= 7") + "[collections.users]\nsalt = 'a'\n")
+    assert watched.told == [
+        Changed("", '{"read_percent": 5.0, "shadow_rate": 0.01}', watched.told[0].after),
+        Changed("users", "the defaults", '{"salt": "a"}'),
+    ]
+    assert '"read_percent": 7.0' in watched.told[0].after
+    watched.told.clear()
+    await watched.write("[migration]\nread_percent = 7\n[collections.users]\nsalt = 'a'\n")
+    assert [(each.collection, each.after) for each in watched.told] == [("tasks", "the defaults")]
+    watched.told.clear()
+    await watched.write("[migration")
+    await watched.write(
+        "[migration]\nread_percent = 7\n[collections.users]\nsalt = 'a'\n[log]\nlevel = 'error'"
+    )
+    assert watched.told == []

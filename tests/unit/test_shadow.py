@@ -224,6 +224,73 @@ async def test_check_lets_pass_what_cannot_be_compared():
     assert parts.verdicts() == {"error": 1}
 
 
+# --- many by one call --------------------------------------------------------------------------
+
+
+def paired_store(parts: Parts, monkeypatch: Any, apart: set[str]) -> list[int]:
+    """The other store agrees on all paths but these; returns the sizes of the calls of it."""
+    sizes: list[int] = []
+
+    async def agreeing(offers):
+        sizes.append(len(offers))
+        if parts.comparer.fails is not None:
+            raise parts.comparer.fails
+        return [each.asked[0] not in apart for each in offers]
+
+    monkeypatch.setattr(parts.comparer, "agreeing", agreeing)
+    monkeypatch.setattr("crossfade.shadow.ALONE_PER_SECOND", 1.0)
+    return sizes
+
+
+async def test_gets_beyond_a_few_a_second_are_read_by_few_calls(monkeypatch):
+    parts = Parts(workers=1)
+    sizes = paired_store(parts, monkeypatch, set())
+    for number in range(50):
+        parts.shadow.offer(offer(f"c/{number}"))
+    await parts.work(lambda: parts.verdicts().get("match") == 50)
+    assert parts.comparer.calls + sum(sizes) == 50
+    assert 1 <= parts.comparer.calls <= 5
+    assert len(sizes) <= 5
+    assert parts.shadow.held == 0
+
+
+async def test_what_does_not_agree_with_the_others_is_looked_at_by_itself(monkeypatch):
+    parts = Parts(workers=1)
+    sizes = paired_store(parts, monkeypatch, {"c/7"})
+    parts.shadow.offer(offer("c/0"))
+    await parts.work(lambda: parts.verdicts().get("match") == 1)
+    parts.comparer.findings = [wrong("c/7")]
+    for number in range(1, 20):
+        parts.shadow.offer(offer(f"c/{number}"))
+    await parts.work(lambda: sum(parts.verdicts().values()) == 20)
+    assert parts.verdicts() == {"match": 19, "wrong": 1}
+    assert parts.marked == ["c/7"]
+    assert sum(sizes) == 19
+
+
+async def test_a_call_for_many_that_fails_is_an_error_of_each(monkeypatch):
+    parts = Parts(workers=1)
+    paired_store(parts, monkeypatch, set())
+    parts.shadow.offer(offer("c/0"))
+    await parts.work(lambda: parts.verdicts().get("match") == 1)
+    parts.comparer.fails = Unavailable("away")
+    for number in range(10):
+        parts.shadow.offer(offer(f"c/{number}"))
+    await parts.work(lambda: parts.verdicts().get("error") == 10)
+    assert parts.shadow.idle
+
+
+async def test_reads_that_another_store_answered_are_not_read_by_the_same_call(monkeypatch):
+    parts = Parts(workers=1)
+    sizes = paired_store(parts, monkeypatch, set())
+    parts.shadow.offer(offer("c/0"))
+    for number in range(12):
+        made = offer(f"c/{number}")
+        parts.shadow.offer(replace(made, answered=P) if number % 6 >= 3 else made)
+    await parts.work(lambda: parts.verdicts().get("match") == 13)
+    assert max(sizes) == 3
+
+
 # --- repairs -----------------------------------------------------------------------------------
 
 

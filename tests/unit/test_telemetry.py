@@ -18,9 +18,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from crossfade import logs, telemetry
+from crossfade.durations import SIGNED_BOUNDS, Durations, Spread
 from crossfade.plan import StoreName
 from crossfade.settings import LogSettings, TelemetrySettings
-from crossfade.telemetry import Counter, Durations, Gauge, Instrument, Latency, Telemetry, Trace
+from crossfade.telemetry import Counter, Gauge, Instrument, Latency, Telemetry
+from crossfade.tracing import MAX_HELD, Trace, current
 
 SERVICE = Path(telemetry.__file__).parent
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -204,8 +206,8 @@ def test_everything_recorded_is_exported():
     recorder = Telemetry(TelemetrySettings(service_name="here"), metric_exporter=exporter)
     recorder.count(telemetry.VERDICTS, "tasks", "match", by=3)
     recorder.count(telemetry.READS, "tasks", StoreName.POSTGRESQL)
-    recorder.gauge(telemetry.PENDING, lambda: 7)
-    recorder.gauge(telemetry.STAGE, lambda: {("shadow",): 1})
+    recorder.gauge(telemetry.PENDING, lambda: {("default",): 7})
+    recorder.gauge(telemetry.STAGE, lambda: {("shadow", "default"): 1})
     for seconds in (0.0009, 0.0011, 0.0015, 0.003):
         recorder.record_store("tasks", "get", StoreName.FIRESTORE, "answered", seconds)
     recorder.record_rpc("crossfade.v1.Crossfade/GetDocument", "OK", 0.004)
@@ -221,8 +223,10 @@ def test_everything_recorded_is_exported():
     assert points(found["crossfade.reads"]) == {
         (("db.collection.name", "tasks"), ("db.system.name", "postgresql")): 1
     }
-    assert points(found["crossfade.pending"]) == {(): 7}
-    assert points(found["crossfade.stage"]) == {(("crossfade.stage", "shadow"),): 1}
+    assert points(found["crossfade.pending"]) == {(("crossfade.group", "default"),): 7}
+    assert points(found["crossfade.stage"]) == {
+        (("crossfade.group", "default"), ("crossfade.stage", "shadow")): 1
+    }
     assert points(found["process.uptime"])[()] > 0
     (rpc,) = found["rpc.server.call.duration"].data.data_points
     assert rpc.attributes["rpc.response.status_code"] == "OK"
@@ -305,10 +309,11 @@ def test_without_a_collector_the_sdk_is_not_even_loaded():
 # --- traces ------------------------------------------------------------------------------------
 
 
-def traced(ratio: float = 1.0) -> tuple[Telemetry, InMemorySpanExporter]:
+def traced(ratio: float = 1.0, slow: float = 60.0) -> tuple[Telemetry, InMemorySpanExporter]:
     exporter = InMemorySpanExporter()
     processors = [SimpleSpanProcessor(exporter)]
-    return Telemetry(TelemetrySettings(sample_ratio=ratio), span_processors=processors), exporter
+    settings = TelemetrySettings(sample_ratio=ratio, slow=slow)
+    return Telemetry(settings, span_processors=processors), exporter
 
 
 def begin(recorder: Telemetry, name: str = "m", traceparent: str | None = None) -> Trace:
@@ -340,15 +345,17 @@ def test_nothing_is_traced_where_spans_go_nowhere():
     ],
 )
 def test_the_caller_decides_what_is_traced_else_the_ratio(ratio, traceparent, sampled):
-    recorder, _ = traced(ratio)
+    recorder, exporter = traced(ratio)
 
-    assert (recorder.start("m", traceparent) is not None) is sampled
+    begin(recorder, "m", traceparent).end("OK")
+
+    assert bool(spans(exporter)) is sampled
 
 
 def test_a_ratio_in_between_traces_its_share():
     recorder, _ = traced(0.25)
 
-    share = sum(recorder.start("m") is not None for _ in range(4_000)) / 4_000
+    share = sum(begin(recorder).kept for _ in range(4_000)) / 4_000
 
     assert 0.2 < share < 0.3
 
@@ -399,27 +406,159 @@ def test_the_servers_fault_is_an_error_of_the_call():
 def test_a_shadow_read_is_a_trace_of_its_own_that_points_back():
     recorder, exporter = traced()
     trace = begin(recorder)
-    link = trace.link()
     trace.end("OK")
-    recorder.shadow_span(
-        link,
-        operation="get",
-        store="firestore",
-        collection="tasks",
-        stage="live",
-        verdict="wrong",
-        start_ns=5,
-        end_ns=9,
-    )
+    shadowed(recorder, trace, "match")
 
     call, shadow = spans(exporter)
 
     assert shadow.parent is None
     assert shadow.context.trace_id != call.context.trace_id
     assert shadow.links[0].context == call.context
-    assert shadow.attributes["crossfade.verdict"] == "wrong"
+    assert shadow.attributes["crossfade.verdict"] == "match"
     assert shadow.attributes["crossfade.role"] == "shadow"
     assert (shadow.start_time, shadow.end_time) == (5, 9)
+
+
+def shadowed(recorder: Telemetry, call: Trace, verdict: str, *, bad: bool = False) -> None:
+    assert recorder.tracing is not None
+    recorder.tracing.shadow(
+        call,
+        operation="get",
+        store="firestore",
+        collection="tasks",
+        stage="live",
+        verdict=verdict,
+        start_ns=5,
+        end_ns=9,
+        bad=bad,
+    )
+
+
+def read(trace: Trace, error: str | None = None) -> None:
+    now = time.time_ns()
+    trace.store_call("get", "firestore", "answered", "tasks", "shadow", now, now + 9, error)
+
+
+# --- what is kept although it was not chosen ---------------------------------------------------
+
+
+def kept(exporter: InMemorySpanExporter) -> dict[str, Any]:
+    return {span.name: span.attributes.get("crossfade.kept") for span in spans(exporter)}
+
+
+def test_a_call_that_is_not_chosen_and_well_is_not_sent():
+    recorder, exporter = traced(0.0)
+    for status in ("OK", "NOT_FOUND", "FAILED_PRECONDITION", "CANCELLED"):
+        trace = begin(recorder)
+        read(trace)
+        trace.end(status)
+        shadowed(recorder, trace, "match")
+    assert spans(exporter) == []
+
+
+@pytest.mark.parametrize("traceparent", [None, UNSAMPLED])
+def test_a_call_that_fails_is_sent_with_all_that_it_did(traceparent):
+    recorder, exporter = traced(0.0)
+    trace = begin(recorder, "m", traceparent)
+    read(trace)
+    assert spans(exporter) == []
+    trace.end("UNAVAILABLE")
+    store, call = spans(exporter)
+    assert store.parent.span_id == call.context.span_id
+    assert call.attributes["crossfade.kept"] == "error"
+    assert call.context.trace_flags.sampled
+
+
+def test_a_call_whose_store_failed_is_sent_though_the_other_answered():
+    recorder, exporter = traced(0.0)
+    trace = begin(recorder)
+    read(trace, "UNAVAILABLE")
+    read(trace)
+    trace.end("OK")
+    assert kept(exporter) == {"get tasks": None, "m": "error"}
+    assert len(spans(exporter)) == 3
+
+
+def test_a_put_that_fails_after_the_answer_brings_its_call():
+    recorder, exporter = traced(0.0)
+    trace = begin(recorder)
+    read(trace)
+    trace.end("OK")
+    assert spans(exporter) == []
+    read(trace, "DEADLINE_EXCEEDED")
+    assert sorted(span.name for span in spans(exporter)) == ["get tasks", "get tasks", "m"]
+
+
+def test_a_slow_call_is_sent_and_a_stream_never_is_slow():
+    recorder, exporter = traced(0.0, slow=0.01)
+    for lasting in (True, False):
+        trace = begin(recorder)
+        trace.started_ns -= 20_000_000
+        trace.end("OK", lasting=lasting)
+        assert kept(exporter) == ({} if lasting else {"m": "slow"})
+
+
+def test_a_mismatch_brings_the_call_that_ended_before():
+    recorder, exporter = traced(0.0)
+    trace = begin(recorder)
+    read(trace)
+    trace.end("OK")
+    shadowed(recorder, trace, "wrong", bad=True)
+    store, call, shadow = spans(exporter)
+    assert (store.name, call.attributes["crossfade.kept"]) == ("get tasks", "mismatch")
+    assert shadow.links[0].context == call.context
+
+
+def test_what_a_long_stream_did_is_bounded_until_it_is_kept():
+    recorder, exporter = traced(0.0)
+    trace = begin(recorder)
+    for _ in range(MAX_HELD + 7):
+        read(trace)
+    trace.end("INTERNAL")
+    found = spans(exporter)
+    assert len(found) == MAX_HELD + 1
+    assert found[-1].attributes["crossfade.spans.dropped"] == 7
+
+
+# --- the comparison of latencies ---------------------------------------------------------------
+
+
+def test_a_spread_counts_negative_values_and_knows_its_quantiles():
+    spread, rng = Spread(), random.Random(4)
+    values = sorted(rng.gauss(-0.001, 0.004) for _ in range(20_000))
+    for value in values:
+        spread.add(value)
+    for q in (0.05, 0.25, 0.5, 0.75, 0.95):
+        exact = values[int(q * len(values))]
+        assert spread.quantile(q) == pytest.approx(exact, rel=0.1, abs=2e-5)
+    found = spread.distribution(signed=True)
+    expected = [0] * (len(SIGNED_BOUNDS) + 1)
+    for value in values:
+        expected[sum(value > bound for bound in SIGNED_BOUNDS)] += 1
+    assert (found.counts, found.sum) == (expected, None)
+    assert found.low <= values[0]
+    assert values[-1] <= found.high
+
+
+def test_pairs_are_exported_with_the_spans_in_which_they_were_measured():
+    exporter = Collected()
+    recorder = Telemetry(metric_exporter=exporter)
+    recorder.paired.add("tasks", "get", 0.004, 0.001, (7, 9))
+    recorder.paired.add("tasks", "get", 0.001, 0.003)
+    recorder.flush()
+    recorder.close()
+    (difference,) = exporter.metrics["crossfade.paired.difference"].data.data_points
+    assert (difference.count, difference.sum) == (2, None)
+    assert difference.attributes == {"db.collection.name": "tasks", "db.operation.name": "get"}
+    (exemplar,) = difference.exemplars
+    assert exemplar.value == pytest.approx(-0.003)
+    assert (exemplar.trace_id, exemplar.span_id) == (7, 9)
+    by_store = {
+        point.attributes["db.system.name"]: point
+        for point in exporter.metrics["crossfade.paired.duration"].data.data_points
+    }
+    assert by_store["gcp.firestore"].sum == pytest.approx(0.005)
+    assert by_store["postgresql"].count == 2
 
 
 def test_spans_that_cannot_be_sent_are_not_felt():
@@ -430,8 +569,13 @@ def test_spans_that_cannot_be_sent_are_not_felt():
             Broken.calls += 1
             raise ConnectionError("away")
 
+    class Unwilling(SimpleSpanProcessor):
+        def on_end(self, span):
+            raise RuntimeError("no")
+
     recorder = Telemetry(
-        TelemetrySettings(sample_ratio=1), span_processors=[SimpleSpanProcessor(Broken())]
+        TelemetrySettings(sample_ratio=1),
+        span_processors=[Unwilling(Broken()), SimpleSpanProcessor(Broken())],
     )
 
     begin(recorder).end("OK")
@@ -486,6 +630,21 @@ def test_json_logs_are_one_object_a_line(stream):
 
     assert (ours["event"], ours["level"], ours["documents"]) == ("kept", "warning", 3)
     assert (theirs["event"], theirs["logger"]) == ("kept too", "library")
+
+
+def test_a_log_line_bears_the_ids_of_its_call(stream):
+    logs.configure(LogSettings(format="json"), stream)
+    recorder, _ = traced(0.0)
+    token = current.set(begin(recorder, "m", PARENT))
+    structlog.get_logger().warning("within")
+    logging.getLogger("library").warning("within, too")
+    current.reset(token)
+    structlog.get_logger().warning("without")
+    ours, theirs, without = map(json.loads, stream.getvalue().splitlines())
+    for line in (ours, theirs):
+        assert line["trace_id"] == PARENT[3:35]
+        assert len(line["span_id"]) == 16
+    assert "trace_id" not in without
 
 
 def test_a_caller_that_hung_up_is_no_error(stream):

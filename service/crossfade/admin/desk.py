@@ -241,7 +241,19 @@ class Desk:
         reply = await self.calls.ask("ListAudit", request, admin_pb2.ListAuditReply)
         return models.Audit.model_validate(plain(reply))
 
-    def latency(self, collection: str) -> models.LatencyHistory:
+    async def latency(
+        self, collection: str, operation: str, since_seconds: float, step_seconds: float
+    ) -> models.Latency:
+        request = admin_pb2.GetLatencyRequest(
+            since_seconds=since_seconds,
+            collection=collection,
+            operation=operation,
+            step_seconds=step_seconds,
+        )
+        reply = await self.calls.ask("GetLatency", request, admin_pb2.GetLatencyReply)
+        return models.Latency.model_validate(plain(reply))
+
+    def latency_history(self, collection: str) -> models.LatencyHistory:
         return models.LatencyHistory(
             collection=collection,
             interval_seconds=INTERVAL_SECONDS,

@@ -1,7 +1,7 @@
 """The paths of the admin API: what each takes, gives, and is called. What they do is desk.py's."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from crossfade.admin import models
 from crossfade.admin.board import Board
@@ -136,10 +136,29 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     @api.get(
         "/latency",
         tags=["latency"],
-        summary="Both stores' reads over the last 15 minutes, as this sidecar saw them",
+        summary="How long both stores took for the same reads, as this sidecar has timed them",
     )
-    async def latency(collection: Collection = "") -> models.LatencyHistory:
-        return desk.latency(collection)
+    async def latency(
+        collection: Collection = "",
+        operation: Annotated[
+            Literal["", "get", "query", "aggregate"], Query(description="Empty: each.")
+        ] = "",
+        since_seconds: Annotated[
+            float, Query(ge=0, le=3600, description="The last so many; 0: since the start.")
+        ] = 0.0,
+        step_seconds: Annotated[
+            float, Query(ge=0, le=3600, description="Also the course, in parts of so many.")
+        ] = 0.0,
+    ) -> models.Latency:
+        return await desk.latency(collection, operation, since_seconds, step_seconds)
+
+    @api.get(
+        "/latency/history",
+        tags=["latency"],
+        summary="All reads of each store over the last 15 minutes, compared or not",
+    )
+    async def latency_history(collection: Collection = "") -> models.LatencyHistory:
+        return desk.latency_history(collection)
 
     @api.get("/config", tags=["config"], summary="The settings in force; secrets are hidden")
     async def config() -> models.Config:

@@ -6,7 +6,9 @@ changes nothing and is told of in the log, the status and a gauge until it is me
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -20,12 +22,31 @@ PERIOD_SECONDS = 1.0
 Apply = Callable[[Settings], Awaitable[None]]
 
 
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a file changed of one collection ("": of the defaults), in words for people."""
+
+    collection: str
+    before: str
+    after: str
+
+
+Tell = Callable[[Sequence[Changed]], Awaitable[None]]
+
+
 class SettingsWatch:
-    """`load` reads the whole settings anew, the environment too. `current` are those in force."""
+    """`load` reads the whole settings anew, the environment too. `current` are those in force.
+    `tell` hears what an applied file has changed; it raises nothing."""
 
     def __init__(
-        self, file: Path, load: Callable[[], Settings], apply: Apply, current: Settings
+        self,
+        file: Path,
+        load: Callable[[], Settings],
+        apply: Apply,
+        current: Settings,
+        tell: Tell | None = None,
     ) -> None:
+        self._tell = tell
         self._file = file
         self._load = load
         self._apply = apply
@@ -55,6 +76,8 @@ class SettingsWatch:
             return  # somebody is still writing it
         await self._apply(fresh)
         self._seen = mark
+        if self._tell is not None:
+            await self._tell(changes(self.current, fresh))
         later = _restarts(self.current, fresh)
         if self.problem or fresh != self.current:
             log.info("the settings file is applied", file=str(self._file), restart_for=later)
@@ -74,6 +97,27 @@ class SettingsWatch:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def changes(before: Settings, after: Settings) -> list[Changed]:
+    """How reads are routed and compared otherwise than before."""
+    names = sorted({*before.collections, *after.collections})
+    return [
+        Changed(name, was, now)
+        for name in ("", *names)
+        if (was := _shown(before, name)) != (now := _shown(after, name))
+    ]
+
+
+def _shown(settings: Settings, name: str) -> str:
+    """The part of the file that says how a collection is read; names of rules and fields stand
+    in the audit trail, values of documents are in none of it."""
+    part = settings.migration if not name else settings.collections.get(name)
+    if part is None:
+        return "the defaults"
+    wanted = {"read_percent", "shadow_rate"} if not name else None
+    given = part.model_dump(mode="json", include=wanted, exclude_defaults=bool(name))
+    return json.dumps(given, sort_keys=True)
 
 
 def _routing(current: Settings, fresh: Settings) -> dict[str, object]:

@@ -21,6 +21,7 @@ from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArg
 from crossfade.figures import EVERY, Tally, figures, total
 from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
+from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
@@ -28,7 +29,7 @@ from crossfade.rpc.ramps import answers as as_messages
 from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
-from crossfade.stores.postgres.audit import Audit, Change
+from crossfade.stores.postgres.audit import Change
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.telemetry import (
@@ -92,7 +93,7 @@ class Admin:
         collections: Iterable[str] = (),
         *,
         ramps: Ramps | None = None,
-        audit: Audit | None = None,
+        trail: Trail | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._controls = controls
@@ -103,7 +104,7 @@ class Admin:
         self._firestore = firestore
         self._collections = frozenset(collections)
         self._ramps = ramps
-        self._audit = audit
+        self._trail = trail
         self._limits = limits or Limits()
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
@@ -131,17 +132,20 @@ class Admin:
             )
         if STAGES[target].mirrored and self._firestore is None:
             raise FailedPrecondition(f"stage {target} needs Firestore, which is not configured")
+        before = self._controls[group].snapshot.stage
+        suffix = "" if group == DEFAULT else f" of group {group}"
         if request.without_postgresql:
             await coordinator.set_stage(target, timeout=seconds, force=True)
+            why = " ".join(filter(None, (request.reason, "(by force, without PostgreSQL)")))
+            # Without the mirror it may not be the one that was asked for.
+            after = self._controls[group].snapshot.stage
+            await self._remember(request.who, "stage", f"{before}{suffix}", f"{after}{suffix}", why)
             return (await self.status(group)).SerializeToString()
-        before = self._controls[group].snapshot.stage
-        checked = request.check or request.dry_run or request.force
-        answers = await self._checks(group, before, target) if checked else ()
+        answers = await self._checks(group, before, target)
         if not request.dry_run:
             if overall(answers) is not Outcome.PASS and not request.force:
                 raise FailedPrecondition(_refusal(target, answers))
             await coordinator.set_stage(target, timeout=seconds)
-            suffix = "" if group == DEFAULT else f" of group {group}"
             await self._remember(
                 request.who,
                 "stage",
@@ -188,15 +192,11 @@ class Admin:
         collection: str = "",
         checks: tuple[Answer, ...] = (),
     ) -> None:
-        """A change was made: that it cannot be written down does not undo it."""
+        """A change was made."""
         log.info("changed", action=action, collection=collection, before=before, after=after)
-        if self._audit is None:
-            return
-        who = signed(who)
-        try:
-            await self._audit.add(Change(who, action, before, after, reason, collection, checks))
-        except InfrastructureError as error:
-            log.warning("a change is missing in the audit trail", action=action, error=error.code)
+        if self._trail is not None:
+            who = signed(who)
+            await self._trail.add(Change(who, action, before, after, reason, collection, checks))
 
     async def set_traffic(self, data: bytes, _: Call) -> bytes:
         request = parse(admin_pb2.SetTrafficRequest, data)

@@ -29,6 +29,7 @@ from crossfade.rpc.gate import Gate
 from crossfade.rpc.methods import Needs, needs_of
 from crossfade.rpc.status import refuse
 from crossfade.telemetry import Telemetry
+from crossfade.tracing import current
 from crossfade.write import MAX_COMMIT_BYTES, Write, check
 from crossfade_api.v1 import crossfade_pb2, document_pb2
 
@@ -228,8 +229,14 @@ class Wrapper:
         return grpc.unary_unary_rpc_method_handler(handle)
 
     def streaming(
-        self, name: str, method: Streaming, needs: Needs | None = None
+        self,
+        name: str,
+        method: Streaming,
+        needs: Needs | None = None,
+        *,
+        lasting: bool = False,
     ) -> "grpc.RpcMethodHandler[bytes, bytes]":
+        """`lasting`: it goes on for as long as the caller likes."""
         gate, needs = self._gate, needs or needs_of(name)
 
         async def handle(data: bytes, context: Any) -> AsyncIterator[bytes]:
@@ -253,7 +260,7 @@ class Wrapper:
             finally:
                 if passage is not None:
                     passage.leave()
-                self._ended(name, call, status, started, context)
+                self._ended(name, call, status, started, context, lasting=lasting)
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
@@ -285,7 +292,7 @@ class Wrapper:
             finally:
                 if passage is not None:
                     passage.leave()
-                self._ended(name, call, status, started, context)
+                self._ended(name, call, status, started, context, lasting=True)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -299,6 +306,8 @@ class Wrapper:
             elif key.startswith(OWN_METADATA):
                 asked = {**(asked or {}), key: value}
         trace = self._telemetry.start(name, traceparent)
+        if trace is not None:
+            current.set(trace)  # each call is handled in a context of its own
         return Call(self._telemetry, time.monotonic() + timeout, trace, asked)
 
     def _ask(self, call: Call) -> None:
@@ -318,12 +327,21 @@ class Wrapper:
                     f"{key}: unknown; there are {STORE_METADATA} and {EXPLAIN_METADATA}"
                 )
 
-    def _ended(self, name: str, call: Call, status: str, started: int, context: Any) -> None:
+    def _ended(
+        self,
+        name: str,
+        call: Call,
+        status: str,
+        started: int,
+        context: Any,
+        *,
+        lasting: bool = False,
+    ) -> None:
         if call.asked and call.asked.get(EXPLAIN_METADATA) == "1" and call.served_by:
             context.set_trailing_metadata(((SERVED_METADATA, call.served_by),))
         self._telemetry.record_rpc(name, status, (time.perf_counter_ns() - started) / 1e9)
         if call.trace is not None:
-            call.trace.end(status)
+            call.trace.end(status, lasting=lasting)
 
 
 def _gone(call: Call) -> str:
@@ -397,7 +415,7 @@ def build(
         "Commit": wrap.unary(f"{SERVICE}/Commit", front.commit),
     }
     if watch is not None:
-        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch)
+        handlers["Watch"] = wrap.streaming(f"{SERVICE}/Watch", watch, lasting=True)
     checker = Health((SERVICE, "crossfade.v1.Admin", *services))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, handlers), admin, *services.values())

@@ -57,7 +57,7 @@ class SetStageRequest(_message.Message):
     timeout_seconds: _builtins.float
     """How long a change of authority may hold writes back. Default 10 s."""
     check: _builtins.bool
-    """Asks the checks of this change first; one that does not pass refuses it."""
+    """No matter: the checks of a change are asked in any case, and refuse it. Going back has none."""
     dry_run: _builtins.bool
     """Only says what the checks say."""
     force: _builtins.bool
@@ -297,7 +297,7 @@ class Status(_message.Message):
 
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckAnswer]:
-        """What the checks said; in replies to SetStage with check or dry_run."""
+        """What the checks said; in replies to SetStage."""
 
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupStatus]:
@@ -1250,3 +1250,199 @@ class AuditEntry(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
+
+@_typing.final
+class GetLatencyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINCE_SECONDS_FIELD_NUMBER: _builtins.int
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    STEP_SECONDS_FIELD_NUMBER: _builtins.int
+    since_seconds: _builtins.float
+    """The last so many seconds, to ten, at most 3600; 0: since the sidecar's start."""
+    collection: _builtins.str
+    """A collection id; empty: each."""
+    operation: _builtins.str
+    """get, query or aggregate; empty: each."""
+    step_seconds: _builtins.float
+    """Also the course of the last since_seconds (0: 3600), in parts of so many seconds."""
+    def __init__(
+        self,
+        *,
+        since_seconds: _builtins.float = ...,
+        collection: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        step_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["collection", b"collection", "operation", b"operation", "since_seconds", b"since_seconds", "step_seconds", b"step_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatencyRequest: _TypeAlias = GetLatencyRequest  # noqa: Y015
+
+@_typing.final
+class GetLatencyReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPARISONS_FIELD_NUMBER: _builtins.int
+    MOMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def comparisons(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyComparison]: ...
+    @_builtins.property
+    def moments(self) -> _containers.RepeatedCompositeFieldContainer[Global___LatencyMoment]:
+        """The oldest first, all that was asked for together; with step_seconds."""
+
+    def __init__(
+        self,
+        *,
+        comparisons: _abc.Iterable[Global___LatencyComparison] | None = ...,
+        moments: _abc.Iterable[Global___LatencyMoment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comparisons", b"comparisons", "moments", b"moments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetLatencyReply: _TypeAlias = GetLatencyReply  # noqa: Y015
+
+@_typing.final
+class LatencyQuantiles(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    P50_MS_FIELD_NUMBER: _builtins.int
+    P95_MS_FIELD_NUMBER: _builtins.int
+    P99_MS_FIELD_NUMBER: _builtins.int
+    p50_ms: _builtins.float
+    p95_ms: _builtins.float
+    p99_ms: _builtins.float
+    def __init__(
+        self,
+        *,
+        p50_ms: _builtins.float = ...,
+        p95_ms: _builtins.float = ...,
+        p99_ms: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["p50_ms", b"p50_ms", "p95_ms", b"p95_ms", "p99_ms", b"p99_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyQuantiles: _TypeAlias = LatencyQuantiles  # noqa: Y015
+
+@_typing.final
+class LatencyComparison(_message.Message):
+    """Reads that one store answered and the other was compared with, each timed from its call to its
+    reply in the same process.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLLECTION_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    SLOWER_FIELD_NUMBER: _builtins.int
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    collection: _builtins.str
+    operation: _builtins.str
+    count: _builtins.int
+    slower: _builtins.float
+    """The share of the reads, 0..1, for which PostgreSQL took longer."""
+    @_builtins.property
+    def firestore(self) -> Global___LatencyQuantiles: ...
+    @_builtins.property
+    def postgresql(self) -> Global___LatencyQuantiles: ...
+    @_builtins.property
+    def difference(self) -> Global___LatencyQuantiles:
+        """PostgreSQL minus Firestore of each read: negative where PostgreSQL is faster."""
+
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___DifferenceBucket]:
+        """How the differences are spread; those without any are left out."""
+
+    def __init__(
+        self,
+        *,
+        collection: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        count: _builtins.int = ...,
+        firestore: Global___LatencyQuantiles | None = ...,
+        postgresql: Global___LatencyQuantiles | None = ...,
+        difference: Global___LatencyQuantiles | None = ...,
+        slower: _builtins.float = ...,
+        buckets: _abc.Iterable[Global___DifferenceBucket] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "collection", b"collection", "count", b"count", "difference", b"difference", "firestore", b"firestore", "operation", b"operation", "postgresql", b"postgresql", "slower", b"slower"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyComparison: _TypeAlias = LatencyComparison  # noqa: Y015
+
+@_typing.final
+class DifferenceBucket(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_MS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    to_ms: _builtins.float
+    """Differences up to this, and above that of the bucket before in an even row of octaves."""
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        to_ms: _builtins.float = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "to_ms", b"to_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DifferenceBucket: _TypeAlias = DifferenceBucket  # noqa: Y015
+
+@_typing.final
+class LatencyMoment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRESTORE_FIELD_NUMBER: _builtins.int
+    POSTGRESQL_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def firestore(self) -> Global___LatencyQuantiles:
+        """Absent where nothing was timed."""
+
+    @_builtins.property
+    def postgresql(self) -> Global___LatencyQuantiles: ...
+    @_builtins.property
+    def difference(self) -> Global___LatencyQuantiles: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        count: _builtins.int = ...,
+        firestore: Global___LatencyQuantiles | None = ...,
+        postgresql: Global___LatencyQuantiles | None = ...,
+        difference: Global___LatencyQuantiles | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "difference", b"difference", "firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "count", b"count", "difference", b"difference", "firestore", b"firestore", "postgresql", b"postgresql"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatencyMoment: _TypeAlias = LatencyMoment  # noqa: Y015

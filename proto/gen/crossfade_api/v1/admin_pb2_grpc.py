@@ -94,6 +94,11 @@ class AdminStub:
                 request_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
                 response_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
                 _registered_method=True)
+        self.GetLatency = channel.unary_unary(
+                '/crossfade.v1.Admin/GetLatency',
+                request_serializer=crossfade_dot_v1_dot_admin__pb2.GetLatencyRequest.SerializeToString,
+                response_deserializer=crossfade_dot_v1_dot_admin__pb2.GetLatencyReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -106,8 +111,8 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetStage(self, request, context):
-        """Moves the migration to a stage; returns when it is reached. A change of
-        authority is a barrier: writes wait for it, none fails because of it.
+        """Moves the migration to a stage, if the checks of the change pass; returns when it is
+        reached. A change of authority is a barrier: writes wait for it, none fails because of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -182,6 +187,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLatency(self, request, context):
+        """How long both stores took for the same reads, as this sidecar has timed them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +256,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ListAudit,
                     request_deserializer=crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.FromString,
                     response_serializer=crossfade_dot_v1_dot_admin__pb2.ListAuditReply.SerializeToString,
+            ),
+            'GetLatency': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLatency,
+                    request_deserializer=crossfade_dot_v1_dot_admin__pb2.GetLatencyRequest.FromString,
+                    response_serializer=crossfade_dot_v1_dot_admin__pb2.GetLatencyReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -570,6 +587,33 @@ class Admin:
             '/crossfade.v1.Admin/ListAudit',
             crossfade_dot_v1_dot_admin__pb2.ListAuditRequest.SerializeToString,
             crossfade_dot_v1_dot_admin__pb2.ListAuditReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLatency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossfade.v1.Admin/GetLatency',
+            crossfade_dot_v1_dot_admin__pb2.GetLatencyRequest.SerializeToString,
+            crossfade_dot_v1_dot_admin__pb2.GetLatencyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,8 +33,8 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.Status]
     SetStage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetStageRequest, _admin_pb2.Status]
-    """Moves the migration to a stage; returns when it is reached. A change of
-    authority is a barrier: writes wait for it, none fails because of it.
+    """Moves the migration to a stage, if the checks of the change pass; returns when it is
+    reached. A change of authority is a barrier: writes wait for it, none fails because of it.
     """
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetTrafficRequest, _admin_pb2.Status]
     """Sets read percent and shadow rate of one collection, or the defaults."""
@@ -55,14 +55,16 @@ class AdminStub:
     ListRamps: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]
     ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]
     """Who changed what, the latest first."""
+    GetLatency: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetLatencyRequest, _admin_pb2.GetLatencyReply]
+    """How long both stores took for the same reads, as this sidecar has timed them."""
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetStatusRequest, _admin_pb2.Status]  # type: ignore[assignment]
     SetStage: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetStageRequest, _admin_pb2.Status]  # type: ignore[assignment]
-    """Moves the migration to a stage; returns when it is reached. A change of
-    authority is a barrier: writes wait for it, none fails because of it.
+    """Moves the migration to a stage, if the checks of the change pass; returns when it is
+    reached. A change of authority is a barrier: writes wait for it, none fails because of it.
     """
     SetTraffic: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetTrafficRequest, _admin_pb2.Status]  # type: ignore[assignment]
     """Sets read percent and shadow rate of one collection, or the defaults."""
@@ -83,6 +85,8 @@ class AdminAsyncStub(AdminStub):
     ListRamps: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRampsRequest, _admin_pb2.ListRampsReply]  # type: ignore[assignment]
     ListAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditReply]  # type: ignore[assignment]
     """Who changed what, the latest first."""
+    GetLatency: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetLatencyRequest, _admin_pb2.GetLatencyReply]  # type: ignore[assignment]
+    """How long both stores took for the same reads, as this sidecar has timed them."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -98,8 +102,8 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.SetStageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Status, _abc.Awaitable[_admin_pb2.Status]]:
-        """Moves the migration to a stage; returns when it is reached. A change of
-        authority is a barrier: writes wait for it, none fails because of it.
+        """Moves the migration to a stage, if the checks of the change pass; returns when it is
+        reached. A change of authority is a barrier: writes wait for it, none fails because of it.
         """
 
     @_abc_1.abstractmethod
@@ -180,5 +184,13 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListAuditReply, _abc.Awaitable[_admin_pb2.ListAuditReply]]:
         """Who changed what, the latest first."""
+
+    @_abc_1.abstractmethod
+    def GetLatency(
+        self,
+        request: _admin_pb2.GetLatencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetLatencyReply, _abc.Awaitable[_admin_pb2.GetLatencyReply]]:
+        """How long both stores took for the same reads, as this sidecar has timed them."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -7,8 +7,9 @@ from datetime import datetime
 from crossfade.ramp import Answer, Outcome
 from crossfade.stores.postgres.lanes import Lanes
 
-_ADD = """insert into crossfade.audit (who, action, collection_id, before, after, checks, reason)
-values ($1, $2, $3, $4, $5, $6::jsonb, $7)"""
+_ADD = """insert into crossfade.audit
+    (who, action, collection_id, before, after, checks, reason, at)
+values ($1, $2, $3, $4, $5, $6::jsonb, $7, coalesce($8::timestamptz, now()))"""
 _LIST = """select at, who, action, collection_id, before, after, checks, reason
 from crossfade.audit where $1::text is null or collection_id = $1
 order by id desc limit $2"""
@@ -16,7 +17,8 @@ order by id desc limit $2"""
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """`action`: stage, traffic, ramp or guard. `collection` "": all, or the defaults."""
+    """`action`: stage, traffic, ramp or guard. `collection` "": all, or the defaults. `at`: when
+    it was made; None: now, by PostgreSQL's clock."""
 
     who: str
     action: str
@@ -25,6 +27,7 @@ class Change:
     reason: str
     collection: str = ""
     checks: tuple[Answer, ...] = ()
+    at: datetime | None = None
 
 
 def without_nul(text: str) -> str:
@@ -53,6 +56,7 @@ class Audit:
                 for each in change.checks
             ],
             without_nul(change.reason),
+            change.at,
             timeout=self._timeout,
         )
 

@@ -78,7 +78,8 @@ free as (
 update crossfade.pending p
 set claim = $1, lease_until = clock_timestamp() + $2::float8 * interval '1 second'
 from free where p.id = free.id
-returning p.id, p.intent, p.path, p.epoch, p.reason, p.attempts"""
+returning p.id, p.intent, p.path, p.epoch, p.reason, p.attempts,
+    extract(epoch from clock_timestamp() - p.inserted_at)::float8 as age"""
 # The pause doubles with every failure, up to a minute. Without a limit of attempts the
 # failure is not the row's: a store's outage makes no dead letters, however long it is.
 _RELEASE = """update crossfade.pending
@@ -146,7 +147,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class PendingRow:
-    """A claimed row of `crossfade.pending`."""
+    """A claimed row of `crossfade.pending`. `age`: seconds since it was made, at the claim."""
 
     id: int
     intent: str
@@ -154,6 +155,7 @@ class PendingRow:
     epoch: int
     reason: str
     attempts: int
+    age: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +284,7 @@ class Mirror:
         other free row of its path."""
         rows = await self._lanes.fetch(_CLAIM, claim, lease, limit, *self._listed, timeout=timeout)
         return [
-            PendingRow(row[0], row[1], unescape_path(row[2]), row[3], row[4], row[5])
+            PendingRow(row[0], row[1], unescape_path(row[2]), *row[3:])
             for row in sorted(rows, key=lambda row: row[0])
         ]
 

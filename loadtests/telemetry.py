@@ -1,0 +1,169 @@
+"""What traces and metrics cost: `python -m loadtests.telemetry`.
+
+Reads of one document that PostgreSQL answers, the cheapest call there is, through sidecars
+that differ in [telemetry] alone: no export; the same again (the control); the default, which
+traces a hundredth and holds the rest until its end; every call traced. Both export over OTLP
+to a receiver in a process of its own, which takes everything and reads nothing.
+
+In turns, as all benches here. Exit codes: 0 within the targets; 1 over one, or not resolved.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc.aio
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
+from loadtests.bench import report, servers
+from loadtests.bench.__main__ import fill, go_live
+from loadtests.bench.measure import (
+    BenchError,
+    Caller,
+    Case,
+    Comparison,
+    Group,
+    with_children,
+)
+from loadtests.stack import StackError, started
+
+READY = "collector "
+OPS, IN_FLIGHT = 1_500, 32
+KEPT = {"every call": 0.80, "default": 0.95}
+"""What is to be left of the throughput."""
+MARGINS = {"every call": 0.08, "default": 0.04}
+SETTINGS = {
+    "off": "",
+    "off again": "",
+    "default": '[telemetry]\notlp_endpoint = "{endpoint}"\n',
+    "every call": '[telemetry]\notlp_endpoint = "{endpoint}"\nsample_ratio = 1.0\n',
+}
+
+
+# --- the receiver ------------------------------------------------------------------------------
+
+
+async def receive() -> None:
+    """Serves OTLP until the process is ended. An empty reply says that all was taken."""
+
+    async def take(_: bytes, __: object) -> bytes:
+        return b""
+
+    server = grpc.aio.server()
+    for service in (
+        trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"],
+        metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"],
+    ):
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Export": grpc.unary_unary_rpc_method_handler(take)
+        }
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service.full_name, methods),)
+        )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    print(f"{READY}127.0.0.1:{port}", flush=True)
+    await server.wait_for_termination()
+
+
+@contextmanager
+def collector(directory: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "loadtests.telemetry", "--receive"]
+    with started(command, directory / "collector.txt", READY) as (_, address):
+        yield address
+
+
+# --- the bench ---------------------------------------------------------------------------------
+
+
+def measured(directory: Path, resources: ExitStack) -> Group:
+    names = {name: name.replace(" ", "_") for name in SETTINGS}
+    postmaster, dsn = resources.enter_context(servers.postgresql(directory, tuple(names.values())))
+    # No call that is measured comes to it.
+    _, _, emulator = resources.enter_context(servers.firestore(directory, embedded=True))
+    endpoint = f"http://{resources.enter_context(collector(directory))}"
+    cases = []
+    for name, short in names.items():
+        pid, address = resources.enter_context(
+            servers.sidecar(
+                directory,
+                short,
+                dsn=dsn[short],
+                emulator=emulator,
+                mirror="async",
+                more=SETTINGS[name].format(endpoint=endpoint),
+            )
+        )
+        asyncio.run(fill(address))
+        asyncio.run(go_live(address))
+        caller = Caller("crossfade_get", IN_FLIGHT, directory / f"{short}.caller", target=address)
+        resources.callback(caller.close)
+        cases.append(Case(name, caller, pid))
+    comparisons = [Comparison(name, "off", ("rate", "server")) for name in KEPT]
+    return Group(
+        "get of one document, PostgreSQL answers",
+        cases,
+        comparisons,
+        OPS,
+        lambda: with_children(postmaster),
+    )
+
+
+def judge(group: Group) -> bool:
+    """By the throughput of a core, the inverse of the sidecar's CPU for a call: callers, stores
+    and the receiver share the machine with it, and the calls a second are theirs, too."""
+    good = True
+    for ratio in group.ratios():
+        if ratio.metric != "server":
+            continue
+        left, target = 1 / ratio.ratio, KEPT[ratio.case]
+        resolved = abs(ratio.control - 1) <= MARGINS[ratio.case]
+        good &= resolved and left >= target
+        told = f"x{left:.2f} of the throughput is left, target x{target:.2f}"
+        told += "" if left >= target else ", missed"
+        told += "" if resolved else f", not resolved (A/A x{ratio.control:.2f})"
+        print(f"  {ratio.case}: {told}")
+    return good
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m loadtests.telemetry",
+        description="What is left of a sidecar's throughput while it exports traces and metrics.",
+        epilog="Exit codes: 0 within the targets; 1 over one, or not resolved.",
+    )
+    parser.add_argument("--rounds", type=int, default=15, metavar="N", help="at most (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="for all rounds (%(default)s)")
+    parser.add_argument("--receive", action="store_true", help="be the receiver, for the bench")
+    options = parser.parse_args(arguments)
+    if options.receive:
+        asyncio.run(receive())
+        return 0
+    # Processes are started while channels are open; gRPC's fork handlers would crash them.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    begun = time.monotonic()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="crossfade-telemetry-") as name,
+            ExitStack() as resources,
+        ):
+            group = measured(Path(name), resources)
+            report.run(group, options.rounds, options.seconds)
+            report.show(group)
+            good = judge(group)
+    except (BenchError, StackError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    print(f"{time.monotonic() - begun:.0f} s")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
