@@ -18,8 +18,8 @@ DARK = {"color_scheme": "dark"}
 @pytest.fixture
 async def stack(postgres_database):
     """In stage shadow, with some traffic of the past."""
-    options = {"http": {}, "shadow_rate": 1.0, "read_percent": 40}
-    async with running(await postgres_database(), Stage.SHADOW, **options) as made:
+    url = await postgres_database()
+    async with running(url, Stage.SHADOW, http={}, shadow_rate=1.0, read_percent=40) as made:
         await made.copy()
         await busy(made)
         yield made
@@ -188,9 +188,9 @@ async def test_a_token_is_asked_for_and_again_when_it_has_expired(
     entry = '[[token]]\nname = "ops"\nrole = "{}"\ntoken = "{}"\n'
     first, second = "first-token-of-the-tests", "second-token-of-the-tests"
     file.write_text(entry.format("admin", first))
-    options = {"http": {}, "access": {"tokens_file": file}}
+    access = {"tokens_file": file}
     async with (
-        running(await postgres_database(), Stage.SHADOW, **options) as stack,
+        running(await postgres_database(), Stage.SHADOW, http={}, access=access) as stack,
         opened(place(stack)) as page,
     ):
         dialog = page.get_by_role("dialog", name="Sign in")

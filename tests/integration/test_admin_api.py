@@ -34,7 +34,7 @@ def ask(stack):
     return asked
 
 
-async def got(answer) -> dict:
+async def got(answer: Any) -> Any:
     found = await answer
     assert found.status == 200, found.body
     return found.json
@@ -378,7 +378,7 @@ async def test_a_stream_ends_with_its_token(postgres_database, tmp_path):
 
 
 async def test_without_tokens_a_network_finds_it_closed(postgres_database):
-    http = {"host": "0.0.0.0"}
+    http: dict[str, Any] = {"host": "0.0.0.0"}
     async with running(await postgres_database(), Stage.SHADOW, http=http) as stack:
         address = stack.sidecar.web.address.replace("0.0.0.0", "127.0.0.1")
         assert (await call(address, "/readyz")).status == 200

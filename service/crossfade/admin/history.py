@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+from crossfade.durations import quantile
 from crossfade.figures import EVERY, STORES, Tally, tallies
-from crossfade.telemetry import OLDEST_PENDING, PENDING, VERDICTS, Gauge, Telemetry, quantile
+from crossfade.telemetry import OLDEST_PENDING, PENDING, VERDICTS, Gauge, Telemetry
 
 INTERVAL_SECONDS = 5.0
 MINUTE = 12
