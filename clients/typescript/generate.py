@@ -29,6 +29,7 @@ SOURCES = (
     "google/protobuf/timestamp.proto",
     "google/protobuf/wrappers.proto",
     "google/type/latlng.proto",
+    "violet/v1/violet.proto",
 )
 OPTIONS = (
     "oneof=unions-value",

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -12,13 +14,19 @@ from cyclopts import App, Parameter
 from crossfade.probes import CannotStart
 
 if TYPE_CHECKING:
+    import grpc.aio
+
     from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 
 OK, FAILED = 0, 1
 CONNECT_SECONDS = 5.0
 CALL_SECONDS = 30.0
 PAGE = 500
-Address = Annotated[str, Parameter(help="HOST:PORT of a sidecar.")]
+TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN", "CROSSFADE_TOKEN_FILE"
+CA_VARIABLE = "CROSSFADE_CA"
+Address = Annotated[
+    str, Parameter(env_var="CROSSFADE_ADDRESS", help="HOST:PORT of a sidecar, or unix:PATH.")
+]
 Json = Annotated[bool, Parameter(name="--json", negative="", help="JSON on stdout, no table.")]
 
 dead_letters = App(
@@ -169,14 +177,12 @@ def _ask(address: str, work: "Callable[[admin_pb2_grpc.AdminAsyncStub], Awaitabl
 @asynccontextmanager
 async def connected(address: str) -> "AsyncIterator[admin_pb2_grpc.AdminAsyncStub]":
     """The sidecar's admin service. Raises CannotStart when nothing answers there."""
-    import grpc
-
     from crossfade_api.v1 import admin_pb2_grpc
 
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        raise CannotStart(f'--address: "{address}" is not HOST:PORT')
-    async with grpc.aio.insecure_channel(address) as channel:
+    if not address.startswith("unix:/") and (not host or not port.isdecimal()):
+        raise CannotStart(f'--address: "{address}" is not HOST:PORT, or unix:PATH')
+    async with _channel(address) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
         except TimeoutError:
@@ -185,3 +191,27 @@ async def connected(address: str) -> "AsyncIterator[admin_pb2_grpc.AdminAsyncStu
             ) from None
         stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
         yield stub
+
+
+def _channel(address: str) -> "grpc.aio.Channel":
+    """With the caller's token, over TLS where there is a CA: of the environment, which the
+    options of the command line were put into."""
+    import grpc
+
+    from crossfade.bearer import Bearer
+
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if file := os.environ.get(TOKEN_FILE_VARIABLE):
+        token = _read(file, TOKEN_FILE_VARIABLE).decode().strip()
+    interceptors = [Bearer(token)] if token else []
+    if file := os.environ.get(CA_VARIABLE):
+        credentials = grpc.ssl_channel_credentials(_read(file, CA_VARIABLE))
+        return grpc.aio.secure_channel(address, credentials, interceptors=interceptors)
+    return grpc.aio.insecure_channel(address, interceptors=interceptors)
+
+
+def _read(file: str, variable: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise CannotStart(f"{variable}: {file} cannot be read: {error.strerror}") from None

@@ -11,11 +11,12 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from crossfade import gauges
+from crossfade import gauges, redaction
 from crossfade import group as group_parts
 from crossfade.admin.api import AdminServer
 from crossfade.admin.guard import admission
 from crossfade.admin.parts import Parts
+from crossfade.authority import Authority
 from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.controls import Controls
@@ -25,6 +26,7 @@ from crossfade.doors import Doors, is_loopback
 from crossfade.errors import FailedPrecondition, InfrastructureError
 from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
+from crossfade.jobs.both import Both
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
 from crossfade.jobs.trail import Trail
@@ -33,6 +35,7 @@ from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import firestore_v1, latency, mismatches
+from crossfade.rpc import jobs as job_rpc
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -58,6 +61,8 @@ from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.held import HeldPages
+from crossfade.stores.postgres.jobs import Jobs
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.stores.postgres.schema import create_schema
@@ -140,6 +145,7 @@ async def _start(
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
+    _hide_ids(settings, mappings)
     doors = Doors(settings, telemetry)
     groups = settings.grouping()
     check_groups(groups, mappings)
@@ -212,13 +218,14 @@ async def _start(
     shadow = shadowing.shadow
     hearts = {name: member.heart(shared, shadow) for name, member in members.items()}
     documents: Documents = Dispatch(groups, hearts) if len(hearts) > 1 else hearts[DEFAULT]
+    by_group = {name: each.postgres for name, each in members.items() if each.postgres is not None}
+    authority = Authority(groups, controls, firestore, by_group)
     transactions = Transactions(
         groups,
         controls,
         documents,
         database,
-        firestore,
-        {name: each.postgres for name, each in members.items() if each.postgres is not None},
+        authority,
         Snapshots(lanes["snapshot"], mappings, database) if lanes else None,
     )
     changes = Changes(lanes["listen"]) if lanes else None
@@ -250,6 +257,21 @@ async def _start(
         trail=trail,
         limits=settings.ramp.limits(),
     )
+    jobs = Jobs(lanes["mirror"]) if lanes else None
+    if firestore is not None and jobs is not None:
+        admin.copying = {
+            name: Both(
+                member.control,
+                firestore,
+                member.mirror,
+                HeldPages(lanes["mirror"], name),
+                jobs,
+                mappings,
+                database,
+            )
+            for name, member in members.items()
+            if member.mirror is not None
+        }
     ramping = None
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
@@ -285,6 +307,7 @@ async def _start(
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
+            job_rpc.SERVICE: job_rpc.handler(job_rpc.JobMethods(jobs), wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },
@@ -381,6 +404,13 @@ async def _start(
         tasks,
         AsyncExitStack(),
     )
+
+
+def _hide_ids(settings: Settings, mappings: Mappings) -> None:
+    key = settings.shadow.hash_key
+    secret = {mapping.collection_id for mapping in mappings if mapping.secret_ids}
+    secret |= {name for name, each in settings.collections.items() if each.secret_ids}
+    redaction.install(secret, None if key is None else key.get_secret_value().encode())
 
 
 def _refused(watch: SettingsWatch) -> float:

@@ -99,7 +99,8 @@ class Change:
 
     `deadline` (PostgreSQL's clock, seconds since 1970): a barrier that is not drained by then
     is given up. `coordinator`: whose turn it is, while its lease runs. `first`: there was no
-    control document before, so no sidecar has ever written to this Firestore.
+    control document before, so no sidecar has ever written to this Firestore. `epoch`: in which
+    the coordinator took its turn, or which it began itself; in another it does nothing more.
     """
 
     id: str
@@ -110,6 +111,7 @@ class Change:
     coordinator: str = ""
     deadline: float = 0.0
     first: bool = False
+    epoch: int = 0
 
     @property
     def next(self) -> str | None:
@@ -132,6 +134,7 @@ def _change_of(row: Mapping[str, Any]) -> Change:
         barrier.get("coordinator", ""),
         barrier.get("deadline", 0.0),
         barrier.get("first", False),
+        row["epoch"],
     )
 
 
@@ -258,7 +261,15 @@ class Coordinator:
     async def _begin(self, kind: str, before: Snapshot, target: Stage, timeout: float) -> Change:
         """The first step of all: the row says what is under way, and the rest is carried on
         by whoever lives."""
-        change = Change(new_intent(), kind, before.stage, target, STEPS[kind][0], self._name)
+        change = Change(
+            new_intent(),
+            kind,
+            before.stage,
+            target,
+            STEPS[kind][0],
+            self._name,
+            epoch=before.epoch,
+        )
         mirroring = kind in {"begin", "leave"}
         async with self._control.transaction() as connection:
             begun = await connection.execute(
@@ -360,9 +371,13 @@ class Coordinator:
     async def _walk(self, change: Change | None) -> None:
         following = change
         while following is not None:
-            current = following
+            current, snapshot = following, self._control.snapshot
+            if snapshot.epoch != current.epoch:
+                # It stood still for so long that others went on; the document, which knows no
+                # change but only epochs, would be written for the epoch of today.
+                raise EpochChanged("another sidecar goes on with the change of stage")
             try:
-                following = await self._do[current.step](current, self._control.snapshot)
+                following = await self._do[current.step](current, snapshot)
             except (DeadlineExceeded, FailedPrecondition) as reason:
                 if _can_be_given_up(current):
                     raise _TooLate(current, reason) from reason
@@ -466,7 +481,7 @@ class Coordinator:
 
     async def _move(self, change: Change, snapshot: Snapshot) -> Change:
         """PostgreSQL is closed for good, Firestore's document not open yet: at no time both."""
-        after = replace(change, step="publish")
+        after = replace(change, step="publish", epoch=snapshot.epoch + 1)
 
         async def restamp(connection: Any) -> None:
             if STAGES[change.target].mirrored:
@@ -493,7 +508,7 @@ class Coordinator:
         snapshot = self._control.snapshot
         authority = STAGES[change.before].authority
         after = (
-            replace(change, kind="undo", step="publish")
+            replace(change, kind="undo", step="publish", epoch=snapshot.epoch + 1)
             if authority is StoreName.FIRESTORE
             else None
         )

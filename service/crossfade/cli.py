@@ -21,7 +21,9 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
-from crossfade.admin_commands import dead_letters
+from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.backfill_commands import backfill, jobs
+from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.schema_commands import drift, schema
@@ -55,7 +57,9 @@ app = App(
     "while it keeps running.",
     help_epilogue="Exit codes: 0 it worked; 1 the work failed or found a difference; "
     "2 it could not start (bad input, settings, a port or a store). "
-    "--debug anywhere shows the traceback of an error.",
+    "--debug anywhere shows the traceback of an error. Commands that ask a sidecar take "
+    "the token of CROSSFADE_TOKEN or --token-file FILE, and for TLS the CA of --ca FILE "
+    "(CROSSFADE_CA).",
     help_format="markdown",
     version=lambda: version("crossfade"),
     result_action="return_value",
@@ -66,8 +70,8 @@ app = App(
 
 
 for command in (
-    *(schema, drift, stage, traffic, ramp, rollback, mismatches, latency, audit),
-    dead_letters,
+    *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
+    *(dead_letters, backfill, jobs),
 ):
     app.command(command)
 
@@ -83,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with suppress(ValueError):
         tokens.remove("--debug")
     try:
+        _take_credentials(tokens)
         return int(app(tokens) or OK)
     except CycloptsError as error:
         if debug:
@@ -95,6 +100,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _refuse(*_ending(error))
+
+
+def _take_credentials(tokens: list[str]) -> None:
+    """Options of every command that asks a sidecar: into the environment, where its channel
+    finds them. A token itself is no option: everybody on a machine sees its processes' words."""
+    for option, variable in (("--token-file", TOKEN_FILE_VARIABLE), ("--ca", CA_VARIABLE)):
+        for at, token in enumerate(tokens):
+            name, equals, value = token.partition("=")
+            if name != option:
+                continue
+            if not equals and at + 1 == len(tokens):
+                raise CannotStart(f"{option} needs the path of a file")
+            os.environ[variable] = value if equals else tokens[at + 1]
+            del tokens[at : at + (1 if equals else 2)]
+            break
 
 
 def _refuse(sentence: str, code: int) -> int:

@@ -27,6 +27,11 @@ class Controls(Mapping[str, Control]):
     def default(self) -> Control:
         return self._controls[DEFAULT]
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The default group's."""
+        return self.default.snapshot
+
     def of(self, collection: str) -> Control:
         """That of a collection; of "", which stands for the defaults, the default group's."""
         return self._controls[self._groups.of(collection)] if collection else self.default

@@ -12,6 +12,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any, TypeAlias
 
+from crossfade import redaction
 from crossfade.document import ABSENT, Fields, GeoPoint, format_field_path, identical
 
 MAX_DIFFERENCES = 50
@@ -106,13 +107,14 @@ def _exact(value: Any) -> Hashable:
 
 
 def format_place(place: Place) -> str:
-    """As a field path, with `[n]` for the items of arrays."""
-    text = ""
+    """As a field path, with `[n]` for the items of arrays. Names that may be somebody's data
+    are hidden."""
+    text, key_of = "", redaction.present().key_of_map
     for part in place:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += ("." if text else "") + format_field_path((part,))
+            text += ("." if text else "") + format_field_path((key_of(part),))
     return text
 
 

@@ -8,8 +8,8 @@ away, or a put that fails, changes nothing about the mirror's catching up.
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Coroutine, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -248,10 +248,15 @@ class Forward:
         where PostgreSQL knows it as done. An epoch that is over is never a reason for the
         outbox: a barrier must not look like an outage. Of several groups each has rows, or
         all have the way around them."""
-        outbox = self.outbox if self._mirror != "required" else None
-        if outbox is not None and outbox.goes_around(parts[0].snapshot):
+        outboxes = {
+            part.forward.outbox: part.snapshot
+            for part in parts
+            if part.mirrored and part.forward.outbox is not None and self._mirror != "required"
+        }
+        away = any(outbox.mirror_is_out for outbox in outboxes)
+        if outboxes and (away or all(each.goes_around(at) for each, at in outboxes.items())):
             return False
-        most = math.inf if outbox is None else outbox.patience
+        most = min((outbox.patience for outbox in outboxes), default=math.inf)
         horizon = None if self._fenced(request_id, parts) else self._horizon
         opened: list[_Part] = []
         done: Request | None = None
@@ -268,7 +273,7 @@ class Forward:
                     request_id,
                     horizon,
                 )
-                if outbox is not None and part.forward.outbox is not None:
+                if outboxes and part.forward.outbox is not None:
                     part.forward.outbox.opened(time.monotonic() - began)
                 if done is not None:
                     # Another attempt was settled meanwhile, whose rows these are too.
@@ -281,10 +286,11 @@ class Forward:
             raise
         except (InfrastructureError, Unauthenticated, PermissionDenied) as error:
             call.left()  # the caller's own deadline says nothing about PostgreSQL
-            if outbox is None:
+            if not outboxes:
                 raise
             log.warning("PostgreSQL takes no pending rows", error=error.code)
-            outbox.mirror_is_out = True
+            for outbox in outboxes:
+                outbox.mirror_is_out = True
             return False
         return True if done is None else done
 
@@ -418,13 +424,14 @@ class Forward:
             await asyncio.wait(self._detached, timeout=timeout)
 
 
-@contextmanager
-def _writing(parts: Sequence[_Part]) -> Iterator[None]:
+def _writing(parts: Sequence[_Part]) -> AbstractContextManager[object]:
     """Marks a commit as begun, in each of its groups."""
-    with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(part.forward.control.writing())
-        yield
+    if len(parts) == 1:
+        return parts[0].forward.control.writing()
+    stack = ExitStack()
+    for part in parts:
+        stack.enter_context(part.forward.control.writing())
+    return stack
 
 
 async def _refused(

@@ -54,6 +54,13 @@ class Groups:
             *(Group(name, of, layout) for name, of in given.items()),
         )
 
+    @property
+    def layout(self) -> str:
+        return self.all[0].layout
+
+    def __contains__(self, name: str) -> bool:
+        return any(group.name == name for group in self.all)
+
     def of(self, collection: str) -> str:
         """The name of the group that a collection id belongs to."""
         return self._by_collection.get(collection, DEFAULT)
@@ -62,6 +69,26 @@ class Groups:
         """The names of the groups that documents belong to, in order."""
         by_collection = self._by_collection
         return tuple(sorted({by_collection.get(collection_id(path), DEFAULT) for path in paths}))
+
+
+def groups_of(layout: str) -> Groups:
+    """The groups of a layout."""
+    return Groups(json.loads(layout) if layout else None)
+
+
+def sources(before: Groups, after: Groups) -> dict[str, tuple[str, ...]]:
+    """For each group of `after`, the groups of `before` that it has collections from; first
+    the one of its own name, if there was one."""
+    found = {}
+    for group in after.all:
+        if group.named:
+            of = {before.of(collection) for collection in group.collections}
+        else:
+            listed = {name for each in before.all for name in each.collections}
+            of = {before.of(name) for name in listed if group.holds(name)} | {DEFAULT}
+        of |= {group.name} if group.name in before else set()
+        found[group.name] = tuple(sorted(of, key=lambda name: (name != group.name, name)))
+    return found
 
 
 def shown(layout: str) -> str:

@@ -6,13 +6,19 @@ they are where document values are.
 
 import logging
 import sys
-from typing import TextIO
+import traceback
+from types import TracebackType
+from typing import Any, TextIO, TypeAlias
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from crossfade import redaction
+from crossfade.errors import CrossfadeError
 from crossfade.settings import LogSettings
 from crossfade.tracing import log_ids
+
+MAX_CHAIN = 8
 
 
 def _is_of_interest(record: logging.LogRecord) -> bool:
@@ -25,6 +31,45 @@ def _with_trace(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return {**event, **log_ids()}
 
 
+def _without_objects(record: logging.LogRecord) -> bool:
+    """Asyncio adds, on lines of their own, the task or the future with what it failed with."""
+    if record.name == "asyncio":
+        record.msg, record.args = record.getMessage().partition("\n")[0], None
+    return True
+
+
+def _hide_secret_ids(_: Any, __: str, event: EventDict) -> EventDict:
+    hide = redaction.present().text
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = hide(value)
+        elif isinstance(value, list | tuple):
+            event[name] = [hide(item) if isinstance(item, str) else item for item in value]
+    return event
+
+
+ErrorInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+
+
+def _traceback(exc_info: ErrorInfo) -> str:
+    """Where an error was raised, and what it is; of errors that are not our own, not what they
+    say: a driver's may quote a document's value. The one that was first comes first."""
+    told: list[str] = []
+    error: BaseException | None = exc_info[1]
+    while error is not None and len(told) < MAX_CHAIN:
+        said = ""
+        if isinstance(error, CrossfadeError):
+            said = f": {redaction.present().text(str(error))}"
+        lines = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
+        told.append(f"Traceback (most recent call last):\n{lines}{type(error).__name__}{said}")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(reversed(told))
+
+
+def _print_traceback(out: TextIO, exc_info: ErrorInfo) -> None:
+    print(f"\n{_traceback(exc_info)}", file=out)
+
+
 def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Sets up structlog and the standard library's logging (of the libraries) alike."""
     stream = stream or sys.stderr
@@ -34,17 +79,19 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         _with_trace,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper("iso"),
+        _hide_secret_ids,
     ]
     if settings.format == "json":
         # The plain formatter: structlog's dictionaries of tracebacks hold the locals.
         render: list[Processor] = [
-            structlog.processors.format_exc_info,
+            structlog.processors.ExceptionRenderer(_traceback),
             structlog.processors.JSONRenderer(),
         ]
     else:
         render = [
             structlog.dev.ConsoleRenderer(
-                colors=stream.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=stream.isatty(),
+                exception_formatter=_print_traceback,
             )
         ]
     structlog.configure(
@@ -60,6 +107,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         )
     )
     handler.addFilter(_is_of_interest)
+    handler.addFilter(_without_objects)
     logging.root.handlers = [handler]
     # The libraries' own remarks are only of interest when something is wrong.
     logging.root.setLevel(max(level, logging.WARNING))

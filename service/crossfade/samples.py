@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
+from crossfade import redaction
 from crossfade.diff import Difference, format_place
 from crossfade.document import ABSENT, FieldPath, GeoPoint, Reference
 from crossfade.errors import CrossfadeError
@@ -160,7 +161,7 @@ class Samples:
                 mark,
                 finding.verdict.value,
                 offer.operation,
-                finding.path,
+                body["path"],
                 tuple(dict.fromkeys(format_place(each.place) for each in finding.differences)),
                 body,
                 body,
@@ -171,7 +172,7 @@ class Samples:
             )
         self._held[offer.collection, mark] = replace(
             known,
-            path=finding.path,
+            path=body["path"],
             latest=body,
             count=known.count + 1,
             latest_at=now,
@@ -180,7 +181,7 @@ class Samples:
 
     def _body(self, offer: Offer, finding: Finding, now: int) -> dict[str, Any]:
         return {
-            "path": finding.path,
+            "path": redaction.present().path(finding.path),
             "at": now,
             "trace_id": None if offer.link is None else offer.link.id,
             "route": {

@@ -310,11 +310,13 @@ def field_paths(texts: Iterable[str]) -> tuple[FieldPath, ...]:
 
 class CollectionSettings(Section):
     """Reads of one collection and how they are compared; None takes the default of
-    [migration]. `clear`: fields whose values samples of mismatches may show."""
+    [migration]. `clear`: fields whose values samples of mismatches may show. `secret_ids`: the
+    ids of its documents are secrets, also where the mapping does not say so."""
 
     read_percent: Percent | None = None
     shadow_rate: Rate | None = None
     salt: str | None = None
+    secret_ids: bool = False
     clear: tuple[FieldName, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
 
@@ -502,23 +504,26 @@ class Settings(Section):
             or self.server.client_ca is not None
         )
 
-    @model_validator(mode="after")
-    def _of_one_group(self) -> "Settings":
-        if DEFAULT in self.groups:
+    @field_validator("groups")
+    @classmethod
+    def _of_one_group(cls, value: dict[str, GroupSettings]) -> dict[str, GroupSettings]:
+        if DEFAULT in value:
             raise ValueError(
-                f"groups: {DEFAULT} has the collections that no other has, and its stage is that "
-                f"of [migration]"
+                f"{DEFAULT} has the collections that no other has, and its stage is that of "
+                f"[migration]"
             )
-        counts = Counter(name for each in self.groups.values() for name in each.collections)
-        for name, count in counts.items():
+        for name, count in Counter(c for each in value.values() for c in each.collections).items():
             if count > 1:
-                raise ValueError(f"groups: {name} is named {count} times; it is of one group")
-        return self
+                raise ValueError(f"collection {name} is named {count} times; it is of one group")
+        return value
+
+    def requested_stage(self) -> Stage | None:
+        """The stage that the file or the seed variables ask for; None: no request."""
+        return self.migration.stage
 
     def requested_stages(self) -> dict[str, Stage]:
-        """The stage that the file or the seed variables ask for, by group; without a request,
-        nothing."""
-        asked = {DEFAULT: self.migration.stage}
+        """The same by group; without a request, nothing."""
+        asked = {DEFAULT: self.requested_stage()}
         asked |= {name: group.stage for name, group in self.groups.items()}
         return {name: stage for name, stage in asked.items() if stage is not None}
 

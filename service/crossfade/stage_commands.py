@@ -33,7 +33,7 @@ Address = Annotated[
     str,
     Parameter(
         env_var="CROSSFADE_ADDRESS",
-        help="HOST:PORT of the sidecar, as `crossfade serve` prints.",
+        help="HOST:PORT or unix:PATH of the sidecar, as `crossfade serve` prints.",
     ),
 ]
 Json = Annotated[

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from crossfade import wire
 from crossfade.aggregate import Aggregation
+from crossfade.authority import Authority, no_past
 from crossfade.call import Call
 from crossfade.control import Control
 from crossfade.document import Database, Document, Value
@@ -26,7 +27,6 @@ from crossfade.errors import (
     Aborted,
     CrossfadeError,
     FailedPrecondition,
-    InfrastructureError,
     InvalidArgument,
     OutcomeUnknown,
     ResourceExhausted,
@@ -35,12 +35,9 @@ from crossfade.errors import (
 from crossfade.groups import DEFAULT, Groups
 from crossfade.identities import FIRESTORE, UNBOUND, Identities, kind_of
 from crossfade.migrator import Documents, spans
-from crossfade.pending import ATTEMPTS, intents_of
 from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.store import (
-    NOW,
-    Aggregated,
     Asked,
     At,
     CommitOutcome,
@@ -48,12 +45,9 @@ from crossfade.store import (
     Page,
     Reading,
     Seen,
-    Stored,
     Version,
 )
-from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.snapshots import HeldSnapshot, Snapshots
-from crossfade.stores.postgres.store import PostgresStore
 from crossfade.write import Write
 
 T = TypeVar("T")
@@ -151,7 +145,7 @@ class Transaction:
 
 
 class Transactions:
-    """Transactions of a sidecar. `firestore` and `postgres` are None where it runs without."""
+    """Transactions of a sidecar. `snapshots` None: it runs without PostgreSQL."""
 
     def __init__(
         self,
@@ -159,8 +153,7 @@ class Transactions:
         controls: Mapping[str, Control],
         documents: Documents,
         database: Database,
-        firestore: FirestoreStore | None,
-        postgres: Mapping[str, PostgresStore],
+        authority: Authority,
         snapshots: Snapshots | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -170,8 +163,7 @@ class Transactions:
         self._identities = Identities([group.name for group in groups.all])
         self._documents = documents
         self.database = database
-        self._firestore = firestore
-        self._postgres = postgres
+        self.authority = authority
         self._snapshots = snapshots
         self._clock = clock
         self._open: dict[bytes, _Open] = {}
@@ -197,7 +189,7 @@ class Transactions:
         pause, earlier = FIRST_PAUSE, None
         while True:
             # Asked before it begins: what is known as done then is seen by what it reads.
-            replayed, attempt = await self._known(request_id, call)
+            replayed, attempt = await self.authority.known(request_id, call)
             identity = await self.begin(call, retry=earlier)
             done = False
             wait = 0.0
@@ -225,36 +217,6 @@ class Transactions:
                     await self._let_go(identity)
             await asyncio.sleep(wait)
             pause = min(2 * pause, LONGEST_PAUSE)
-
-    async def _known(self, request_id: str | None, call: Call) -> tuple[bool, int]:
-        """Whether the request was committed before, and which of its intents to try next."""
-        if request_id is None:
-            return False, 0
-        intents = intents_of(request_id)
-        if not self._several:
-            snapshot = await self._controls[DEFAULT].admit(call.left)
-            return await self._asked(snapshot.authority, intents, call)
-        done, attempt = False, 0
-        authorities = {control.snapshot.authority for control in self._controls.values()}
-        for authority in sorted(authorities):
-            try:
-                found, free = await self._asked(authority, intents, call)
-            except InfrastructureError:
-                # It may be about the other one's groups alone. If it is not, it fails by itself.
-                if len(authorities) == 1:
-                    raise
-                continue
-            done, attempt = done or found, max(attempt, free)
-        return done, attempt
-
-    async def _asked(
-        self, authority: StoreName, intents: Sequence[str], call: Call
-    ) -> tuple[bool, int]:
-        if authority is StoreName.POSTGRESQL:
-            return await self.postgres.was_done(intents, timeout=call.left()), 0
-        states = await self._needs_firestore().intent_states(intents, timeout=call.left())
-        free = [number for number, state in enumerate(states) if state != "revoked"]
-        return "applied" in states, free[0] if free else ATTEMPTS - 1
 
     async def _let_go(self, identity: bytes) -> None:
         """Ends a transaction that is not committed, whatever happens to its caller. One that
@@ -317,7 +279,7 @@ class Transactions:
             earlier = None
             if retry is not None and kind_of(retry) == FIRESTORE:
                 earlier = self._identities.handle(retry)
-            handle = await self._needs_firestore().begin(
+            handle = await self.authority.needs_firestore().begin(
                 timeout=call.left(), read_only=read_only, read_time=read_time, retry=earlier
             )
             identity = self._identities.make(authority, epochs, handle, read_only=read_only)
@@ -326,14 +288,15 @@ class Transactions:
         if retry is not None:
             await self._end(retry, call.left())
         if read_time is not None:
-            raise _no_past(read_time)
+            raise no_past(read_time)
         await self._make_room()
         now = self._clock()
         opened = _Open(epochs, now, now, read_only=read_only)
         if read_only:
             opened.snapshot = await self._needs_snapshots().open(call.left())
             if any(
-                opened.snapshot.epochs.get(name) != epochs[name] for name in self._led(authority)
+                opened.snapshot.epochs.get(name) != epochs[name]
+                for name in self.authority.led_by(authority)
             ):
                 await opened.snapshot.close()
                 raise _epoch_over()
@@ -342,14 +305,6 @@ class Transactions:
         )
         self._open[identity] = opened
         return identity
-
-    def _led(self, authority: StoreName) -> list[str]:
-        """The groups that an authority decides."""
-        return [
-            name
-            for name, control in self._controls.items()
-            if control.snapshot.authority is authority
-        ]
 
     def adopt(self, snapshot: HeldSnapshot) -> bytes:
         """A read-only transaction of a snapshot that somebody else has opened; ending it closes
@@ -377,9 +332,10 @@ class Transactions:
                 await self._end(unbound.bound, timeout)
             return
         self._touched.pop(identity, None)
-        if kind_of(identity) == FIRESTORE and self._firestore is not None:
+        firestore = self.authority.firestore
+        if kind_of(identity) == FIRESTORE and firestore is not None:
             handle = self._identities.handle(identity)
-            await self._firestore.rollback(handle, timeout=timeout)
+            await firestore.rollback(handle, timeout=timeout)
             return
         await self._forget(identity)
 
@@ -482,7 +438,7 @@ class Transactions:
         transaction, authority = await self._current(transaction, touched, call)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
-            return await self._needs_firestore().get(paths, timeout=call.left(), at=at)
+            return await self.authority.needs_firestore().get(paths, timeout=call.left(), at=at)
         opened = await self._use(transaction)
         opened.touched.update(touched)
         if opened.snapshot is not None:
@@ -493,7 +449,7 @@ class Transactions:
             raise InvalidArgument(
                 f"transaction: it read {MOST_READS} documents, the limit of a transaction here"
             )
-        reading = await self._postgres_of(touched[0]).get(asked, timeout=call.left())
+        reading = await self.authority.postgres_of(touched[0]).get(asked, timeout=call.left())
         await self._check_epochs(opened, touched[0], reading.state)
         found = {stored.path: stored for stored in reading.documents}
         for path, stored in found.items():
@@ -504,11 +460,11 @@ class Transactions:
 
     async def query(self, transaction: bytes, query: Query, call: Call) -> AsyncIterator[Page]:
         """The query's pages as the transaction sees them."""
-        touched = self._reached(query)
+        touched = self.authority.reached(query)
         transaction, authority = await self._current(transaction, touched, call)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
-            firestore = self._needs_firestore()
+            firestore = self.authority.needs_firestore()
             async for page in firestore.query(query, timeout=call.left(), at=at):
                 yield page
             return
@@ -520,7 +476,7 @@ class Transactions:
         opened.touched.update(touched)
         pages: list[Page] = []
         result: list[tuple[str, int]] = []
-        async for page in self._postgres_of(touched[0]).query(query, timeout=call.left()):
+        async for page in self.authority.postgres_of(touched[0]).query(query, timeout=call.left()):
             if page.state is not None:
                 await self._check_epochs(opened, touched[0], page.state)
             pages.append(page)
@@ -533,11 +489,11 @@ class Transactions:
         self, transaction: bytes, query: Query, aggregations: Sequence[Aggregation], call: Call
     ) -> tuple[dict[str, Value], int]:
         """The aggregations by alias, and the time of the read."""
-        touched = self._reached(query)
+        touched = self.authority.reached(query)
         transaction, authority = await self._current(transaction, touched, call)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
-            found = await self._needs_firestore().aggregate(
+            found = await self.authority.needs_firestore().aggregate(
                 query, aggregations, timeout=call.left(), at=at
             )
             return found.values, found.read_time
@@ -546,106 +502,11 @@ class Transactions:
             found = await opened.snapshot.aggregate(query, aggregations, call.left())
             return found.values, found.read_time
         opened.touched.update(touched)
-        postgres = self._postgres_of(touched[0])
+        postgres = self.authority.postgres_of(touched[0])
         found = await postgres.aggregate(query, aggregations, timeout=call.left())
         await self._check_epochs(opened, touched[0], found.state)
         _remember(opened, Asked(query, found.result, tuple(aggregations)))
         return found.values, found.read_time
-
-    # --- reads of a past moment ---------------------------------------------------------------
-
-    async def get_at(self, read_time: int, paths: Sequence[str], call: Call) -> Reading:
-        """The documents as they were at a time, in microseconds. PostgreSQL keeps no past: there
-        it is FailedPrecondition where one of them has changed since."""
-        names = self._groups.spanned(paths)
-        if len(names) == 1:
-            return await self._get_at(names[0], read_time, paths, call)
-        found: dict[str, Stored] = {}
-        for name in names:
-            own = [path for path in paths if self._groups.spanned([path]) == (name,)]
-            reading = await self._get_at(name, read_time, own, call)
-            found |= {stored.path: stored for stored in reading.documents}
-        return Reading(tuple(found[path] for path in paths), read_time)
-
-    async def _get_at(
-        self, group: str, read_time: int, paths: Sequence[str], call: Call
-    ) -> Reading:
-        at = At(read_time=read_time)
-        snapshot = await self._controls[group].admit(call.left)
-        if snapshot.authority is StoreName.FIRESTORE:
-            return await self._needs_firestore().get(paths, timeout=call.left(), at=at)
-        reading = await self._postgres_of(group).get(paths, timeout=call.left())
-        self._check_state(group, reading.state)
-        if read_time > reading.read_time:
-            raise InvalidArgument("read_time: it cannot be in the future")
-        if any(s.version is not None and s.version[1] > read_time for s in reading.documents):
-            raise _no_past(read_time)
-        return Reading(reading.documents, read_time, reading.state)
-
-    async def query_authority(self, query: Query, call: Call, at: At = NOW) -> AsyncIterator[Page]:
-        """A query's pages by the authority, as nobody routes it: of all collections, or of the
-        past."""
-        names = self._reached(query)
-        firestore = await self.at_authority(call, at, names)
-        if firestore is not None:
-            async for page in firestore.query(query, timeout=call.left(), at=at):
-                yield page
-            return
-        async for page in self._postgres_of(names[0]).query(query, timeout=call.left()):
-            self._check_state(names[0], page.state)
-            yield page
-
-    async def aggregate_authority(
-        self, query: Query, aggregations: Sequence[Aggregation], call: Call, at: At = NOW
-    ) -> Aggregated:
-        """The same for aggregations."""
-        names = self._reached(query)
-        firestore = await self.at_authority(call, at, names)
-        if firestore is not None:
-            return await firestore.aggregate(query, aggregations, timeout=call.left(), at=at)
-        postgres = self._postgres_of(names[0])
-        found = await postgres.aggregate(query, aggregations, timeout=call.left())
-        self._check_state(names[0], found.state)
-        return found
-
-    def _check_state(self, group: str, state: MirrorState | None) -> None:
-        if state is not None and not self._controls[group].snapshot.current(state):
-            raise Unavailable("the authority is changing")
-
-    async def at_authority(
-        self, call: Call, at: At = NOW, names: Sequence[str] = (DEFAULT,)
-    ) -> FirestoreStore | None:
-        """The Firestore to ask for something that is asked of the authority of these groups
-        alone; None where that is PostgreSQL. Raises FailedPrecondition there for a read_time,
-        and where they have different authorities."""
-        snapshots = [await self._controls[name].admit(call.left) for name in names]
-        authority = snapshots[0].authority
-        if any(snapshot.authority is not authority for snapshot in snapshots):
-            raise FailedPrecondition(spans("the read", [self._controls[name] for name in names]))
-        if authority is StoreName.FIRESTORE:
-            return self._needs_firestore()
-        if at.read_time is not None:
-            raise _no_past(at.read_time)
-        return None
-
-    async def authority_of(
-        self, collection: str | None, call: Call, at: At = NOW
-    ) -> FirestoreStore | None:
-        """`at_authority` of one collection, or (None) of all."""
-        names = tuple(self._controls) if collection is None else (self._groups.of(collection),)
-        return await self.at_authority(call, at, names)
-
-    async def authorities(
-        self, call: Call, at: At = NOW
-    ) -> list[tuple[FirestoreStore | None, Callable[[str], bool]]]:
-        """The authorities of all groups: each as `at_authority` names it, and whether it is
-        that of a collection."""
-        asked = {name: await self.at_authority(call, at, (name,)) for name in self._controls}
-
-        def led(by: FirestoreStore | None) -> Callable[[str], bool]:
-            return lambda collection: asked[self._groups.of(collection)] is by
-
-        return [(store, led(store)) for store in dict.fromkeys(asked.values())]
 
     # --- commit -------------------------------------------------------------------------------
 
@@ -687,7 +548,7 @@ class Transactions:
                     handle, [name for name in read if name not in written], epochs, call
                 )
                 if not writes:
-                    return await self._needs_firestore().commit(
+                    return await self.authority.needs_firestore().commit(
                         writes, timeout=call.left(), transaction=handle
                     )
                 own = {name: epochs[name] for name in written}
@@ -718,16 +579,10 @@ class Transactions:
         )
         if not writes:
             # What was read together has been so together, or this is Aborted.
-            return await self.postgres.commit(writes, timeout=call.left(), seen=seen)
+            return await self.authority.postgres.commit(writes, timeout=call.left(), seen=seen)
         return await self._documents.commit(writes, call, request_id, seen)
 
     # --- groups -------------------------------------------------------------------------------
-
-    def _reached(self, query: Query) -> tuple[str, ...]:
-        """The groups that a query is of: one, or all if it is of all collections."""
-        if query.collection is None:
-            return tuple(self._controls)
-        return (self._groups.of(query.collection),)
 
     def _if_several(self, epochs: dict[str, int]) -> dict[str, int]:
         return epochs if self._several else {}
@@ -754,7 +609,7 @@ class Transactions:
         if not self._several:
             return [DEFAULT]
         known = self._touched.get(transaction)
-        return self._led(StoreName.FIRESTORE) if known is None else sorted(known)
+        return self.authority.led_by(StoreName.FIRESTORE) if known is None else sorted(known)
 
     async def _hold(
         self, handle: bytes, names: Sequence[str], epochs: Mapping[str, int], call: Call
@@ -782,23 +637,6 @@ class Transactions:
                 and (await self._controls[name].refresh()).epoch != opened.epochs[name]
             ):
                 raise _epoch_over()
-
-    # --- the stores ---------------------------------------------------------------------------
-
-    def _needs_firestore(self) -> FirestoreStore:
-        if self._firestore is None:
-            raise Unavailable("this sidecar runs without Firestore")
-        return self._firestore
-
-    @property
-    def postgres(self) -> PostgresStore:
-        return self._postgres_of(DEFAULT)
-
-    def _postgres_of(self, group: str) -> PostgresStore:
-        """The store whose answers show the state of a group."""
-        if group not in self._postgres:
-            raise Unavailable("this sidecar runs without PostgreSQL")
-        return self._postgres[group]
 
     def _needs_snapshots(self) -> Snapshots:
         if self._snapshots is None:
@@ -833,11 +671,3 @@ def _unknown() -> InvalidArgument:
 
 def _epoch_over() -> BeginAnew:
     return BeginAnew("the authority has changed since the transaction began; begin it anew")
-
-
-def _no_past(read_time: int) -> CrossfadeError:
-    if read_time > time.time_ns() // 1_000:
-        return InvalidArgument("read_time: it cannot be in the future")
-    return FailedPrecondition(
-        "read_time: PostgreSQL is the authority and keeps no earlier versions of documents"
-    )

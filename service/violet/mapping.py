@@ -45,6 +45,7 @@ MAPPINGS = Mappings(
             tables.user_emails,
             _BY_ID["users"],
             FromColumns("email", {"user_id": "user_id", "created_at": "created_at"}),
+            secret_ids=True,
         ),
         DerivedMapping(
             "api_keys",
@@ -54,6 +55,7 @@ MAPPINGS = Mappings(
                 "api_key",
                 {"user_id": "user_id", "role": "role", "created_at": "api_key_created_at"},
             ),
+            secret_ids=True,
         ),
         DerivedMapping(
             "miner_responses",

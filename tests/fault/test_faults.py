@@ -14,12 +14,14 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
 
 from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2
 from crossfade_client import CrossfadeError, Increment, OutcomeUnknownError
 from crossfade_client import Write as ClientWrite
 from tests.fault.rpc_proxy import Held
+from tests.fault.schedules import happen, schedules
 from tests.fault.workload import Workload
 from tests.fault.world import Sidecar, World, Worlds, eventually, skew, world
 
@@ -558,6 +560,28 @@ async def test_an_outage_under_load_loses_doubles_and_hides_nothing(loaded, outa
     before = load.done.total()
     await load.judged()
     assert before
+
+
+@settings(
+    max_examples=40 if ALL else 3,
+    derandomize=not ALL,
+    deadline=None,
+    print_blob=True,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(schedule=schedules(sidecars=2))
+@pytest.mark.timeout(900)
+async def test_no_schedule_of_faults_loses_doubles_or_hides_anything(loaded, schedule):
+    """Hypothesis draws them: outages of one sidecar over those of another, kills and pauses
+    in the middle of a change of authority, what was held arriving after it."""
+    around, load = loaded
+    await load.pause()
+    if (await _stage(around)) != "shadow":
+        await around.stage("shadow")
+    load.resume(schedule.seed)
+    await happen(around, schedule)
+    await load.judged()
 
 
 # --- changes of authority ----------------------------------------------------------------------

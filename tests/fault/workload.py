@@ -93,7 +93,10 @@ class Workload:
         for task in self._tasks:
             assert not task.done() or task.exception() is None, task.exception()
 
-    def resume(self) -> None:
+    def resume(self, seed: int | None = None) -> None:
+        """`seed`: what the clients do from here on."""
+        for client in self._clients if seed is not None else ():
+            client.reseed(seed or 0)
         self._go.set()
 
     async def judged(self) -> Verdict:
@@ -124,8 +127,12 @@ class _Client:
         self._load = load
         self._number = number
         self._name = f"client {number}"
-        self._random = Random(f"{seed}-{number}")
         self._count = 0
+        self._random: Random
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        self._random = Random(f"{seed}-{self._number}")
 
     async def run(self) -> None:
         idle = self._load._idle[self._number]

@@ -330,6 +330,7 @@ def _settings(database: Database, stage: str, percent: float) -> dict[str, str]:
         "CROSSFADE_POSTGRESQL__TIMEOUT": "3",
         "FAULT_LEASE": str(LEASE),
         "FAULT_COORDINATOR": "1",
+        "FAULT_CLAIM": "1",
     }
 
 

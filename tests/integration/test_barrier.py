@@ -95,6 +95,46 @@ async def test_another_sidecar_goes_on_and_the_one_that_stalled_changes_nothing(
     assert (await second.client.get("tasks/1")).fields == {"n": 1}
 
 
+async def test_one_that_stalled_after_giving_up_opens_nothing_in_a_later_epoch(two, monkeypatch):
+    """It gave up, and stood still while the others ended that and took PostgreSQL into charge.
+    What it has heard of since, the epoch of today, it must not publish."""
+    first, second = two
+    coordinator = first.sidecar.coordinator
+    reached, released, real = asyncio.Event(), asyncio.Event(), Coordinator._give_up
+
+    async def give_up(self, change):
+        after = await real(self, change)
+        reached.set()
+        await released.wait()
+        await self._control.refresh()
+        return after
+
+    async def still(_change) -> None:
+        await released.wait()
+
+    await first.sql.execute(
+        """insert into crossfade.pending
+            (intent, path, collection_path, collection_id, epoch, lease_until, reason)
+        values ('held', 'tasks/9', 'tasks', 'tasks', 1, clock_timestamp() + '1 hour', 'test')"""
+    )
+    monkeypatch.setattr(coordinator, "_heartbeat", still)
+    monkeypatch.setattr(coordinator, "_give_up", give_up.__get__(coordinator))
+    moving = asyncio.create_task(coordinator.set_stage(Stage.LIVE, timeout=0.2))
+    await asyncio.wait_for(reached.wait(), 10)
+    await first.sql.execute("delete from crossfade.pending where intent = 'held'")
+    await eventually(lambda: nothing_under_way(second))
+    await second.stage("live")
+    document = await second.sidecar.control.lease.fences.read(timeout=5)
+    assert not document.open
+    released.set()
+    with pytest.raises(EpochChanged):
+        await moving
+    await asyncio.sleep(0.5)
+    assert await second.sidecar.control.lease.fences.read(timeout=5) == document
+    row = await second.sidecar.control.row()
+    assert (row["authority"], row["barrier"]) == ("postgresql", None)
+
+
 async def test_at_no_time_are_both_stores_open(two):
     """Looked at all the time, while the authority goes there and back under writers."""
     first, second = two

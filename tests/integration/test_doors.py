@@ -12,6 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
+from crossfade.cli import main
 from crossfade.doors import Doors, check_exposure
 from crossfade.settings import (
     AccessSettings,
@@ -236,3 +237,33 @@ async def test_a_start_that_would_be_open_is_refused_before_anything_is_touched(
 def test_settings_that_cannot_be_meant(server, reason):
     with pytest.raises(ValueError, match=reason):
         ServerSettings(**server)
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+async def test_commands_show_their_token_over_tls_and_over_a_socket(tmp_path, monkeypatch, capsys):
+    files = written(tmp_path, issued_by(CA, "sidecar"))
+    ca, token = tmp_path / "ca.pem", tmp_path / "token"
+    ca.write_bytes(CA.pem)
+    token.write_text(f"{ADMIN}\n")
+    server = files | {"socket": tmp_path / "s"}
+    for name in ("CROSSFADE_TOKEN", "CROSSFADE_TOKEN_FILE", "CROSSFADE_CA"):
+        monkeypatch.setenv(name, "")
+    async with guarded(server=server, access={"tokens": f"operator admin {ADMIN}"}) as sidecar:
+
+        async def crossfade(*words: str) -> int:
+            return await asyncio.to_thread(main, list(words))
+
+        at = f"--address={sidecar.address}"
+        assert await crossfade("stage", at, "--ca", str(ca), f"--token-file={token}") == 0
+        assert "authority" in capsys.readouterr().out
+        monkeypatch.setenv("CROSSFADE_TOKEN_FILE", "")
+        assert await crossfade("stage", at) == 1
+        assert "no token" in capsys.readouterr().err
+        monkeypatch.setenv("CROSSFADE_CA", "")
+        monkeypatch.setenv("CROSSFADE_TOKEN", ADMIN)
+        assert await crossfade("stage", f"--address=unix:{tmp_path}/s") == 0
+        assert await crossfade("stage", at, "--token-file", str(tmp_path / "none")) == 2
+        assert "cannot be read: No such file" in capsys.readouterr().err
+        assert await crossfade("stage", "--ca") == 2

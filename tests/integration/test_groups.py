@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -14,7 +14,10 @@ from google.cloud import firestore
 
 from crossfade.call import Call
 from crossfade.errors import FailedPrecondition, Unavailable
+from crossfade.jobs import regroup
 from crossfade.plan import Stage, StoreName
+from crossfade.settings import Settings
+from crossfade.stores.postgres.lanes import Lanes
 from crossfade.write import Write as OwnWrite
 from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc, violet_pb2
 from crossfade_client import (
@@ -27,7 +30,7 @@ from crossfade_client import (
 from tests.sidecar import DATABASE, Running, beside, eventually, running
 from tests.violet_caller import Caller, values
 
-TEXT = {"text": {"collections": ["notes", "text_content"], "stage": Stage.SHADOW}}
+TEXT: dict[str, Any] = {"text": {"collections": ["notes", "text_content"], "stage": Stage.SHADOW}}
 
 
 @asynccontextmanager
@@ -270,6 +273,36 @@ async def test_a_spanning_commit_goes_past_a_postgresql_that_is_away(together):
     await eventually(opened)
 
 
+async def test_what_a_sidecar_left_of_a_spanning_commit_another_settles(together, monkeypatch):
+    """It ends after the commit and before the puts: rows of both groups stand, for anybody."""
+
+    async def lost(*_args: Any, **_kwargs: Any) -> None:
+        raise Unavailable("the sidecar is gone")
+
+    monkeypatch.setattr("crossfade.pending.LEASE_SECONDS", 0.2)
+    patch = pytest.MonkeyPatch()
+    for member in together.sidecar.members.values():
+        patch.setattr(member.pending, "settle", lost)
+        patch.setattr(member.mirror, "claim", lost)
+    await together.client.commit([Write.set("tasks/1", {"n": 1}), Write.set("notes/1", {"n": 1})])
+
+    async def left() -> bool:
+        rows = await together.sql.fetch("select path from crossfade.pending order by path")
+        return [row[0] for row in rows] == ["notes/1", "tasks/1"]
+
+    await eventually(left)
+    await together.sidecar.stop(0)
+    patch.undo()
+    async with beside(
+        together.stores, together.firestore_server, together.url, groups=TEXT
+    ) as other:
+        await other.settled()
+        for path in ("tasks/1", "notes/1"):
+            assert await in_postgres(other, path), path
+        await other.stage("live", "text")
+        assert (await other.client.get("notes/1")).fields == {"n": 1}
+
+
 # --- transactions and the other fronts -----------------------------------------------------------
 
 
@@ -284,7 +317,8 @@ async def test_the_genuine_client_works_on_either_group_and_is_refused_on_both(a
         def add(path: str, other: str | None = None) -> Any:
             @firestore.transactional
             def run(transaction: Any) -> int:
-                n = client.document(path).get(transaction=transaction).get("n")
+                found: Any = client.document(path).get(transaction=transaction)
+                n = found.to_dict()["n"]
                 if other is not None:
                     client.document(other).get(transaction=transaction)
                 transaction.update(client.document(path), {"n": n + 1})
@@ -373,7 +407,8 @@ async def test_an_operation_that_spans_groups_is_refused_until_they_agree(postgr
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await violet.tasks.AssignTask(assign)
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert "people (stage live, where postgresql decides)" in str(refused.value.details())
+        details = refused.value.details() or ""
+        assert "people (stage live, where postgresql decides)" in details
         assert await violet.loads(1) == [0]
         await stack.stage("live")
         await violet.tasks.AssignTask(assign)
@@ -424,6 +459,47 @@ async def test_a_sidecar_with_other_groups_does_not_start_and_one_with_the_same_
         await again.client.set("tasks/1", {"n": 2})
         with pytest.raises(FailedPreconditionError):
             await again.client.commit([Write.set("tasks/1", {}), Write.set("notes/1", {})])
+
+
+async def test_groups_are_changed_where_the_stages_agree_and_a_forgotten_sidecar_is_fenced(
+    postgres_database,
+):
+    url = await postgres_database()
+    async with running(url, Stage.SHADOW) as first, AsyncExitStack() as stack:
+        await first.copy()
+        await first.client.set("notes/1", {"n": 1})
+        await first.client.set("tasks/1", {"n": 1})
+        await first.settled()
+        lanes = await Lanes.open(url, size=2)
+        stack.push_async_callback(lanes.close)
+
+        async def regrouped(groups: Any) -> None:
+            change = await regroup.prepare(lanes, Settings(groups=groups).grouping())
+            assert change is not None
+            await regroup.apply(change, lanes, first.direct)
+
+        await regrouped(TEXT)
+        assert await regroup.prepare(lanes, Settings(groups=TEXT).grouping()) is None
+        async with beside(first.stores, first.firestore_server, url, groups=TEXT) as second:
+            standing = ("shadow", "firestore")
+            assert await stages(second) == {"default": standing, "text": standing}
+            await second.stage("live", "text")
+            await second.client.set("notes/1", {"n": 2})
+            # The first one has not heard of it, and would ask Firestore.
+            for call in (first.client.get("notes/1"), first.client.set("tasks/1", {})):
+                with pytest.raises(UnavailableError):
+                    await call
+            await second.client.set("tasks/1", {"n": 2})
+            with pytest.raises(FailedPrecondition, match="text in stage live"):
+                await regrouped({})
+            await second.stage("shadow", "text")
+            await second.settled()
+        await regrouped({})
+        async with beside(first.stores, first.firestore_server, url) as third:
+            found = await third.client.get_all(["notes/1", "tasks/1"])
+            assert [each and each.fields for each in found] == [{"n": 2}, {"n": 2}]
+            await third.stage("live")
+            assert (await third.client.get("notes/1")).fields == {"n": 2}
 
 
 async def test_without_postgresql_a_sidecar_of_other_groups_is_refused_by_firestore(

@@ -367,7 +367,8 @@ async def commits(stack: Running, times: int, first: int = 0) -> list[float]:
 async def test_a_slow_mirror_is_gone_around_and_nobody_waits_for_the_gate(
     wary, slow_down, monkeypatch
 ):
-    real, waited = Outbox.commit, []
+    real = Outbox.commit
+    waited: list[bool] = []
 
     async def commit(self, writes, intent, entries, *rest):
         waited.extend(not each.outbox._is_closed(each.snapshot) for each in entries)

@@ -254,18 +254,21 @@ async def test_the_gauges_are_fed(url, monkeypatch):
             await eventually(there)
 
         await stack.copy()
-        await fed(telemetry.PENDING, {(): 0})
-        assert shown(telemetry.OLDEST_PENDING) == {(): 0}
+        await fed(telemetry.PENDING, {("default",): 0})
+        assert shown(telemetry.OLDEST_PENDING) == {("default",): 0}
         assert shown(telemetry.READ_PERCENT) == {("*",): 25}
-        assert shown(telemetry.ROLLBACK_LOSES) == {("barrier",): 0, ("forced",): 0}
+        assert shown(telemetry.ROLLBACK_LOSES) == {
+            ("barrier", "default"): 0,
+            ("forced", "default"): 0,
+        }
         await stack.stage("live")
-        assert shown(telemetry.STAGE) == {("live",): 1}
-        assert shown(telemetry.EPOCH) == {(): 2}
+        assert shown(telemetry.STAGE) == {("live", "default"): 1}
+        assert shown(telemetry.EPOCH) == {("default",): 2}
         await stack.firestore_server.stop(0)
         await stack.client.set("tasks/1", {"n": 1})
-        await fed(telemetry.PENDING, {(): 1})
-        await fed(telemetry.ROLLBACK_LOSES, {("barrier",): 0, ("forced",): 1})
-        assert 0 < shown(telemetry.OLDEST_PENDING)[()] < 60
+        await fed(telemetry.PENDING, {("default",): 1})
+        await fed(telemetry.ROLLBACK_LOSES, {("barrier", "default"): 0, ("forced", "default"): 1})
+        assert 0 < shown(telemetry.OLDEST_PENDING)[("default",)] < 60
         await stack.sql.execute("update crossfade.pending set dead = true")
         await fed(telemetry.DEAD_LETTERS, {(): 1})
         await stack.client.get("tasks/1")

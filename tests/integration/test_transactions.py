@@ -561,11 +561,13 @@ async def test_postgresql_keeps_no_past(live):
     await put(live, "tasks/1", n=1)
     reading = await transactions.get(await transactions.begin(call(live)), ["tasks/1"], call(live))
     then = reading.read_time
-    assert (await transactions.get_at(then, ["tasks/1"], call(live))).documents == reading.documents
+    assert (
+        await transactions.authority.get_at(then, ["tasks/1"], call(live))
+    ).documents == reading.documents
     await put(live, "tasks/1", n=2)
     with pytest.raises(FailedPrecondition):
-        await transactions.get_at(then, ["tasks/1"], call(live))
+        await transactions.authority.get_at(then, ["tasks/1"], call(live))
     with pytest.raises(FailedPrecondition):
         await transactions.begin(call(live), read_only=True, read_time=then)
     with pytest.raises(InvalidArgument):
-        await transactions.get_at(then + 3_600_000_000, ["tasks/1"], call(live))
+        await transactions.authority.get_at(then + 3_600_000_000, ["tasks/1"], call(live))

@@ -42,7 +42,7 @@ async def test_typescript_client(node: str, stack: Running, name: str):
 
 
 def test_every_file_of_the_suite_is_run():
-    names = ["calls", "codec", "query", "sidecar", "watching", "writes"]
+    names = ["calls", "codec", "query", "sidecar", "violet", "watching", "writes"]
     assert [f"{name}.test" for name in names] == TESTS
 
 

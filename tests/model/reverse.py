@@ -1,7 +1,10 @@
-"""The reverse put: PostgreSQL is the authority, Firestore the mirror, one document, two workers.
+"""The reverse put: PostgreSQL is the authority, Firestore the mirror, one document, some workers.
 
-The application's commit writes row and pending row in one transaction. Claims are numbered;
-a claim's number is its intent. An update_time of 0 means that the document is missing.
+The application's commit writes row and pending row in one transaction. A worker claims the rows,
+writes down in PostgreSQL what it is about to send, under an intent of its own, sends it, and
+remembers what Firestore answered. Whoever finds an attempt that nobody has settled revokes its
+intent and looks into Firestore. Claims and intents are numbered; an update_time of 0 means that
+the document is missing. A worker may stand still anywhere: its lease runs out, another claims.
 """
 
 from collections.abc import Iterator
@@ -28,17 +31,40 @@ class Document(NamedTuple):
     update_time: int
 
 
+class Pending(NamedTuple):
+    """A pending row, by the version that its commit wrote. `claim` 0: nobody's."""
+
+    version: int
+    claim: int = 0
+
+
+class Attempt(NamedTuple):
+    """`crossfade.attempts`: what a commit with this intent would leave in Firestore."""
+
+    intent: int
+    content: Content
+
+
 class Commit(NamedTuple):
-    claim: int
+    """In flight to Firestore."""
+
+    intent: int
     content: Content
     precondition: int | None
 
 
 class Worker(NamedTuple):
+    """`former`: attempts that it found, and has to revoke (`revokes`) before it writes down its
+    own. `look`: Firestore refused a precondition, so it is looked into whatever was found."""
+
     at: Literal["idle", "claimed", "look", "send", "sent", "refused", "applied"] = "idle"
     claim: int = 0
-    rows: frozenset[int] = frozenset()
+    intent: int = 0
     row: Row | None = None
+    former: frozenset[Attempt] = frozenset()
+    revokes: frozenset[int] = frozenset()
+    resolved: frozenset[int] = frozenset()
+    look: bool = False
     update_time: int = 0
 
 
@@ -47,14 +73,13 @@ class State(NamedTuple):
     firestore: Document
     clock: int
     operation: int
-    pending: frozenset[int]
-    """By the version that each was written with."""
-    attempts: frozenset[Content]
+    pending: frozenset[Pending]
+    attempts: frozenset[Attempt]
     claims: int
+    intents: int
     revoked: frozenset[int]
     in_flight: frozenset[Commit]
     workers: tuple[Worker, ...]
-    lock: int | None
     alarm: Content | Literal[False]
     crashes: int
     foreign: int
@@ -63,11 +88,9 @@ class State(NamedTuple):
         workers = (*self.workers[:number], worker, *self.workers[number + 1 :])
         return self._replace(workers=workers)
 
-    def leave(self, number: int) -> "State":
-        """Whoever holds the advisory lock lets go of it."""
-        return self.worker(number, Worker())._replace(
-            lock=None if self.lock == number else self.lock
-        )
+    def own(self, worker: Worker) -> frozenset[Pending]:
+        """The rows that its claim still holds."""
+        return frozenset(row for row in self.pending if row.claim == worker.claim)
 
 
 @dataclass(frozen=True)
@@ -79,11 +102,11 @@ class Reverse:
     exists: bool = True
     workers: int = 2
     crashes: int = 1
-    advisory_lock: bool = False
-    """Held from the claim to the end by the session; the protocol does without."""
+    """How often a worker crashes, gets no answer, or is overtaken while it lives."""
     foreign: int = 0
     """How often somebody writes to Firestore, around the sidecar."""
-    claims: int = 6
+    claims: int = 5
+    intents: int = 6
 
     def initial(self) -> State:
         content, time = ("v0", 1) if self.exists else (None, 0)
@@ -95,10 +118,10 @@ class Reverse:
             pending=frozenset(),
             attempts=frozenset(),
             claims=0,
+            intents=0,
             revoked=frozenset(),
             in_flight=frozenset(),
             workers=(Worker(),) * self.workers,
-            lock=None,
             alarm=False,
             crashes=self.crashes,
             foreign=self.foreign,
@@ -125,7 +148,9 @@ class Reverse:
         return None
 
     def at_rest(self, state: State) -> str | None:
-        if state.alarm is not False or state.claims >= self.claims:
+        if state.claims >= self.claims or state.intents >= self.intents:
+            return None  # a bound of the model, not of the protocol
+        if state.alarm is not False:
             return None
         content = state.firestore.content
         if self.foreign:
@@ -138,6 +163,8 @@ class Reverse:
             return f"lost: Firestore holds {content}, PostgreSQL {state.row.content}"
         if state.firestore.update_time != state.row.peer_time:
             return f"wrong peer: {state.row.peer_time}, Firestore {state.firestore.update_time}"
+        if state.attempts:
+            return f"unsettled: {len(state.attempts)} attempts that nobody forgets"
         return None
 
     def _application(self, s: State) -> Iterator[Step[State]]:
@@ -150,115 +177,165 @@ class Reverse:
             f"PostgreSQL commits {content} (version {version}) with its pending row",
             s._replace(
                 row=s.row._replace(content=content, version=version),
-                pending=s.pending | {version},
+                pending=s.pending | {Pending(version)},
                 operation=s.operation + 1,
             ),
         )
 
+    # --- a worker -------------------------------------------------------------------------------
+
     def _work(self, s: State, j: int) -> Iterator[Step[State]]:
-        worker = s.workers[j]
-        who = f"R{j + 1}"
+        worker, who = s.workers[j], f"R{j + 1}"
         match worker.at:
             case "idle":
-                free = s.lock is None or not self.advisory_lock
-                if s.pending and s.claims < self.claims and free:
-                    yield self._claim(s, j)
+                yield from self._claim(s, j)
+            case "claimed" if worker.revokes:
+                yield self._revoke(s, j, worker)
             case "claimed":
-                attempts = (
-                    s.attempts | {s.row.content} if self.rules.remember_attempt else s.attempts
-                )
-                taken_over = worker.claim > 1 and self.rules.fence_per_claim
-                read = worker._replace(
-                    at="look" if taken_over else "send", row=s.row, rows=s.pending
-                )
-                yield Step(
-                    f"{who} reads {s.row.content} (version {s.row.version}), remembers the attempt",
-                    s._replace(attempts=attempts).worker(j, read),
-                )
+                if s.intents < self.intents:
+                    yield self._prepare(s, j, worker)
             case "look":
                 yield self._look(s, j, worker)
             case "send":
-                assert worker.row
-                precondition = worker.row.peer_time if self.rules.precondition else None
-                commit = Commit(worker.claim, worker.row.content, precondition)
-                yield Step(
-                    f"{who} sends {commit.content} under the precondition {precondition}",
-                    s._replace(in_flight=s.in_flight | {commit}).worker(
-                        j, worker._replace(at="sent")
-                    ),
-                )
+                yield self._send(s, j, worker)
             case "refused":
-                yield self._look(s, j, worker)
+                again = Worker("claimed", worker.claim, resolved=worker.resolved, look=True)
+                mine = Attempt(worker.intent, worker.row.content if worker.row else None)
+                yield Step(
+                    f"{who} forgets the attempt that was refused",
+                    s._replace(attempts=s.attempts - {mine}).worker(j, again),
+                )
             case "applied":
-                yield self._remember(s, j, worker)
+                yield self._settle(s, j, worker)
         if worker.at != "idle" and s.crashes:
             yield Step(
-                f"{who} crashes; what it sent stays in flight",
-                s.leave(j)._replace(crashes=s.crashes - 1),
+                f"{who} crashes, or gets no answer; what it sent stays in flight",
+                s.worker(j, Worker())._replace(crashes=s.crashes - 1),
             )
 
-    def _claim(self, s: State, j: int) -> Step[State]:
-        """Steps 1 and 2. Revoking one that has applied changes nothing; step 4 finds it."""
+    def _claim(self, s: State, j: int) -> Iterator[Step[State]]:
+        """Rows that nobody has, or whose claimant is gone; or lives, and is overtaken."""
+        if not s.pending or s.claims >= self.claims:
+            return
+        held = {worker.claim for worker in s.workers if worker.at != "idle"}
+        overtakes = any(row.claim in held for row in s.pending)
+        if overtakes and not s.crashes:
+            return
         claim = s.claims + 1
-        earlier = frozenset(range(1, claim)) if self.rules.fence_per_claim else frozenset()
-        revokes = " and revokes the claims before" if earlier else ""
-        return Step(
-            f"R{j + 1} claims the rows (claim {claim}){revokes}",
+        yield Step(
+            f"R{j + 1} {'takes over' if overtakes else 'claims'} the rows (claim {claim})",
             s._replace(
                 claims=claim,
-                revoked=s.revoked | earlier,
-                lock=j if self.advisory_lock else None,
+                pending=frozenset(row._replace(claim=claim) for row in s.pending),
+                crashes=s.crashes - overtakes,
             ).worker(j, Worker("claimed", claim)),
         )
 
-    def _look(self, s: State, j: int, worker: Worker) -> Step[State]:
-        """Step 4: what did the claim before leave in Firestore, or who refused this one?"""
+    def _prepare(self, s: State, j: int, worker: Worker) -> Step[State]:
+        """One transaction, while the rows are its own: reads the document and what was attempted;
+        writes down its own attempt, unless there are former ones to be revoked first."""
         who = f"R{j + 1}"
-        if self._lost(s, worker):
-            return Step(f"{who} finds its claim lost", s.leave(j))
+        if self.rules.still_claimant and not s.own(worker):
+            return Step(f"{who} finds its claim lost", s.worker(j, Worker()))
+        former = s.attempts
+        unresolved = frozenset(attempt.intent for attempt in former) - worker.resolved
+        if unresolved and self.rules.revoke_former:
+            found = worker._replace(revokes=unresolved)
+            return Step(f"{who} finds attempts that nobody has settled", s.worker(j, found))
+        intent = s.intents + 1
+        at: Literal["look", "send"] = "look" if former or worker.look else "send"
+        prepared = worker._replace(at=at, intent=intent, row=s.row, former=former)
+        mine = {Attempt(intent, s.row.content)} if self.rules.remember_attempt else set()
+        return Step(
+            f"{who} reads {s.row.content} (version {s.row.version}), and writes it down as "
+            f"attempt {intent}",
+            s._replace(attempts=s.attempts | mine, intents=intent).worker(j, prepared),
+        )
+
+    def _revoke(self, s: State, j: int, worker: Worker) -> Step[State]:
+        """One at a time. One that was applied stays so; the look finds it."""
+        intent = min(worker.revokes)
+        after = worker._replace(
+            revokes=worker.revokes - {intent}, resolved=worker.resolved | {intent}
+        )
+        return Step(
+            f"R{j + 1} revokes attempt {intent}",
+            s._replace(revoked=s.revoked | {intent}).worker(j, after),
+        )
+
+    def _look(self, s: State, j: int, worker: Worker) -> Step[State]:
+        """What did former attempts leave in Firestore, or who refused this one?"""
+        who = f"R{j + 1}"
         assert worker.row
         content, time = s.firestore
-        if worker.at == "look" and time == worker.row.peer_time:
-            return Step(f"{who} looks: the peer is as remembered", _send(s, j, worker, time))
-        if content == worker.row.content or content in s.attempts:
+        ours = {worker.row.content, *(attempt.content for attempt in worker.former)}
+        if time == worker.row.peer_time or content in ours:
+            known = worker.row._replace(peer_time=time)
             return Step(
-                f"{who} finds {content}, which was attempted: its update_time {time} is adopted",
-                _send(s, j, worker, time),
+                f"{who} looks: {content} of time {time} is ours",
+                s.worker(j, worker._replace(at="send", row=known)),
+            )
+        own = s.own(worker) if self.rules.still_claimant else s.pending
+        if not own:
+            return Step(
+                f"{who} finds {content}, and its claim lost: that is not for it to judge",
+                s.worker(j, Worker()),
             )
         return Step(
             f"{who} finds {content}, which nobody here attempted: alarm, nothing is overwritten",
-            s.leave(j)._replace(alarm=content, pending=s.pending - worker.rows),
+            s.worker(j, Worker())._replace(alarm=content, pending=s.pending - own),
         )
 
-    def _lost(self, s: State, worker: Worker) -> bool:
-        return self.rules.still_claimant and worker.claim in s.revoked
+    def _send(self, s: State, j: int, worker: Worker) -> Step[State]:
+        who = f"R{j + 1}"
+        assert worker.row
+        if worker.row.content is None and not worker.row.peer_time:
+            done = worker._replace(at="applied", update_time=0)
+            return Step(f"{who} has nothing to send: Firestore holds nothing", s.worker(j, done))
+        precondition = worker.row.peer_time if self.rules.precondition else None
+        commit = Commit(worker.intent, worker.row.content, precondition)
+        return Step(
+            f"{who} sends {commit.content} (attempt {commit.intent}) under the precondition "
+            f"{precondition}",
+            s._replace(in_flight=s.in_flight | {commit}).worker(j, worker._replace(at="sent")),
+        )
 
-    def _remember(self, s: State, j: int, worker: Worker) -> Step[State]:
-        """Step 6."""
-        if self._lost(s, worker):
-            return Step(f"R{j + 1} finds its claim lost and remembers nothing", s.leave(j))
+    def _settle(self, s: State, j: int, worker: Worker) -> Step[State]:
+        """One transaction, while the rows are its own."""
+        own = s.own(worker)
+        if self.rules.still_claimant and not own:
+            return Step(
+                f"R{j + 1} finds its claim lost and remembers nothing", s.worker(j, Worker())
+            )
         assert worker.row
         version, time = worker.row.version, worker.update_time
-        gone = worker.rows if self.rules.rows_seen_only else s.pending
+        gone = own if self.rules.own_rows_only else s.pending
+        settled = {worker.intent, *(attempt.intent for attempt in worker.former)}
         return Step(
-            f"R{j + 1} remembers the peer ({version}, {time}) and deletes the rows it has seen",
-            s.leave(j)._replace(
+            f"R{j + 1} remembers the peer ({version}, {time}), deletes its rows and the attempts",
+            s._replace(
                 row=s.row._replace(peer_version=version, peer_time=time),
                 pending=s.pending - gone,
-                attempts=frozenset(),
-            ),
+                attempts=frozenset(a for a in s.attempts if a.intent not in settled),
+            ).worker(j, Worker()),
         )
+
+    # --- Firestore ------------------------------------------------------------------------------
 
     def _deliver(self, s: State, commit: Commit) -> Step[State]:
         s = s._replace(in_flight=s.in_flight - {commit})
         waiting = next(
-            (j for j, w in enumerate(s.workers) if w.at == "sent" and w.claim == commit.claim), None
+            (j for j, w in enumerate(s.workers) if w.at == "sent" and w.intent == commit.intent),
+            None,
         )
-        revoked = commit.claim in s.revoked and self.rules.fence_per_claim
-        if revoked or commit.precondition not in (None, s.firestore.update_time):
+        if commit.intent in s.revoked:
+            if waiting is not None:
+                s = s.worker(waiting, Worker())
+            return Step(f"Firestore refuses attempt {commit.intent}: it was revoked", s)
+        if commit.precondition not in (None, s.firestore.update_time):
             if waiting is not None:
                 s = s.worker(waiting, s.workers[waiting]._replace(at="refused"))
-            return Step(f"Firestore refuses {commit.content} of claim {commit.claim}", s)
+            return Step(f"Firestore refuses attempt {commit.intent}: it holds another time", s)
         if commit.content != s.firestore.content:  # a no-op keeps its update_time
             clock = s.clock + 1
             time = 0 if commit.content is None else clock
@@ -266,10 +343,4 @@ class Reverse:
         if waiting is not None:
             applied = s.workers[waiting]._replace(at="applied", update_time=s.firestore.update_time)
             s = s.worker(waiting, applied)
-        return Step(f"Firestore applies {commit.content} of claim {commit.claim}", s)
-
-
-def _send(s: State, j: int, worker: Worker, peer_time: int) -> State:
-    assert worker.row
-    row = worker.row._replace(peer_time=peer_time)
-    return s.worker(j, worker._replace(at="send", row=row))
+        return Step(f"Firestore applies {commit.content} of attempt {commit.intent}", s)

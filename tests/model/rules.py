@@ -44,10 +44,10 @@ class ReverseRules:
     """PostgreSQL is the authority: the put into Firestore."""
 
     precondition: bool = rule("H22", "the commit needs the update_time that is remembered")
-    remember_attempt: bool = rule("H22", "what is about to be sent is remembered before")
-    fence_per_claim: bool = rule("H23", "a claim revokes the ones before it, unless they applied")
-    still_claimant: bool = rule("H23", "only the claimant remembers, and deletes rows")
-    rows_seen_only: bool = rule("H24", "only the rows that the read has seen are deleted")
+    remember_attempt: bool = rule("H22", "what is about to be sent is written down before")
+    revoke_former: bool = rule("H23", "attempts that nobody has settled are revoked before")
+    still_claimant: bool = rule("H23", "only the claimant writes down, remembers, and deletes")
+    own_rows_only: bool = rule("H24", "only the rows that the claim holds are deleted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,21 @@ class AuthorityRules:
     epoch_under_lock: bool = rule("H25", "the epoch is checked under a lock shared with the change")
     outbox_checks_control: bool = rule("H26", "an outbox commit needs the control document open")
     outbox_drained: bool = rule("H26", "the change waits until the outbox is empty")
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorRules:
+    """A change of authority that several coordinators carry on."""
+
+    step_compares: bool = rule("H34", "the next step is set by who has the turn at the former")
+    open_compares: bool = rule("H34", "an authority is opened by who has the turn at that step")
+    give_up_compares: bool = rule("H34", "a change is given up by who has the turn, at its step")
+    settle_compares: bool = rule("H34", "a change is ended by who has the turn at its last step")
+    document_compares: bool = rule("H34", "the document is written over what was read only")
+    no_later_document: bool = rule("H34", "a document of a later epoch is left alone")
+    epoch_of_its_turn: bool = rule("H34", "a turn ends with the epoch in which it was taken")
+    waits_for_leases: bool = rule("H17", "PostgreSQL opens when the leases of before are over")
+    waits_for_pending: bool = rule("H26", "PostgreSQL opens when nothing is pending")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +104,19 @@ class TombstoneRules:
 
 
 AnyRules = (
-    ForwardRules | ReverseRules | AuthorityRules | RequestRules | SnapshotRules | TombstoneRules
+    ForwardRules
+    | ReverseRules
+    | AuthorityRules
+    | CoordinatorRules
+    | RequestRules
+    | SnapshotRules
+    | TombstoneRules
 )
 TABLE: tuple[type[AnyRules], ...] = (
     ForwardRules,
     ReverseRules,
     AuthorityRules,
+    CoordinatorRules,
     RequestRules,
     SnapshotRules,
     TombstoneRules,

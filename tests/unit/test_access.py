@@ -2,6 +2,7 @@
 
 import hmac
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
@@ -161,6 +162,17 @@ def test_no_token_is_seen_in_what_is_printed():
     assert WRITER not in repr(parse(FILE))
     assert sha256(WRITER.encode()).hexdigest() not in repr(parse(FILE))
     assert repr(sha256(WRITER.encode()).digest()) not in repr(parse(FILE))
+
+
+def test_the_file_of_the_documentation_can_be_used():
+    text = (Path(__file__).resolve().parents[2] / "docs/security.md").read_text()
+    (example,) = [block for block in text.split("```toml\n") if block.startswith("[[token]]")]
+    tokens = parse(example.partition("```")[0])
+    assert [(each.name, each.role.name) for each in tokens] == [
+        ("proxy", "WRITER"),
+        ("dashboards", "READER"),
+        ("operator", "ADMIN"),
+    ]
 
 
 # --- the file ------------------------------------------------------------------------------------

@@ -126,7 +126,9 @@ def test_settings_are_shown_as_a_file_without_passwords(monkeypatch, capsys):
     assert "s3cret" not in text
     assert shown["postgresql"]["url"] == "postgresql://u:***@localhost:1/violet"
     assert shown["migration"]["stage"] == "shadow"
-    assert shown["collections"] == {"tasks": {"read_percent": 5.0, "clear": [], "rules": [rule]}}
+    assert shown["collections"] == {
+        "tasks": {"read_percent": 5.0, "secret_ids": False, "clear": [], "rules": [rule]}
+    }
     assert "# emulator =" in text
 
 

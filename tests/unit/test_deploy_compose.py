@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from crossfade import settings
+from crossfade.doors import check_exposure
 from crossfade.plan import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +183,7 @@ def test_the_sidecar_takes_its_variables(load):
 
     assert found.requested_stages() == {"default": Stage.SHADOW}
     assert found.server.host == "0.0.0.0"
+    check_exposure(found)
     assert found.log.format == "json"
     assert found.firestore.emulator == "firestore:8080"
     assert found.postgresql.target == "postgresql:5432/violet"

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from crossfade import admin, settings
+from crossfade.doors import check_exposure
 from crossfade.plan import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def found(monkeypatch, tmp_path) -> settings.Settings:
     for name in os.environ:
         if name.startswith(SEEDS):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("CROSSFADE_SERVER__HOST", "0.0.0.0")  # the image's own
+    monkeypatch.setenv("CROSSFADE_SERVER__SOCKET", "/run/crossfade/crossfade.sock")  # the image's
     for variable in SIDECAR["env"]:
         value = variable.get("value", "postgresql://crossfade:secret@db.internal:5432/violet")
         monkeypatch.setenv(variable["name"], value)
@@ -86,10 +87,20 @@ def test_no_password_is_in_the_files():
 
 
 def test_only_the_pod_reaches_the_api(found):
-    assert found.server.host == "127.0.0.1"
+    check_exposure(found)
+    assert not found.server.tcp
     (address,) = [each["value"] for each in APPLICATION["env"]]
-    assert address == f"127.0.0.1:{found.server.port}"
-    assert found.server.port not in {port["containerPort"] for port in SIDECAR["ports"]}
+    assert address == f"unix:{found.server.socket}"
+    # The folder is the same one in both, and so is a group; the socket is for the group.
+    folder = str(found.server.socket.parent)
+    mounted = [
+        {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}[folder]
+        for container in (SIDECAR, APPLICATION)
+    ]
+    assert mounted == ["socket", "socket"]
+    assert "emptyDir" in {each["name"]: each for each in POD["volumes"]}["socket"]
+    assert POD["securityContext"]["fsGroup"] == SIDECAR["securityContext"]["runAsGroup"]
+    assert found.server.socket_mode == "0660"
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])

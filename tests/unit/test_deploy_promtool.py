@@ -54,7 +54,13 @@ def test_every_alert_is_heard_when_it_must_and_silent_when_it_must(promtool):
     [
         # The reason for the records: increase() alone does not see what a series begins with.
         ("(crossfade_verdicts_total unless crossfade_verdicts_total offset 10m)\n", "vector(0)\n"),
-        ('unless max(crossfade_stage_ratio{crossfade_stage="complete"}) == 1\n', "\n"),
+        (
+            (
+                "unless max by (crossfade_group) "
+                '(crossfade_stage_ratio{crossfade_stage="complete"}) == 1\n'
+            ),
+            "\n",
+        ),
         ("max by (http_url) (httpcheck_error) > 0\n", "vector(0) > 0\n"),
         ("> on () 0.01 * crossfade:commits:increase10m\n", "> on () 0 * vector(1)\n"),
         ("UNAVAILABLE|", "FAILED_PRECONDITION|UNAVAILABLE|"),

@@ -41,7 +41,7 @@ def kinds(left, right):
         ({"a": [{"b": 1}, {"b": 2}]}, {"a": [{"b": 2}, {"b": 1}]}, [("a", "order")]),
         ({"a": [1, 1.0]}, {"a": [1.0, 1]}, [("a", "order")]),
         ({"a": {"b": [{"c": 0.0}]}}, {"a": {"b": [{"c": -0.0}]}}, [("a.b[0].c", "value")]),
-        ({"x.y": {"`": 1}}, {"x.y": {"`": 2}}, [("`x.y`.`\\``", "value")]),
+        ({"x-y": {"b": 1}}, {"x-y": {"b": 2}}, [("`x-y`.b", "value")]),
     ],
 )
 def test_every_kind_and_where_it_is(left, right, expected):

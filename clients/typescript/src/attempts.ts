@@ -12,13 +12,15 @@ const LONGEST_TIMEOUT = 2 ** 31 - 1;
 /**
  * The deadline of one operation and what is left of its retries.
  *
- * Only UNAVAILABLE is tried again, and only where `safe`: a read, or a commit with a requestId.
- * Pauses double from 20 ms to 1 s, each drawn evenly from zero to that, so that callers which
- * failed together do not come back together. All times in milliseconds.
+ * UNAVAILABLE is tried again where `safe`: a read, or a commit with a requestId. Pauses double
+ * from 20 ms to 1 s, each drawn evenly from zero to that, so that callers which failed together
+ * do not come back together. RESOURCE_EXHAUSTED is tried again where the sidecar says after how
+ * long: nothing was done then. All times in milliseconds.
  */
 export class Attempts {
   readonly #clock: () => number;
   readonly #end: number;
+  readonly #safe: boolean;
   #left: number;
   #pause = FIRST_PAUSE;
 
@@ -28,7 +30,8 @@ export class Attempts {
     }
     this.#clock = clock;
     this.#end = clock() + timeout;
-    this.#left = safe ? retries : 0;
+    this.#safe = safe;
+    this.#left = retries;
   }
 
   /** For the next attempt; a moment at least, so that gRPC itself ends the call. */
@@ -36,12 +39,14 @@ export class Attempts {
     return Math.max(this.#end - this.#clock(), 1);
   }
 
-  /** How long to wait before the next attempt; undefined: there is none. */
-  pause(code: status): number | undefined {
-    if (code !== status.UNAVAILABLE || this.#left <= 0) {
+  /** How long to wait before the next attempt; undefined: there is none. `hint`: the sidecar's. */
+  pause(code: status, hint?: number): number | undefined {
+    const refused = code === status.RESOURCE_EXHAUSTED && hint !== undefined;
+    const away = code === status.UNAVAILABLE && this.#safe;
+    if (!(refused || away) || this.#left <= 0) {
       return undefined;
     }
-    const pause = Math.random() * this.#pause;
+    const pause = (hint ?? 0) + Math.random() * this.#pause;
     if (this.#clock() + pause >= this.#end) {
       return undefined;
     }

@@ -5,6 +5,8 @@ import { setTimeout as sleep } from "node:timers/promises";
 import {
   type CallOptions as GrpcOptions,
   type ChannelCredentials,
+  type ChannelOptions,
+  type Client,
   type ClientReadableStream,
   type ClientUnaryCall,
   credentials,
@@ -13,13 +15,14 @@ import {
 } from "@grpc/grpc-js";
 
 import { Attempts } from "./attempts.js";
-import { type CrossfadeError, fromStatus } from "./errors.js";
-import { CrossfadeClient } from "./gen/crossfade/v1/crossfade.js";
+import { type CrossfadeError, fromStatus, InvalidArgumentError } from "./errors.js";
 import type { Numbers } from "./values.js";
 
 const MAX_MESSAGE_BYTES = 11 * 1_048_576;
 
-const CHANNEL_OPTIONS = {
+const PUSHBACK_METADATA = "grpc-retry-pushback-ms";
+
+const CHANNEL_OPTIONS: ChannelOptions = {
   "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
   "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
   // One connection loads one worker of the sidecar: several addresses are used in turn, and two
@@ -41,12 +44,24 @@ export type CallMetadata = Pairs | (() => Pairs);
 export interface ClientOptions {
   /** Milliseconds that each operation may take, all its attempts together. 5,000. */
   timeout?: number;
-  /** How often UNAVAILABLE is tried again, where that is safe. 4. */
+  /**
+   * How often UNAVAILABLE is tried again, where that is safe, and what the sidecar refused by a
+   * limit, when it says after how long. 4.
+   */
   retries?: number;
   /** Goes with every call. */
   metadata?: CallMetadata;
-  /** For TLS. */
+  /** Who calls: a bearer token, or what reads it anew for each call. */
+  token?: string | (() => string);
+  /** PEM of whoever signed the sidecar's certificate; the connection is TLS then. */
+  rootCertificates?: Buffer;
+  /** Those of gRPC: for TLS with a certificate of one's own. */
   credentials?: ChannelCredentials;
+  /**
+   * Milliseconds of silence after which it is asked whether the sidecar is still there, while
+   * calls are under way; null: never. 30,000.
+   */
+  keepalive?: number | null;
   /** What becomes of integers and doubles. */
   numbers?: Numbers;
 }
@@ -73,19 +88,34 @@ interface Sent {
   readonly requestId: string | undefined;
 }
 
+/** What makes a client of grpc-js. */
+export type Connect<C extends Client> = new (
+  target: string,
+  credentials: ChannelCredentials,
+  options: ChannelOptions,
+) => C;
+
 export const READ: Sent = { commit: false, requestId: undefined };
 
 /** A connection to the sidecar, and how it is called. */
-export class Calls {
+export class Calls<C extends Client> {
   readonly #target: string;
   readonly #options: ClientOptions;
-  #client: CrossfadeClient | undefined;
+  readonly #kind: Connect<C>;
+  #client: C | undefined;
   /** What cancels each call under way. */
   readonly #open = new Set<() => void>();
 
-  constructor(target: string, options: ClientOptions) {
+  constructor(target: string, options: ClientOptions, kind: Connect<C>) {
+    if (options.credentials !== undefined && options.rootCertificates !== undefined) {
+      throw new InvalidArgumentError("credentials: rootCertificates are part of them");
+    }
+    if (typeof options.keepalive === "number" && !(options.keepalive > 0)) {
+      throw new InvalidArgumentError("keepalive: it is a number of milliseconds above 0, or null");
+    }
     this.#target = target;
     this.#options = options;
+    this.#kind = kind;
   }
 
   /** Ends the calls under way and the connection. */
@@ -98,7 +128,7 @@ export class Calls {
   }
 
   async unary<Request, Reply>(
-    method: (client: CrossfadeClient) => Method<Request, Reply>,
+    method: (client: C) => Method<Request, Reply>,
     request: Request,
     options: CallOptions,
     sent: Sent = READ,
@@ -136,7 +166,7 @@ export class Calls {
    * `resumable` one after that, too, which is said by an `undefined` among the messages.
    */
   async *stream<Reply>(
-    open: (client: CrossfadeClient, metadata: Metadata, options: Partial<GrpcOptions>) => ClientReadableStream<Reply>,
+    open: (client: C, metadata: Metadata, options: Partial<GrpcOptions>) => ClientReadableStream<Reply>,
     options: CallOptions,
     { resumable }: { resumable: boolean },
   ): AsyncGenerator<Reply | undefined, void, undefined> {
@@ -194,7 +224,7 @@ export class Calls {
     if (!isServiceError(error)) {
       throw error;
     }
-    const pause = attempts?.pause(error.code);
+    const pause = attempts?.pause(error.code, retryAfter(error));
     if (pause === undefined) {
       throw raised(error, sent);
     }
@@ -214,23 +244,43 @@ export class Calls {
         metadata.set(name, value);
       }
     }
+    const { token } = this.#options;
+    if (token !== undefined) {
+      metadata.set("authorization", `Bearer ${typeof token === "function" ? token() : token}`);
+    }
     return metadata;
   }
 
   /** Whether the client is still the one in use: not after `close`. */
-  uses(client: CrossfadeClient): boolean {
+  uses(client: C): boolean {
     return this.#client === client;
   }
 
   /** Connected at the first call. */
-  connected(): CrossfadeClient {
-    this.#client ??= new CrossfadeClient(
+  connected(): C {
+    const { rootCertificates, keepalive = 30_000 } = this.#options;
+    this.#client ??= new this.#kind(
       this.#target,
-      this.#options.credentials ?? credentials.createInsecure(),
-      CHANNEL_OPTIONS,
+      this.#options.credentials ??
+        (rootCertificates === undefined
+          ? credentials.createInsecure()
+          : credentials.createSsl(rootCertificates)),
+      keepalive === null
+        ? CHANNEL_OPTIONS
+        : {
+            ...CHANNEL_OPTIONS,
+            "grpc.keepalive_time_ms": keepalive,
+            "grpc.keepalive_timeout_ms": 5000,
+          },
     );
     return this.#client;
   }
+}
+
+/** Milliseconds after which a call that was refused by a limit may be sent again. */
+export function retryAfter({ metadata }: ServiceError): number | undefined {
+  const [value] = metadata.get(PUSHBACK_METADATA);
+  return typeof value === "string" && /^\d+$/.test(value) ? Number(value) : undefined;
 }
 
 export async function rest(pause: number, signal: AbortSignal | undefined): Promise<void> {

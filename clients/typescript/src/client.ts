@@ -4,9 +4,10 @@ import { status } from "@grpc/grpc-js";
 
 import * as aggregates from "./aggregates.js";
 import { Batch } from "./batch.js";
-import { type CallOptions, Calls, type ClientOptions, isServiceError, raised, READ, rest } from "./calls.js";
+import { type CallOptions, Calls, type ClientOptions, isServiceError, raised, READ, rest, retryAfter } from "./calls.js";
 import { decodeDocument } from "./codec.js";
 import { InternalError, NotFoundError, UnavailableError } from "./errors.js";
+import { CrossfadeClient } from "./gen/crossfade/v1/crossfade.js";
 import * as queries from "./query.js";
 import * as replies from "./replies.js";
 import type { CommitResult, FieldPath, Fields, Numbers, Snapshot } from "./values.js";
@@ -28,7 +29,7 @@ export interface CommitOptions extends CallOptions {
 }
 
 /**
- * A sidecar at `target` ("127.0.0.1:7600", "unix:/run/crossfade.sock").
+ * A sidecar at `target` ("127.0.0.1:7600", "unix:/run/crossfade/crossfade.sock").
  *
  * Methods reject with the errors of `errors.ts`: a missing document with NotFoundError, a store
  * that did not answer with UnavailableError or DeadlineExceededError. UNAVAILABLE is tried again
@@ -38,11 +39,11 @@ export interface CommitOptions extends CallOptions {
  * `T` is the caller's word for the fields of a document; nothing checks it.
  */
 export class Crossfade {
-  readonly #calls: Calls;
+  readonly #calls: Calls<CrossfadeClient>;
   readonly #numbers: Numbers;
 
   constructor(target: string, options: ClientOptions = {}) {
-    this.#calls = new Calls(target, options);
+    this.#calls = new Calls(target, options, CrossfadeClient);
     this.#numbers = options.numbers ?? "plain";
   }
 
@@ -199,7 +200,7 @@ export class Crossfade {
         if (!isServiceError(error)) {
           throw error;
         }
-        pause = told.broken(error.code);
+        pause = told.broken(error.code, retryAfter(error));
         if (pause === undefined || !this.#calls.uses(client)) {
           throw raised(error, READ);
         }
@@ -267,7 +268,7 @@ export class Crossfade {
     const sent = { commit: true, requestId: request.requestId || undefined };
     const reply = await this.#calls.unary((client) => client.commit, request, options, sent);
     return replies.commitResult(reply, request, this.#numbers);
-}
+  }
 }
 
 function answered(value: number | bigint | null): number | bigint {

@@ -36,4 +36,5 @@ export {
   type WriteResult,
 } from "./values.js";
 export type { Moment, Watchable } from "./watching.js";
+export { type Methods, Violet } from "./violet.js";
 export { type Changes, type Condition, Write } from "./writes.js";

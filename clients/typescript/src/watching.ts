@@ -93,7 +93,7 @@ export class Watching<T extends object> {
   }
 
   /** How long to wait before the stream is opened again; undefined: it is not. */
-  broken(code: status): number | undefined {
+  broken(code: status, hint?: number): number | undefined {
     if (this.#steady) {
       this.#attempts = new Attempts(this.#patience, Number.POSITIVE_INFINITY);
     }
@@ -102,7 +102,7 @@ export class Watching<T extends object> {
     this.#forget();
     // A server that stops may say either.
     const stopped = code === status.UNAVAILABLE || code === status.CANCELLED;
-    return stopped ? this.#attempts.pause(status.UNAVAILABLE) : undefined;
+    return this.#attempts.pause(stopped ? status.UNAVAILABLE : code, hint);
   }
 
   #forget(): void {

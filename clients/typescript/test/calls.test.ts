@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { status } from "@grpc/grpc-js";
+import { credentials, status } from "@grpc/grpc-js";
 
 import { Attempts } from "../src/attempts.js";
 import * as all from "../src/index.js";
@@ -266,4 +266,44 @@ test("pauses double, stay in the deadline and are for UNAVAILABLE alone", () => 
   now = 1000;
   assert.equal(new Attempts(1000, 3, false).pause(status.UNAVAILABLE), undefined);
   assert.equal(attempts.remaining(), 1);
+});
+
+test("what a limit refused is tried again after as long as the sidecar says", async () => {
+  const [fake, crossfade] = await pair();
+  const refused = { code: status.RESOURCE_EXHAUSTED, retryAfter: 60, times: 2 };
+  fake.failures = ["get", "getAll", "commit"].map((method) => ({ method, ...refused }));
+  const began = performance.now();
+  assert.equal((await crossfade.get("a/1")).id, "1");
+  assert.ok(performance.now() - began >= 110);
+  assert.equal((await crossfade.getAll(["a/0"])).length, 1);
+  await crossfade.set("a/1", {}, { requestId: null }); // it was refused: nothing was done
+  assert.deepStrictEqual([fake.count("get"), fake.count("getAll"), fake.count("commit")], [3, 3, 3]);
+});
+
+test("a limit that says nothing of when, or of a time too late, is an error", async () => {
+  const [fake, crossfade] = await pair({ timeout: 1000 });
+  fake.failures = [{ method: "get", code: status.RESOURCE_EXHAUSTED }];
+  await assert.rejects(crossfade.get("a/1"), all.ResourceExhaustedError);
+  fake.failures = [{ method: "get", code: status.RESOURCE_EXHAUSTED, retryAfter: 5000 }];
+  await assert.rejects(crossfade.get("a/1"), all.ResourceExhaustedError);
+  assert.equal(fake.count("get"), 2);
+});
+
+test("the token goes with every call", async () => {
+  const [fake, , target] = await pair();
+  let turn = 0;
+  const crossfade = new Crossfade(target, { token: () => `t${++turn}`, keepalive: null });
+  await crossfade.get("a/1");
+  await crossfade.set("a/1", {});
+  crossfade.close();
+  assert.deepStrictEqual(
+    fake.headers.map(({ authorization }) => authorization),
+    ["Bearer t1", "Bearer t2"],
+  );
+});
+
+test("options that cannot be meant are refused", () => {
+  assert.throws(() => new Crossfade("a:1", { keepalive: 0 }), InvalidArgumentError);
+  const tls = { credentials: credentials.createInsecure(), rootCertificates: Buffer.alloc(0) };
+  assert.throws(() => new Crossfade("a:1", tls), InvalidArgumentError);
 });

@@ -2,7 +2,7 @@
 
 import { after } from "node:test";
 
-import { type handleUnaryCall, Server, ServerCredentials, type ServerWritableStream, status } from "@grpc/grpc-js";
+import { type handleUnaryCall, Metadata, Server, ServerCredentials, type ServerWritableStream, status } from "@grpc/grpc-js";
 
 import { type ClientOptions, Crossfade } from "../src/index.js";
 import {
@@ -34,6 +34,20 @@ export interface Failure {
   times?: number;
   after?: boolean;
   pages?: number;
+  /** Milliseconds: what the refusal says. */
+  retryAfter?: number;
+}
+
+function told({ code = status.UNAVAILABLE, retryAfter }: Failure): {
+  code: status;
+  details: string;
+  metadata: Metadata;
+} {
+  const metadata = new Metadata();
+  if (retryAfter !== undefined) {
+    metadata.set("grpc-retry-pushback-ms", String(retryAfter));
+  }
+  return { code, details: "told to", metadata };
 }
 
 export class Fake {
@@ -129,7 +143,7 @@ export class Fake {
         if (failure === undefined) {
           callback(null, reply);
         } else {
-          callback({ code: failure.code ?? status.UNAVAILABLE, details: "told to" });
+          callback(told(failure));
         }
       }, this.delay);
       call.on("cancelled", () => {
@@ -152,7 +166,7 @@ export class Fake {
         call.write(page(String(number)));
       }
       if (failure !== undefined) {
-        call.emit("error", { code: failure.code ?? status.UNAVAILABLE, details: "told to" });
+        call.emit("error", told(failure));
       } else if (this.delay === 0) {
         call.end();
       }

@@ -105,6 +105,9 @@ class CollectionMapping:
 
     A reference or a unique value is in its column while the constraint admits it;
     PostgreSQL itself moves it between column and remainder (stores/postgres/placement.py).
+
+    `secret_ids`: the documents' ids are secrets, or somebody's name: they are told to nobody
+    but who asks for the documents.
     """
 
     def __init__(
@@ -114,10 +117,12 @@ class CollectionMapping:
         columns: Iterable[FieldColumn] | None = None,
         *,
         parent: "CollectionMapping | None" = None,
+        secret_ids: bool = False,
     ) -> None:
         self.collection_id = collection_id
         self.table = table
         self.parent = parent
+        self.secret_ids = secret_ids
         self.pattern = (
             collection_id if parent is None else f"{parent.collection_id}/*/{collection_id}"
         )

@@ -50,8 +50,10 @@ class DerivedMapping(CollectionMapping):
         table: Table,
         owner: CollectionMapping,
         rule: FromColumns | FromElements,
+        *,
+        secret_ids: bool = False,
     ) -> None:
-        super().__init__(collection_id, table, _columns(owner, rule))
+        super().__init__(collection_id, table, _columns(owner, rule), secret_ids=secret_ids)
         self.owner = owner
         self.rule = rule
 

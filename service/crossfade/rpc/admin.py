@@ -17,14 +17,16 @@ from crossfade.control import Control
 from crossfade.controls import Controls
 from crossfade.document import Database, check_id
 from crossfade.effective import Effective
-from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument
+from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArgument, NotFound
 from crossfade.figures import EVERY, Tally, figures, total
 from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
+from crossfade.jobs.both import Both
 from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
 from crossfade.ramp import Answer, Limits, Outcome, overall
+from crossfade.redaction import present
 from crossfade.rpc.ramps import answers as as_messages
 from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
@@ -48,7 +50,6 @@ log = structlog.get_logger(__name__)
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
 MAX_BARRIER_SECONDS = 3600.0
-COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
 LETTERS, MAX_LETTERS = 100, 1000
@@ -106,6 +107,8 @@ class Admin:
         self._ramps = ramps
         self._trail = trail
         self._limits = limits or Limits()
+        self.copying: Mapping[str, Both] = {}
+        """What copies work with, by group; empty: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
 
@@ -259,11 +262,9 @@ class Admin:
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
         group = self._group(parse(admin_pb2.CopyRequest, data).group)
-        control, mirror = self._controls[group], self._led[group].mirror
-        if self._firestore is None or mirror is None:
+        if group not in self.copying:
             raise FailedPrecondition("a copy needs both stores; one is not configured")
-        progress = backfill(control, self._firestore, mirror, self._database, COPY_TIMEOUT)
-        async for step in progress:
+        async for step in backfill(self.copying[group]):
             yield admin_pb2.CopyProgress(
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()
@@ -275,14 +276,14 @@ class Admin:
         limit = request.limit or LETTERS
         found = await self._needs_mirror().dead_letters.list(
             collection=request.collection or None,
-            after=request.after,
+            after=await self._revealed(request.after, call),
             limit=limit + 1,
             timeout=call.left(),
         )
         reply = admin_pb2.ListDeadLettersReply(more=len(found) > limit)
         for letter in found[:limit]:
             added = reply.letters.add(
-                path=letter.path,
+                path=present().path(letter.path),
                 collection=letter.collection,
                 reason=letter.reason,
                 cause=letter.cause,
@@ -299,7 +300,7 @@ class Admin:
         if sum(map(bool, (request.path, request.collection, request.all))) != 1:
             raise InvalidArgument("path, collection, all: exactly one must be given")
         retried = await self._needs_mirror().dead_letters.retry(
-            path=request.path or None,
+            path=await self._revealed(request.path, call) or None,
             collection=request.collection or None,
             overwrite_foreign=request.overwrite_foreign,
             timeout=call.left(),
@@ -307,6 +308,21 @@ class Admin:
         for each in self._led.values():
             each.coordinator.wake_recopy()
         return admin_pb2.RetryDeadLettersReply(retried=retried).SerializeToString()
+
+    async def _revealed(self, path: str, call: Call) -> str:
+        """The path of the dead letter that is shown under this one: its id may be hidden."""
+        redaction = present()
+        if not redaction.hides(path):
+            return path
+        letters, after = self._needs_mirror().dead_letters, ""
+        while True:
+            found = await letters.list(after=after, limit=MAX_LETTERS, timeout=call.left())
+            for letter in found:
+                if redaction.path(letter.path) == path:
+                    return letter.path
+            if len(found) < MAX_LETTERS:
+                raise NotFound(f"path: no dead letter is shown as {path[:200]} by this sidecar")
+            after = found[-1].path
 
     def _needs_mirror(self) -> Mirror:
         mirror = self._led[DEFAULT].mirror

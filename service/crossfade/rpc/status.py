@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import structlog
 
+from crossfade import redaction
 from crossfade.errors import CrossfadeError, Internal, ResourceExhausted
 
 log = structlog.get_logger(__name__)
@@ -60,12 +61,12 @@ def retry_hint(error: ResourceExhausted, seconds: float) -> tuple[tuple[str, str
 
 
 def details(error: CrossfadeError) -> str:
-    """The message, short enough to travel.
+    """The message, short enough to travel, and without ids that are secrets.
 
     It is a header, percent-encoded, and a client that is sent more than 8 KiB of headers
     sees RESOURCE_EXHAUSTED in the place of the status: "not found" would be lost.
     """
-    text = str(error)
+    text = redaction.present().text(str(error))
     if len(text) <= MAX_DETAILS:
         return text
     return f"{text[: MAX_DETAILS - 1]}…"

@@ -97,13 +97,32 @@ class Fences:
         )
 
     def _parsed(self, stored: Stored) -> ControlDocument:
+        document, layout = self._read(stored)
+        # Whoever has other groups does not know which document is about which collection.
+        if layout not in {None, self._group.layout}:
+            raise FailedPrecondition(other_groups(self._group.layout, str(layout)))
+        return document
+
+    async def read_any(self, *, timeout: float) -> ControlDocument:
+        """What the document says, whichever groups it is for: for whoever changes those."""
+        reading = await self._firestore.get([self.path], timeout=timeout)
+        return self._read(reading.documents[0])[0]
+
+    async def remove(self, before: ControlDocument, *, timeout: float) -> None:
+        """Deletes the document where it is still `before`. Raises Aborted when it is not."""
+        write = Write(self.path, None, update_time=before.update_time)
+        try:
+            await self._firestore.commit([write], timeout=timeout)
+        except (FailedPrecondition, NotFound) as error:
+            raise Aborted("the control document was changed by another") from error
+
+    def _read(self, stored: Stored) -> tuple[ControlDocument, str | None]:
+        """The document, and the layout that it is for; None: there is no document."""
         if stored.data is None:
-            return ControlDocument()
+            return ControlDocument(), None
         document = parse_document(stored.data, self._firestore.database)
         fields = document.fields
-        # Whoever has other groups does not know which document is about which collection.
-        if (layout := fields.get("groups", "")) != self._group.layout:
-            raise FailedPrecondition(other_groups(self._group.layout, str(layout)))
+        layout = str(fields.get("groups", ""))
         match fields:
             case {
                 "epoch": int(epoch),
@@ -111,7 +130,7 @@ class Fences:
                 "gate": int(gate),
                 "mirrored": bool(m),
             }:
-                return ControlDocument(epoch, opened, gate, m, document.update_time)
+                return ControlDocument(epoch, opened, gate, m, document.update_time), layout
         raise FailedPrecondition(
             f"{self.path} in Firestore is not as Crossfade writes it; delete the document, "
             f"and it is written anew"

@@ -97,7 +97,7 @@ class Heart:
             except BeginAnew as error:
                 self._doom(at.transaction, error)
         if at.read_time is not None:
-            return await self._transactions.get_at(at.read_time, paths, call)
+            return await self._transactions.authority.get_at(at.read_time, paths, call)
         return await self._documents.read(tuple(paths), call)
 
     async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Page]:
@@ -115,7 +115,7 @@ class Heart:
                 return
         if everything or at.read_time is not None:
             moment = At(read_time=at.read_time) if at.read_time is not None else NOW
-            pages = self._transactions.query_authority(query, call, moment)
+            pages = self._transactions.authority.query(query, call, moment)
         else:
             pages = self._documents.query(query, call)
         async for page in pages:
@@ -135,7 +135,7 @@ class Heart:
         if query.collection is None:
             return await self._aggregate_all(query, aggregations, at, call)
         if at.read_time is not None:
-            found = await self._transactions.aggregate_authority(query, aggregations, call, at)
+            found = await self._transactions.authority.aggregate(query, aggregations, call, at)
         else:
             found = await self._documents.aggregate(query, aggregations, call)
         return found.values, found.read_time
@@ -200,11 +200,11 @@ class Heart:
         _check_visible(parent)
         call = self._call()
         found: set[str] = set()
-        for firestore, holds in await self._transactions.authorities(call, at):
+        for firestore, holds in await self._transactions.authority.of_each(call, at):
             if firestore is not None:
                 names = await _collection_ids(firestore, parent, at, call)
             else:
-                postgres = self._transactions.postgres
+                postgres = self._transactions.authority.postgres
                 names = await postgres.collection_ids(parent, timeout=call.left())
             found.update(name for name in names if holds(name) and not is_own(name))
         return sorted(found, key=id_key)
@@ -222,10 +222,12 @@ class Heart:
         parent, _, name = collection.rpartition("/")
         call = self._call()
         if missing:
-            firestore = await self._transactions.authority_of(name, call, at)
+            firestore = await self._transactions.authority.of(name, call, at)
             if firestore is not None:
                 return await _with_missing(firestore, parent, name, after, limit, at, call)
-            ids = await self._transactions.postgres.document_ids(collection, timeout=call.left())
+            ids = await self._transactions.authority.postgres.document_ids(
+                collection, timeout=call.left()
+            )
             paths = [f"{collection}/{identity}" for identity in ids]
             start = 0 if after is None else paths.index(after) + 1 if after in paths else None
             if start is None:  # it is gone since the page before
@@ -245,7 +247,7 @@ class Heart:
         _check_visible(query.parent)
         _check_visible(query.collection or "")
         call = self._call()
-        firestore = await self._transactions.authority_of(query.collection, call, at)
+        firestore = await self._transactions.authority.of(query.collection, call, at)
         if firestore is not None:
             return await _partitions(firestore, query, count, at, call)
         names = Query(query.parent, query.collection, all_descendants=True, select=(NAME,))
