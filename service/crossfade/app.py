@@ -287,6 +287,7 @@ async def _start(
     ramp_methods = ramp_rpc.RampMethods(
         ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
     )
+    job_methods = job_rpc.JobMethods(jobs)
     latency_methods = latency.LatencyMethods(telemetry.paired)
     wrap = rpc.Wrapper(
         telemetry,
@@ -307,7 +308,7 @@ async def _start(
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
-            job_rpc.SERVICE: job_rpc.handler(job_rpc.JobMethods(jobs), wrap),
+            job_rpc.SERVICE: job_rpc.handler(job_methods, wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },
@@ -325,7 +326,8 @@ async def _start(
             admin_rpc.unary(admin)
             | mismatches.unary(differing)
             | ramp_rpc.unary(ramp_methods)
-            | latency.unary(latency_methods),
+            | latency.unary(latency_methods)
+            | job_rpc.unary(job_methods),
             judge=ramp_methods.judged,
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),

@@ -77,11 +77,12 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
         await expect(page.locator("#latency .line.firestore")).to_have_attribute(
             "d", re.compile("^M")
         )
-        table = page.locator("#latency table")
+        table = page.get_by_role("table", name="Reads of the last minute")
         await expect(table).to_contain_text("PostgreSQL is")
         await expect(page.locator("#mismatches")).to_contain_text(
             "No shadow read found a difference"
         )
+        await expect(page.locator("#latency")).to_contain_text("The same reads by both")
         assert "shadow" in await page.title()
 
 
@@ -176,6 +177,23 @@ async def test_forward_by_force_and_back_by_rollback(stack, opened):
         assert stack.sidecar.control.snapshot.stage is Stage.SHADOW
         kept = stack.memory.read("tasks/1")
         assert kept.fields["status"] == "completed", "nothing was lost"
+
+
+async def test_a_job_is_watched_and_paused(stack, opened):
+    await stack.sql.execute(
+        "update crossfade.jobs set state = 'running', ended_at = null, estimate = 1000"
+    )
+    async with opened(place(stack)) as page:
+        card = page.locator("#jobs")
+        await expect(card).to_contain_text("of about 1,000 documents")
+        await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuemax", "100")
+        await card.get_by_role("button", name="Pause backfill").click()
+        await act(page, "confirm").click()
+        await expect(card).to_contain_text("paused")
+        await card.get_by_role("button", name="Resume backfill").click()
+        await act(page, "confirm").click()
+        await expect(card).to_contain_text("running")
+        assert await stack.sql.fetchval("select state from crossfade.jobs") == "running"
 
 
 # --- tokens, and a cut ---------------------------------------------------------------------------

@@ -400,3 +400,22 @@ async def test_open_streams_do_not_hold_up_the_end(postgres_database):
         found = await watching
         assert found
         assert found[0][0] == "state"
+
+
+# --- jobs --------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_shown_paused_resumed_and_cancelled(stack, ask):
+    (job,) = (await got(ask("/jobs")))["jobs"]
+    assert (job["kind"], job["state"]) == ("backfill", "done"), "the fixture's copy"
+    assert (await got(ask("/jobs?kind=validate")))["jobs"] == []
+    path = f"/jobs/{job['id']}"
+    await refused(ask(f"{path}/pause", {}), 409, "FAILED_PRECONDITION")
+    await refused(ask("/jobs/999999/pause", {}), 404, "NOT_FOUND")
+    await refused(ask(f"{path}/forget", {}), 400, "INVALID_ARGUMENT", "action")
+
+    await stack.sql.execute("update crossfade.jobs set state = 'running', ended_at = null")
+    paused = await got(ask(f"{path}/pause", {"who": "ada", "reason": "it is noon"}))
+    assert (paused["state"], paused["reason"]) == ("paused", "by ada: it is noon")
+    assert (await got(ask(f"{path}/resume", {})))["state"] == "running"
+    assert (await got(ask(f"{path}/cancel", {"who": "bob"})))["state"] == "cancelled"

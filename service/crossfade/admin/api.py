@@ -18,6 +18,7 @@ from crossfade.errors import CrossfadeError
 
 STATIC = Path(__file__).parent / "static"
 PAIRED_SECONDS = 600.0
+SHOWN_JOBS = 5
 SHOWN_AUDIT, SHOWN_MISMATCHES, SHOWN_LETTERS = 30, 50, 50
 DESCRIPTION = """Where a migration stands, and the controls that move it: what `crossfade stage`,
 `traffic`, `ramp`, `rollback`, `mismatches`, `dead-letters` and `audit` do, over HTTP.
@@ -121,5 +122,6 @@ def _sections(desk: Desk) -> dict[str, Any]:
         "mismatches": dumped(partial(desk.mismatches, "", "", None, SHOWN_MISMATCHES)),
         "dead_letters": dumped(partial(desk.dead_letters, "", "", SHOWN_LETTERS)),
         "drift": dumped(partial(desk.drift, schema=False)),
+        "jobs": dumped(partial(desk.jobs, "", SHOWN_JOBS)),
         "audit": dumped(partial(desk.audit, "", SHOWN_AUDIT)),
     }

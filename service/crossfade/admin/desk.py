@@ -24,9 +24,14 @@ from crossfade.telemetry import (
     PENDING,
     Gauge,
 )
-from crossfade_api.v1 import admin_pb2
+from crossfade_api.v1 import admin_pb2, jobs_pb2
 
 EXPLAIN_SECONDS = 30.0
+ACTIONS = {
+    "pause": jobs_pb2.JOB_ACTION_PAUSE,
+    "resume": jobs_pb2.JOB_ACTION_RESUME,
+    "cancel": jobs_pb2.JOB_ACTION_CANCEL,
+}
 
 
 class Desk:
@@ -233,6 +238,22 @@ class Desk:
     def _sum(self, gauge: Gauge) -> int | None:
         value = over_groups(self._parts.telemetry, gauge, sum)
         return None if value is None else int(value)
+
+    # --- jobs
+
+    async def jobs(self, kind: str, limit: int) -> models.Jobs:
+        request = jobs_pb2.ListJobsRequest(kind=kind, limit=limit)
+        reply = await self.calls.ask("ListJobs", request, jobs_pb2.ListJobsReply)
+        return models.Jobs.model_validate(plain(reply))
+
+    async def control_job(
+        self, job: int, action: str, asked: models.ControlJob, who: str
+    ) -> models.Job:
+        request = jobs_pb2.ControlJobRequest(
+            id=job, action=ACTIONS[action], who=who, reason=asked.reason
+        )
+        reply = await self.calls.ask("ControlJob", request, jobs_pb2.Job)
+        return models.Job.model_validate(plain(reply))
 
     # --- what was
 

@@ -397,6 +397,37 @@ class Latency(Reply):
     moments: list[LatencyMoment] = Field(description="Oldest first; with step_seconds.")
 
 
+class JobCounts(Reply):
+    collection: str
+    counts: dict[str, int] = Field(examples=[{"copied": 120}])
+
+
+class Job(Reply):
+    """Work over all documents, whoever does it."""
+
+    id: int
+    kind: str = Field(examples=["backfill"])
+    group: str
+    collections: list[str]
+    state: str = Field(description="running, paused, cancelled, done or failed")
+    reason: str
+    who: str
+    begun_at: datetime
+    ended_at: datetime | None = None
+    partitions: int
+    partitions_done: int
+    processes: int
+    estimate: int | None = Field(default=None, description="Documents there were, about.")
+    documents: int
+    letters: int
+    counts: list[JobCounts]
+    rate: float | None = Field(default=None, description="Documents a second, at most.")
+
+
+class Jobs(Reply):
+    jobs: list[Job]
+
+
 class Config(Reply):
     """The settings in force, with what is secret hidden, and what was set over them."""
 
@@ -487,6 +518,13 @@ class StopRamp(Request):
     collection: CollectionName = ""
     all: bool = False
     who: Who = ""
+
+
+class ControlJob(Request):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "it is the evening"}]})
+
+    who: Who = ""
+    reason: Reason = ""
 
 
 class RetryDeadLetters(Request):

@@ -16,7 +16,7 @@ LONGEST_NAME, LONGEST_PATH = 1_500, 7_000
 
 def router(parts: Parts, desk: Desk, board: Board) -> Any:
     """Everything below /api/v1."""
-    from fastapi import APIRouter, Depends, Query
+    from fastapi import APIRouter, Depends, Path, Query
     from fastapi.responses import StreamingResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -129,6 +129,15 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     ) -> models.Drift:
         return await desk.drift(schema=schema)
 
+    @api.get("/jobs", tags=["jobs"], summary="Backfills and validations, the latest first")
+    async def jobs(
+        kind: Annotated[
+            Literal["", "backfill", "validate"], Query(description="Empty: both.")
+        ] = "",
+        limit: Limit = 20,
+    ) -> models.Jobs:
+        return await desk.jobs(kind, limit)
+
     @api.get("/audit", tags=["audit"], summary="Who changed what, latest first")
     async def audit(collection: Collection = "", limit: Limit = 100) -> models.Audit:
         return await desk.audit(collection, limit)
@@ -211,6 +220,18 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     async def stop_ramp(asked: models.StopRamp, caller: Caller) -> models.Ramps:
         try:
             return await desk.stop_ramp(asked, who(asked, caller))
+        finally:
+            board.wake()
+
+    @api.post("/jobs/{job}/{action}", tags=["jobs"], summary="Pauses, resumes or cancels one")
+    async def control_job(
+        job: Annotated[int, Path(ge=1, le=2**63 - 1)],
+        action: Literal["pause", "resume", "cancel"],
+        asked: models.ControlJob,
+        caller: Caller,
+    ) -> models.Job:
+        try:
+            return await desk.control_job(job, action, asked, who(asked, caller))
         finally:
             board.wake()
 
