@@ -290,6 +290,8 @@ async def _start(
     ramp_methods = ramp_rpc.RampMethods(
         ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
     )
+    job_methods = job_rpc.JobMethods(jobs)
+    latency_methods = latency.LatencyMethods(telemetry.paired)
     wrap = rpc.Wrapper(
         telemetry,
         settings.server.default_timeout,
@@ -303,13 +305,13 @@ async def _start(
             wrap,
             mismatches.methods(differing, wrap)
             | ramp_rpc.methods(ramp_methods, wrap)
-            | latency.methods(latency.LatencyMethods(telemetry.paired), wrap),
+            | latency.methods(latency_methods, wrap),
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
-            job_rpc.SERVICE: job_rpc.handler(job_rpc.JobMethods(jobs), wrap),
+            job_rpc.SERVICE: job_rpc.handler(job_methods, wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },
@@ -324,12 +326,19 @@ async def _start(
         parts = Parts(
             controls,
             telemetry,
-            admin_rpc.unary(admin) | mismatches.unary(differing) | ramp_rpc.unary(ramp_methods),
+            admin_rpc.unary(admin)
+            | mismatches.unary(differing)
+            | ramp_rpc.unary(ramp_methods)
+            | latency.unary(latency_methods)
+            | job_rpc.unary(job_methods),
             judge=ramp_methods.judged,
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
             schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
-            admit=admission(doors.access, local=is_loopback(settings.admin.host)),
+            admit=admission(
+                doors.access,
+                minded=not settings.admin.insecure and not is_loopback(settings.admin.host),
+            ),
             hosts=settings.admin.hosts,
         )
         web = AdminServer(parts, settings.admin.host, settings.admin.port)

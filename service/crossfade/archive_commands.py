@@ -210,12 +210,13 @@ async def _opened(settings: Settings, *, needed: bool) -> AsyncIterator[_Stores]
 
 async def _snapshot(lanes: "Lanes") -> "Snapshot | None":
     """Where the migration stands; None: there is none."""
-    from crossfade.control import GROUP, READ
+    from crossfade.control import READ
+    from crossfade.groups import DEFAULT
     from crossfade.snapshot import snapshot_of
 
     if await lanes.fetchval("select to_regclass('crossfade.control')", timeout=TIMEOUT) is None:
         return None
-    row = await lanes.fetchrow(READ, GROUP, timeout=TIMEOUT)
+    row = await lanes.fetchrow(READ, DEFAULT, timeout=TIMEOUT)
     return None if row is None else snapshot_of(dict(row), {})
 
 

@@ -6,7 +6,7 @@ from crossfade import wire
 from crossfade.call import Call
 from crossfade.document import to_micros
 from crossfade.errors import FailedPrecondition, InvalidArgument
-from crossfade.rpc.server import Wrapper, parse
+from crossfade.rpc.server import Unary, Wrapper, parse
 from crossfade.stores.postgres.jobs import Job, Jobs
 from crossfade_api.v1 import jobs_pb2
 
@@ -49,13 +49,14 @@ class JobMethods:
         return self._jobs
 
 
+def unary(methods: JobMethods) -> dict[str, Unary]:
+    return {"ListJobs": methods.list, "ControlJob": methods.control}
+
+
 def handler(methods: JobMethods, wrap: Wrapper) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         SERVICE,
-        {
-            "ListJobs": wrap.unary(f"{SERVICE}/ListJobs", methods.list),
-            "ControlJob": wrap.unary(f"{SERVICE}/ControlJob", methods.control),
-        },
+        {name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(methods).items()},
     )
 
 
