@@ -81,6 +81,9 @@ def stream():
     logging.root.setLevel(level)
 
 
+SECRET = "s3cret"
+
+
 def fail(secret: str) -> None:
     try:
         raise ValueError(secret)  # noqa: TRY301 - as a driver does
@@ -95,7 +98,7 @@ def test_the_log_hides_them_and_what_strange_errors_say(stream, shape):
     log = structlog.get_logger()
     log.warning("the stores differ", paths=["api_keys/s3cret"], reason="api_keys/s3cret is gone")
     try:
-        fail("s3cret")
+        fail(SECRET)
     except NotFound:
         log.exception("it failed")
         logging.getLogger("library").exception("so did this")
