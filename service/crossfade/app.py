@@ -26,6 +26,7 @@ from crossfade.doors import Doors, is_loopback
 from crossfade.errors import FailedPrecondition, InfrastructureError
 from crossfade.follower import Follower
 from crossfade.groups import DEFAULT
+from crossfade.jobs.both import Both
 from crossfade.jobs.ramp import Ramping
 from crossfade.jobs.settings_watch import SettingsWatch
 from crossfade.jobs.trail import Trail
@@ -34,6 +35,7 @@ from crossfade.migrator import Documents
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import admin as admin_rpc
 from crossfade.rpc import firestore_v1, latency, mismatches
+from crossfade.rpc import jobs as job_rpc
 from crossfade.rpc import ramps as ramp_rpc
 from crossfade.rpc import server as rpc
 from crossfade.rpc.firestore_v1 import heart
@@ -59,9 +61,12 @@ from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.findings import Findings
+from crossfade.stores.postgres.held import HeldPages
+from crossfade.stores.postgres.jobs import Jobs
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.ramps import Ramps
-from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.schema import create_schema, fingerprint
 from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.telemetry import FOLLOWER_LAG, MISFITS, SETTINGS_REFUSED, Labels, Telemetry
 from crossfade.transactions import Transactions
@@ -252,7 +257,24 @@ async def _start(
         ramps=ramps,
         trail=trail,
         limits=settings.ramp.limits(),
+        findings=Findings(lanes["mirror"]) if lanes else None,
+        fingerprint=fingerprint(mappings),
     )
+    jobs = Jobs(lanes["mirror"]) if lanes else None
+    if firestore is not None and jobs is not None:
+        admin.copying = {
+            name: Both(
+                member.control,
+                firestore,
+                member.mirror,
+                HeldPages(lanes["mirror"], name),
+                jobs,
+                mappings,
+                database,
+            )
+            for name, member in members.items()
+            if member.mirror is not None
+        }
     ramping = None
     if ramps is not None and audit is not None:
         guard = (settings.ramp.limits(), settings.ramp.window) if settings.ramp.guard else None
@@ -268,6 +290,8 @@ async def _start(
     ramp_methods = ramp_rpc.RampMethods(
         ramping, ramps, audit, settings.ramp.limits(), admin.check_collection
     )
+    job_methods = job_rpc.JobMethods(jobs)
+    latency_methods = latency.LatencyMethods(telemetry.paired)
     wrap = rpc.Wrapper(
         telemetry,
         settings.server.default_timeout,
@@ -281,12 +305,13 @@ async def _start(
             wrap,
             mismatches.methods(differing, wrap)
             | ramp_rpc.methods(ramp_methods, wrap)
-            | latency.methods(latency.LatencyMethods(telemetry.paired), wrap),
+            | latency.methods(latency_methods, wrap),
         ),
         wrap,
         max_message_bytes=settings.server.max_message_mb * 1_048_576,
         watch=Watching(listen, database).watch,
         services={
+            job_rpc.SERVICE: job_rpc.handler(job_methods, wrap),
             firestore_v1.SERVICE: heart.handler(google, listen, wrap),
             **load_services(settings.migration.mappings, documents, transactions, database, wrap),
         },
@@ -301,12 +326,19 @@ async def _start(
         parts = Parts(
             controls,
             telemetry,
-            admin_rpc.unary(admin) | mismatches.unary(differing) | ramp_rpc.unary(ramp_methods),
+            admin_rpc.unary(admin)
+            | mismatches.unary(differing)
+            | ramp_rpc.unary(ramp_methods)
+            | latency.unary(latency_methods)
+            | job_rpc.unary(job_methods),
             judge=ramp_methods.judged,
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
             schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
-            admit=admission(doors.access, local=is_loopback(settings.admin.host)),
+            admit=admission(
+                doors.access,
+                minded=not settings.admin.insecure and not is_loopback(settings.admin.host),
+            ),
             hosts=settings.admin.hosts,
         )
         web = AdminServer(parts, settings.admin.host, settings.admin.port)

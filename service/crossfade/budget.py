@@ -59,6 +59,11 @@ class Budget:
         may be overdrawn by what is under way; the next part pays for it."""
         return self._daily is None or (self._held > 0 and self._day == self._today())
 
+    @property
+    def held(self) -> int | None:
+        """What is left of the part that this process holds. None: there is no limit."""
+        return None if self._daily is None else self._held
+
     def spend(self, reads: int) -> None:
         if self._daily is not None:
             self._held -= reads

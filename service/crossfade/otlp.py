@@ -158,9 +158,9 @@ class Exporters:
         )
         self._series = series
         self._started_ns = time_ns()
-        self._providers: list[Spans | SpanQueue | MeterProvider] = []
         self._resource = resource
         self._meters: MeterProvider | None = None
+        self._providers: list[Spans | SpanQueue | MeterProvider] = []
         self.spans: Spans | SpanQueue | None = None
         if span_processors:
             self.spans = Spans(span_processors, resource)

@@ -462,11 +462,13 @@ class AdminSettings(Section):
     """The admin API and the dashboard, over HTTP; without a port they are not served.
 
     `hosts`: names that browsers and Prometheus reach it by, beside localhost and addresses.
+    `insecure`: open without tokens also where others than this machine reach it.
     """
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65_535)] | None = None
     hosts: tuple[Annotated[str, Field(min_length=1, max_length=253)], ...] = ()
+    insecure: bool = False
 
 
 class LogSettings(Section):

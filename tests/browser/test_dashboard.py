@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
@@ -19,8 +18,8 @@ DARK = {"color_scheme": "dark"}
 @pytest.fixture
 async def stack(postgres_database):
     """In stage shadow, with some traffic of the past."""
-    options: dict[str, Any] = {"http": {}, "shadow_rate": 1.0, "read_percent": 40}
-    async with running(await postgres_database(), Stage.SHADOW, **options) as made:
+    url = await postgres_database()
+    async with running(url, Stage.SHADOW, http={}, shadow_rate=1.0, read_percent=40) as made:
         await made.copy()
         await busy(made)
         yield made
@@ -78,11 +77,12 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
         await expect(page.locator("#latency .line.firestore")).to_have_attribute(
             "d", re.compile("^M")
         )
-        table = page.locator("#latency table")
+        table = page.get_by_role("table", name="Reads of the last minute")
         await expect(table).to_contain_text("PostgreSQL is")
         await expect(page.locator("#mismatches")).to_contain_text(
             "No shadow read found a difference"
         )
+        await expect(page.locator("#latency")).to_contain_text("The same reads by both")
         assert "shadow" in await page.title()
 
 
@@ -179,6 +179,23 @@ async def test_forward_by_force_and_back_by_rollback(stack, opened):
         assert kept.fields["status"] == "completed", "nothing was lost"
 
 
+async def test_a_job_is_watched_and_paused(stack, opened):
+    await stack.sql.execute(
+        "update crossfade.jobs set state = 'running', ended_at = null, estimate = 1000"
+    )
+    async with opened(place(stack)) as page:
+        card = page.locator("#jobs")
+        await expect(card).to_contain_text("of about 1,000 documents")
+        await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuemax", "100")
+        await card.get_by_role("button", name="Pause backfill").click()
+        await act(page, "confirm").click()
+        await expect(card).to_contain_text("paused")
+        await card.get_by_role("button", name="Resume backfill").click()
+        await act(page, "confirm").click()
+        await expect(card).to_contain_text("running")
+        assert await stack.sql.fetchval("select state from crossfade.jobs") == "running"
+
+
 # --- tokens, and a cut ---------------------------------------------------------------------------
 
 
@@ -189,9 +206,9 @@ async def test_a_token_is_asked_for_and_again_when_it_has_expired(
     entry = '[[token]]\nname = "ops"\nrole = "{}"\ntoken = "{}"\n'
     first, second = "first-token-of-the-tests", "second-token-of-the-tests"
     file.write_text(entry.format("admin", first))
-    options: dict[str, Any] = {"http": {}, "access": {"tokens_file": file}}
+    access = {"tokens_file": file}
     async with (
-        running(await postgres_database(), Stage.SHADOW, **options) as stack,
+        running(await postgres_database(), Stage.SHADOW, http={}, access=access) as stack,
         opened(place(stack)) as page,
     ):
         dialog = page.get_by_role("dialog", name="Sign in")

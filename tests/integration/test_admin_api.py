@@ -34,7 +34,7 @@ def ask(stack):
     return asked
 
 
-async def got(answer) -> dict[str, Any]:
+async def got(answer: Any) -> Any:
     found = await answer
     assert found.status == 200, found.body
     return found.json
@@ -90,7 +90,7 @@ async def test_traffic_is_looked_at_and_then_set(stack, ask):
 
     done = await got(ask("/traffic", wanted, method="PUT"))
     assert done["changed"]
-    assert done["after"] == {"collection": "tasks", "read_percent": 25, "shadow_rate": 0.5}
+    assert done["after"] == {**looked["after"], "read_percent": 25, "shadow_rate": 0.5}
     assert stack.sidecar.control.snapshot.plan_of("tasks").threshold == 2500
     reset = await got(ask("/traffic", {"collection": "tasks", "reset": True}, method="PUT"))
     assert reset["after"]["read_percent"] == 0
@@ -209,14 +209,31 @@ async def test_latency_over_time(stack, ask):
     await stack.client.set("tasks/1", {"n": 1})
     await stack.client.get("tasks/1")
     stack.sidecar.web.board._history.observe()
-    found = await got(ask("/latency?collection=tasks"))
+    found = await got(ask("/latency/history?collection=tasks"))
     last = found["points"][-1]
     assert last["firestore"]["count"] == 1
     assert last["firestore"]["p50_ms"] > 0
     assert last["postgresql"] == {
         "count": 0, "errors": 0, "p50_ms": None, "p95_ms": None, "p99_ms": None,
     }  # fmt: skip
-    assert (await got(ask("/latency?collection=users")))["points"] == []
+    assert (await got(ask("/latency/history?collection=users")))["points"] == []
+
+
+async def test_both_stores_latency_for_the_same_reads(stack, ask):
+    await stack.percent(0, 1.0)
+    await stack.client.set("tasks/1", {"n": 1})
+    await stack.settled()
+    for _ in range(5):
+        await stack.client.get("tasks/1")
+    await stack.settled()
+    found = await got(ask("/latency?since_seconds=600&step_seconds=600&operation=get"))
+    (compared,) = found["comparisons"]
+    assert (compared["collection"], compared["operation"], compared["count"]) == ("tasks", "get", 5)
+    assert sum(each["count"] for each in compared["buckets"]) == 5
+    assert compared["firestore"]["p50_ms"] > 0 < compared["postgresql"]["p50_ms"]
+    assert sum(each["count"] for each in found["moments"]) == 5
+    answer = await ask("/latency?since_seconds=-1")
+    assert (answer.status, answer.json["field"]) == (400, "since_seconds")
 
 
 async def test_events_hold_all_that_the_dashboard_shows_and_come_with_a_change(stack, ask):
@@ -235,9 +252,8 @@ async def test_a_part_that_cannot_be_asked_for_does_not_hide_the_rest(stack, mon
     async def gone(*_args, **_options):
         raise Unavailable("it is away")
 
-    monkeypatch.setattr(stack.sidecar.admin._mirror, "summary", gone)
+    monkeypatch.setattr(stack.sidecar.admin, "backlog", gone)
     state = await stack.sidecar.web.board.state()
-    assert state["unknown"] == {"dead_letters": "it is away"} or not state["unknown"]
     assert state["stand"]["status"]["backlog_unknown"] == "it is away"
     assert state["stand"]["groups"][0]["checks_unknown"] == "it is away"
 
@@ -362,13 +378,17 @@ async def test_a_stream_ends_with_its_token(postgres_database, tmp_path):
 
 
 async def test_without_tokens_a_network_finds_it_closed(postgres_database):
-    http = {"host": "0.0.0.0"}
+    http: dict[str, Any] = {"host": "0.0.0.0"}
     async with running(await postgres_database(), Stage.SHADOW, http=http) as stack:
         address = stack.sidecar.web.address.replace("0.0.0.0", "127.0.0.1")
         assert (await call(address, "/readyz")).status == 200
         for path in (f"{API}/status", "/metrics"):
             message = await refused(call(address, path), 403, "PERMISSION_DENIED")
             assert "no tokens" in message
+    http |= {"insecure": True}
+    async with running(await postgres_database(), Stage.SHADOW, http=http) as stack:
+        address = stack.sidecar.web.address.replace("0.0.0.0", "127.0.0.1")
+        assert (await call(address, f"{API}/status")).status == 200
 
 
 async def test_open_streams_do_not_hold_up_the_end(postgres_database):
@@ -380,3 +400,22 @@ async def test_open_streams_do_not_hold_up_the_end(postgres_database):
         found = await watching
         assert found
         assert found[0][0] == "state"
+
+
+# --- jobs --------------------------------------------------------------------------------------
+
+
+async def test_jobs_are_shown_paused_resumed_and_cancelled(stack, ask):
+    (job,) = (await got(ask("/jobs")))["jobs"]
+    assert (job["kind"], job["state"]) == ("backfill", "done"), "the fixture's copy"
+    assert (await got(ask("/jobs?kind=validate")))["jobs"] == []
+    path = f"/jobs/{job['id']}"
+    await refused(ask(f"{path}/pause", {}), 409, "FAILED_PRECONDITION")
+    await refused(ask("/jobs/999999/pause", {}), 404, "NOT_FOUND")
+    await refused(ask(f"{path}/forget", {}), 400, "INVALID_ARGUMENT", "action")
+
+    await stack.sql.execute("update crossfade.jobs set state = 'running', ended_at = null")
+    paused = await got(ask(f"{path}/pause", {"who": "ada", "reason": "it is noon"}))
+    assert (paused["state"], paused["reason"]) == ("paused", "by ada: it is noon")
+    assert (await got(ask(f"{path}/resume", {})))["state"] == "running"
+    assert (await got(ask(f"{path}/cancel", {"who": "bob"})))["state"] == "cancelled"

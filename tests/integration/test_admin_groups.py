@@ -5,7 +5,7 @@ from tests.http_caller import call
 from tests.sidecar import running
 
 API = "/api/v1"
-GROUPS = {"accounts": {"collections": ("users", "api_keys")}}
+GROUPS = {"accounts": {"collections": ("users", "api_keys", "user_emails")}}
 
 
 async def test_each_group_is_shown_moved_and_rolled_back_for_itself(postgres_database):
@@ -22,20 +22,19 @@ async def test_each_group_is_shown_moved_and_rolled_back_for_itself(postgres_dat
         assert state["unknown"] == {}
         shown = {each["group"]: each for each in state["stand"]["groups"]}
         assert list(shown) == ["default", "accounts"]
-        assert shown["accounts"]["collections"] == ["api_keys", "users"]
-        for each in shown.values():
-            assert (each["stage"], each["next"]) == ("shadow", "live")
-            assert {check["name"] for check in each["checks"]} >= {"backfill complete", "verdicts"}
+        assert shown["accounts"]["collections"] == ["api_keys", "user_emails", "users"]
+        assert (shown["default"]["stage"], shown["default"]["next"]) == ("shadow", "live")
+        assert {check["name"] for check in shown["default"]["checks"]} >= {"verdicts", "pending"}
+        assert (shown["accounts"]["stage"], shown["accounts"]["next"]) == ("off", "dual_write")
 
-        forced = {"stage": "live", "force": True, "group": "accounts"}
+        forced = {"stage": "shadow", "force": True, "group": "accounts"}
         moved = await ask("/stages/set", forced)
-        assert (moved["status"]["group"], moved["status"]["stage"]) == ("accounts", "live")
-        assert (await ask("/stages"))["stage"] == "shadow"
-        assert (await ask("/stages?group=accounts"))["next"] == "ramp_down"
+        assert (moved["status"]["group"], moved["status"]["stage"]) == ("accounts", "shadow")
+        assert (await ask("/stages?group=accounts"))["next"] == "live"
 
         own = {"group": "accounts", "read_percent": 70}
         set_to = await ask("/traffic", own, method="PUT")
-        assert (set_to["before"]["read_percent"], set_to["after"]["read_percent"]) == (100, 70)
+        assert (set_to["before"]["read_percent"], set_to["after"]["read_percent"]) == (30, 70)
         assert set_to["after"]["group"] == "accounts"
 
         back = await ask("/stages/rollback", {"group": "accounts"})

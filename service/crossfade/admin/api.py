@@ -17,6 +17,8 @@ from crossfade.admin.problems import CODES, Problem, problem_of, problem_of_vali
 from crossfade.errors import CrossfadeError
 
 STATIC = Path(__file__).parent / "static"
+PAIRED_SECONDS = 600.0
+SHOWN_JOBS = 5
 SHOWN_AUDIT, SHOWN_MISMATCHES, SHOWN_LETTERS = 30, 50, 50
 DESCRIPTION = """Where a migration stands, and the controls that move it: what `crossfade stage`,
 `traffic`, `ramp`, `rollback`, `mismatches`, `dead-letters` and `audit` do, over HTTP.
@@ -115,9 +117,11 @@ def _sections(desk: Desk) -> dict[str, Any]:
     return {
         "stand": desk.stand,
         "latency": desk.last_minute,
+        "paired": dumped(partial(desk.latency, "", "", PAIRED_SECONDS, 0.0)),
         "ramps": dumped(desk.ramps),
         "mismatches": dumped(partial(desk.mismatches, "", "", None, SHOWN_MISMATCHES)),
         "dead_letters": dumped(partial(desk.dead_letters, "", "", SHOWN_LETTERS)),
         "drift": dumped(partial(desk.drift, schema=False)),
+        "jobs": dumped(partial(desk.jobs, "", SHOWN_JOBS)),
         "audit": dumped(partial(desk.audit, "", SHOWN_AUDIT)),
     }

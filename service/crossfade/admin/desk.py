@@ -24,9 +24,14 @@ from crossfade.telemetry import (
     PENDING,
     Gauge,
 )
-from crossfade_api.v1 import admin_pb2
+from crossfade_api.v1 import admin_pb2, jobs_pb2
 
 EXPLAIN_SECONDS = 30.0
+ACTIONS = {
+    "pause": jobs_pb2.JOB_ACTION_PAUSE,
+    "resume": jobs_pb2.JOB_ACTION_RESUME,
+    "cancel": jobs_pb2.JOB_ACTION_CANCEL,
+}
 
 
 class Desk:
@@ -81,6 +86,7 @@ class Desk:
             "SetStage": admin_pb2.Status,
             "SetTraffic": admin_pb2.Status,
             "StopRamp": admin_pb2.ListRampsReply,
+            "ListRamps": admin_pb2.ListRampsReply,
         }
 
         async def ask(name: str, request: Any, timeout: float) -> Any:
@@ -233,6 +239,22 @@ class Desk:
         value = over_groups(self._parts.telemetry, gauge, sum)
         return None if value is None else int(value)
 
+    # --- jobs
+
+    async def jobs(self, kind: str, limit: int) -> models.Jobs:
+        request = jobs_pb2.ListJobsRequest(kind=kind, limit=limit)
+        reply = await self.calls.ask("ListJobs", request, jobs_pb2.ListJobsReply)
+        return models.Jobs.model_validate(plain(reply))
+
+    async def control_job(
+        self, job: int, action: str, asked: models.ControlJob, who: str
+    ) -> models.Job:
+        request = jobs_pb2.ControlJobRequest(
+            id=job, action=ACTIONS[action], who=who, reason=asked.reason
+        )
+        reply = await self.calls.ask("ControlJob", request, jobs_pb2.Job)
+        return models.Job.model_validate(plain(reply))
+
     # --- what was
 
     async def audit(self, collection: str, limit: int) -> models.Audit:
@@ -240,7 +262,19 @@ class Desk:
         reply = await self.calls.ask("ListAudit", request, admin_pb2.ListAuditReply)
         return models.Audit.model_validate(plain(reply))
 
-    def latency(self, collection: str) -> models.LatencyHistory:
+    async def latency(
+        self, collection: str, operation: str, since_seconds: float, step_seconds: float
+    ) -> models.Latency:
+        request = admin_pb2.GetLatencyRequest(
+            since_seconds=since_seconds,
+            collection=collection,
+            operation=operation,
+            step_seconds=step_seconds,
+        )
+        reply = await self.calls.ask("GetLatency", request, admin_pb2.GetLatencyReply)
+        return models.Latency.model_validate(plain(reply))
+
+    def latency_history(self, collection: str) -> models.LatencyHistory:
         return models.LatencyHistory(
             collection=collection,
             interval_seconds=INTERVAL_SECONDS,

@@ -42,15 +42,14 @@ HEADERS = (
 )
 
 
-def admission(access: Access, *, local: bool) -> Admit:
-    """Who may ask. Without tokens, this machine and nobody else: `local` says that no other can
-    reach the listener."""
+def admission(access: Access, *, minded: bool) -> Admit:
+    """Who may ask. `minded`: without tokens nobody may, for others than this machine reach it."""
 
     def admit(authorization: str | None) -> str:
-        if access.open and not local:
+        if access.open and minded:
             raise PermissionDenied(
-                "the admin API listens for other machines, and there are no tokens: set "
-                'one with the role admin ([access] tokens_file), or [admin] host = "127.0.0.1"'
+                "the admin API listens for other machines, and there are no tokens: set one with "
+                'the role admin ([access] tokens_file), or [admin] host = "127.0.0.1"'
             )
         return access.require(authorization, Role.ADMIN).name
 

@@ -357,6 +357,77 @@ class LatencyHistory(Reply):
     points: list[LatencyPoint]
 
 
+class Times(Reply):
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+class DifferenceBucket(Reply):
+    to_ms: float = Field(description="Differences up to this, and above the bucket before.")
+    count: int
+
+
+class LatencyComparison(Reply):
+    """Reads that one store answered and the other was compared with, each timed from its call to
+    its reply in the same process."""
+
+    collection: str
+    operation: str = Field(examples=["get"])
+    count: int
+    firestore: Times
+    postgresql: Times
+    difference: Times = Field(description="PostgreSQL minus Firestore, of each read.")
+    slower: float = Field(description="The share of the reads for which PostgreSQL took longer.")
+    buckets: list[DifferenceBucket]
+
+
+class LatencyMoment(Reply):
+    """What is absent was not timed then."""
+
+    at: datetime
+    count: int
+    firestore: Times | None = None
+    postgresql: Times | None = None
+    difference: Times | None = None
+
+
+class Latency(Reply):
+    comparisons: list[LatencyComparison]
+    moments: list[LatencyMoment] = Field(description="Oldest first; with step_seconds.")
+
+
+class JobCounts(Reply):
+    collection: str
+    counts: dict[str, int] = Field(examples=[{"copied": 120}])
+
+
+class Job(Reply):
+    """Work over all documents, whoever does it."""
+
+    id: int
+    kind: str = Field(examples=["backfill"])
+    group: str
+    collections: list[str]
+    state: str = Field(description="running, paused, cancelled, done or failed")
+    reason: str
+    who: str
+    begun_at: datetime
+    ended_at: datetime | None = None
+    partitions: int
+    partitions_done: int
+    processes: int
+    estimate: int | None = Field(default=None, description="Documents there were, about.")
+    documents: int
+    letters: int
+    counts: list[JobCounts]
+    rate: float | None = Field(default=None, description="Documents a second, at most.")
+
+
+class Jobs(Reply):
+    jobs: list[Job]
+
+
 class Config(Reply):
     """The settings in force, with what is secret hidden, and what was set over them."""
 
@@ -447,6 +518,13 @@ class StopRamp(Request):
     collection: CollectionName = ""
     all: bool = False
     who: Who = ""
+
+
+class ControlJob(Request):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "it is the evening"}]})
+
+    who: Who = ""
+    reason: Reason = ""
 
 
 class RetryDeadLetters(Request):

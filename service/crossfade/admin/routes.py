@@ -1,7 +1,7 @@
 """The paths of the admin API: what each takes, gives, and is called. What they do is desk.py's."""
 
 import asyncio
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from crossfade.admin import models
 from crossfade.admin.board import Board
@@ -16,7 +16,7 @@ LONGEST_NAME, LONGEST_PATH = 1_500, 7_000
 
 def router(parts: Parts, desk: Desk, board: Board) -> Any:
     """Everything below /api/v1."""
-    from fastapi import APIRouter, Depends, Query
+    from fastapi import APIRouter, Depends, Path, Query
     from fastapi.responses import StreamingResponse
     from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
@@ -129,6 +129,15 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     ) -> models.Drift:
         return await desk.drift(schema=schema)
 
+    @api.get("/jobs", tags=["jobs"], summary="Backfills and validations, the latest first")
+    async def jobs(
+        kind: Annotated[
+            Literal["", "backfill", "validate"], Query(description="Empty: both.")
+        ] = "",
+        limit: Limit = 20,
+    ) -> models.Jobs:
+        return await desk.jobs(kind, limit)
+
     @api.get("/audit", tags=["audit"], summary="Who changed what, latest first")
     async def audit(collection: Collection = "", limit: Limit = 100) -> models.Audit:
         return await desk.audit(collection, limit)
@@ -136,10 +145,29 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     @api.get(
         "/latency",
         tags=["latency"],
-        summary="Both stores' reads over the last 15 minutes, as this sidecar saw them",
+        summary="How long both stores took for the same reads, as this sidecar has timed them",
     )
-    async def latency(collection: Collection = "") -> models.LatencyHistory:
-        return desk.latency(collection)
+    async def latency(
+        collection: Collection = "",
+        operation: Annotated[
+            Literal["", "get", "query", "aggregate"], Query(description="Empty: each.")
+        ] = "",
+        since_seconds: Annotated[
+            float, Query(ge=0, le=3600, description="The last so many; 0: since the start.")
+        ] = 0.0,
+        step_seconds: Annotated[
+            float, Query(ge=0, le=3600, description="Also the course, in parts of so many.")
+        ] = 0.0,
+    ) -> models.Latency:
+        return await desk.latency(collection, operation, since_seconds, step_seconds)
+
+    @api.get(
+        "/latency/history",
+        tags=["latency"],
+        summary="All reads of each store over the last 15 minutes, compared or not",
+    )
+    async def latency_history(collection: Collection = "") -> models.LatencyHistory:
+        return desk.latency_history(collection)
 
     @api.get("/config", tags=["config"], summary="The settings in force; secrets are hidden")
     async def config() -> models.Config:
@@ -192,6 +220,18 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     async def stop_ramp(asked: models.StopRamp, caller: Caller) -> models.Ramps:
         try:
             return await desk.stop_ramp(asked, who(asked, caller))
+        finally:
+            board.wake()
+
+    @api.post("/jobs/{job}/{action}", tags=["jobs"], summary="Pauses, resumes or cancels one")
+    async def control_job(
+        job: Annotated[int, Path(ge=1, le=2**63 - 1)],
+        action: Literal["pause", "resume", "cancel"],
+        asked: models.ControlJob,
+        caller: Caller,
+    ) -> models.Job:
+        try:
+            return await desk.control_job(job, action, asked, who(asked, caller))
         finally:
             board.wake()
 

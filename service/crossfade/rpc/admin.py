@@ -21,6 +21,7 @@ from crossfade.errors import FailedPrecondition, InfrastructureError, InvalidArg
 from crossfade.figures import EVERY, Tally, figures, total
 from crossfade.groups import DEFAULT
 from crossfade.jobs.backfill import backfill
+from crossfade.jobs.both import Both
 from crossfade.jobs.trail import Trail
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.query import Query
@@ -31,6 +32,7 @@ from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.audit import Change
+from crossfade.stores.postgres.findings import Findings
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.telemetry import (
@@ -49,7 +51,6 @@ log = structlog.get_logger(__name__)
 SERVICE = "crossfade.v1.Admin"
 BARRIER_SECONDS = 10.0
 MAX_BARRIER_SECONDS = 3600.0
-COPY_TIMEOUT = 30.0
 LOOK_SECONDS = 2.0
 SUMMARY_SECONDS = 5.0
 LETTERS, MAX_LETTERS = 100, 1000
@@ -81,7 +82,8 @@ class Admin:
     """The methods of the service, from request bytes to reply bytes.
 
     `led` by the names of the groups. `collections`: ids that are known beforehand, because they
-    are mapped.
+    are mapped. `findings`: where the certificates of validations are; `fingerprint`: of the
+    tables of this sidecar's mapping.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Admin:
         ramps: Ramps | None = None,
         trail: Trail | None = None,
         limits: Limits | None = None,
+        findings: Findings | None = None,
+        fingerprint: str = "",
     ) -> None:
         self._controls = controls
         self._led = led
@@ -107,6 +111,10 @@ class Admin:
         self._ramps = ramps
         self._trail = trail
         self._limits = limits or Limits()
+        self._findings = findings
+        self._fingerprint = fingerprint
+        self.copying: Mapping[str, Both] = {}
+        """What copies work with, by group; empty: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
         """Why the settings file is not in force; empty: it is, or there is none."""
 
@@ -165,6 +173,8 @@ class Admin:
             return ()
         backlog = await self.backlog(group)
         sums = await self._ramps.sums() if self._ramps is not None else {}
+        snapshot = self._controls[group].snapshot
+        latest = None if self._findings is None else await self._findings.latest(group)
         facts = Facts(
             copied=backlog.copied,
             pending=backlog.pending,
@@ -172,6 +182,10 @@ class Admin:
             dead=backlog.dead,
             figures=figures(self._of_group(group, sums), Tally()),
             limits=self._limits,
+            epoch=snapshot.epoch,
+            generation=snapshot.generation,
+            fingerprint=self._fingerprint,
+            certificate=latest,
         )
         return run_checks(before, target, facts)
 
@@ -260,11 +274,9 @@ class Admin:
 
     async def copy(self, data: bytes, _: Call) -> AsyncIterator[bytes]:
         group = self._group(parse(admin_pb2.CopyRequest, data).group)
-        control, mirror = self._controls[group], self._led[group].mirror
-        if self._firestore is None or mirror is None:
+        if group not in self.copying:
             raise FailedPrecondition("a copy needs both stores; one is not configured")
-        progress = backfill(control, self._firestore, mirror, self._database, COPY_TIMEOUT)
-        async for step in progress:
+        async for step in backfill(self.copying[group]):
             yield admin_pb2.CopyProgress(
                 copied=step.copied, removed=step.removed, done=step.done
             ).SerializeToString()

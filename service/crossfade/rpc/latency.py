@@ -8,7 +8,7 @@ from crossfade import wire
 from crossfade.call import Call
 from crossfade.errors import InvalidArgument
 from crossfade.paired import SLOT_SECONDS, SLOTS, Comparison, Moment, Paired, Quantiles
-from crossfade.rpc.server import Wrapper, parse
+from crossfade.rpc.server import Unary, Wrapper, parse
 from crossfade_api.v1 import admin_pb2
 
 SERVICE = "crossfade.v1.Admin"
@@ -78,5 +78,11 @@ def _quantiles(found: Quantiles | None) -> admin_pb2.LatencyQuantiles | None:
     )
 
 
+def unary(latency: LatencyMethods) -> dict[str, Unary]:
+    return {"GetLatency": latency.get}
+
+
 def methods(latency: LatencyMethods, wrap: Wrapper) -> dict[str, "grpc.RpcMethodHandler[Any, Any]"]:
-    return {"GetLatency": wrap.unary(f"{SERVICE}/GetLatency", latency.get)}
+    return {
+        name: wrap.unary(f"{SERVICE}/{name}", method) for name, method in unary(latency).items()
+    }

@@ -1,9 +1,10 @@
 // The page: one state, drawn whole on every change.
 
 import { keepToken, token } from "./api.js";
-import { changeStage, changeTraffic, compareSchema, explain, retryLetters, rollBack } from "./changes.js";
+import { changeStage, changeTraffic, compareSchema, controlJob, explain, retryLetters, rollBack } from "./changes.js";
 import { announce, h, render } from "./dom.js";
 import { clock, seconds, stageName } from "./format.js";
+import { jobsCard, note } from "./jobs.js";
 import { auditCard, driftCard, lettersCard, mismatchesCard } from "./lists.js";
 import { signIn } from "./login.js";
 import { button } from "./marks.js";
@@ -38,6 +39,7 @@ const act = {
   stage: (group, target) => changeStage(group, target, changed),
   rollback: (group) => rollBack(group, page.state.stand.status, changed),
   traffic: (name, group = null) => changeTraffic(name, group, page.state, changed),
+  job: (job, action) => controlJob(job, action, changed),
   retry: (which) => retryLetters(which, changed),
   explain,
   schema: compareSchema,
@@ -70,6 +72,7 @@ function start() {
       if (page.cut) announce("The sidecar answers again.");
       page.cut = false;
       page.state = data;
+      note(data.jobs?.jobs ?? []);
       page.arrived = Date.now();
       page.connected = true;
       draw();
@@ -130,6 +133,7 @@ function draw() {
         backlogCard(state, points, view, Math.floor(half - GUTTER)))),
     mismatchesCard(state, act),
     lettersCard(state, act),
+    jobsCard(state, act),
     h("div", { key: "last", class: "columns" }, auditCard(state), driftCard(state, act)));
 }
 

@@ -245,6 +245,27 @@ export function retryLetters(which, done) {
   }));
 }
 
+const JOB_WORDS = {
+  pause: ["Pause", "It stops before its next page, and can go on from there.", "is paused"],
+  resume: ["Resume", "It goes on where it stopped, as soon as somebody works on it.", "goes on"],
+  cancel: ["Cancel", "It ends for good. What it has done so far stays.", "is cancelled"],
+};
+
+export function controlJob(job, action, done) {
+  const [word, what, told] = JOB_WORDS[action];
+  open(`${word} ${job.kind} ${job.id}`, (self) => ({
+    body: h("p", {}, what),
+    confirm: {
+      text: word, danger: action === "cancel",
+      run: async (form) => {
+        await ask(`jobs/${job.id}/${action}`, "POST", { reason: text(form, "reason"), who: who() });
+        self.close();
+        done(`${job.kind} ${job.id} ${told}.`);
+      },
+    },
+  }));
+}
+
 export function explain(path) {
   let found = null;
   let name = path;

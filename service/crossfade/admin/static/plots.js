@@ -2,7 +2,7 @@
 
 import { legend, plot } from "./chart.js";
 import { h } from "./dom.js";
-import { axisMs, axisSeconds, count, ms, seconds } from "./format.js";
+import { axisMs, axisSeconds, count, ms, percent, seconds } from "./format.js";
 import { card, table, unknown } from "./marks.js";
 import { BAD, verdictSums } from "./tiles.js";
 
@@ -42,7 +42,37 @@ export function latencyCard(state, points, view, width) {
       width, height: width < 480 ? 220 : 300, times, series, span: span(points), cursor: at, format: axisMs, onCursor: view.point("latency"),
       label: `${view.quantile} of reads over the last minutes: ${series.map((each) => `${each.name} ${ms(each.values.at(-1) ?? null)} now`).join(", ")}. The arrow keys read single points.`,
     }),
-    quantiles(state.latency, chosen));
+    quantiles(state.latency, chosen),
+    paired(state.paired?.comparisons ?? [], chosen));
+}
+
+// The same reads by both stores: what a difference of quantiles does not say.
+function paired(found, chosen) {
+  const shown = found.filter((each) => !chosen || each.collection === chosen);
+  if (!shown.length) return h("p", { class: "muted paired-note" }, "No read was made by both stores in the last 10 minutes.");
+  return [h("h3", { class: "small-title" }, "The same reads by both, last 10 minutes: PostgreSQL minus Firestore"),
+    table("Differences of the same reads", [{ title: "Reads" }, { title: "Number", number: true }, { title: "p50", number: true },
+      { title: "p95", number: true }, { title: "p99", number: true }, { title: "Slower", number: true }, { title: "Spread" }],
+    shown.map((each) => h("tr", { key: `${each.collection} ${each.operation}` },
+      h("th", { scope: "row" }, each.collection, h("span", { class: "muted" }, ` ${each.operation}`)),
+      h("td", { class: "number" }, count(each.count)),
+      ["p50_ms", "p95_ms", "p99_ms"].map((name) => h("td", { key: name, class: `number ${each.difference[name] > 0 ? "bad-text" : "good-text"}` }, signed(each.difference[name]))),
+      h("td", { class: "number" }, percent(100 * each.slower)),
+      h("td", {}, spread(each.buckets)))), "")];
+}
+
+const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${ms(Math.abs(value))}`;
+
+// Where PostgreSQL is faster to the left, where it is slower to the right.
+function spread(buckets) {
+  const highest = Math.max(...buckets.map((each) => each.count));
+  const wide = Math.min(8, 96 / buckets.length);
+  return h("svg", { class: "spread", viewBox: "0 0 96 24", width: 96, height: 24, role: "img",
+    "aria-label": `From ${signed(buckets[0].to_ms)} to ${signed(buckets.at(-1).to_ms)}` },
+  buckets.map((each, i) => {
+    const tall = Math.max(2, (22 * each.count) / highest);
+    return h("rect", { key: i, class: each.to_ms > 0 ? "slow" : "fast", x: i * wide, y: 24 - tall, width: Math.max(1, wide - 1), height: tall });
+  }));
 }
 
 function quantiles(latency, chosen) {

@@ -9,9 +9,10 @@ path whose row is gone, because then somebody else has settled it, perhaps with 
 newer document whose tombstone is pruned already.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 from crossfade.document import Database, Fields, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged
@@ -24,6 +25,7 @@ from crossfade.stores.postgres.membership import OF_PATH, listed, of_group
 from crossfade.stores.postgres.placement import ALONE, ALONE_ROWS
 from crossfade.stores.postgres.pruning import Pruning
 from crossfade.stores.postgres.rows import GUARD, DocumentTable, DocumentTables
+from crossfade.stores.postgres.statistics import Statistics
 from crossfade.stores.postgres.way_back import Request, WayBack
 
 _CONTROL = """c as materialized (select 1 from crossfade.control
@@ -114,7 +116,9 @@ _SWEEP = f"""insert into crossfade.pending
 select $1::text, path, parent, regexp_replace(parent, '^.*/', ''), $2::int8,
     clock_timestamp(), 'sweep'
 from (select path, regexp_replace(path, '/[^/]*$', '') as parent from crossfade.versions
-    where live and (seen is null or seen < $3::int8) and {of_group(OF_PATH, 4)}) as unseen"""
+    where live and (seen is null or seen < $3::int8) and {of_group(OF_PATH, 4)}
+        and ($6::text[] is null or split_part(path, '/', 1) = any($6))) as unseen
+on conflict (intent, path) do nothing"""
 _REQUEST = """insert into crossfade.requests (intent, commit_time, update_times)
 values ($1, $2, $3::int8[]) on conflict (intent) do nothing"""
 _COPIED = f"""delete from crossfade.pending
@@ -143,6 +147,19 @@ class Image:
     fields: Fields | None
     time: int
     create_time: int | None
+
+
+Tally: TypeAlias = Counter[tuple[str, str]]
+"""Documents by collection id and a word: "beside" for those that have something beside their
+columns, "misfits" for those of which a column refused something, "unmapped"."""
+
+
+class Recorded(Protocol):
+    """What else is remembered in the transaction of a page."""
+
+    async def record(self, connection: Connection) -> None:
+        """Raises what undoes the page."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +211,7 @@ class Mirror:
         self.way_back = WayBack(lanes, self._tables, group.name)
         self.dead_letters = DeadLetters(lanes)
         self.pruning = Pruning(lanes)
+        self.statistics = Statistics(lanes, self._tables)
 
     # --- pending rows ----------------------------------------------------------------------------
 
@@ -369,6 +387,10 @@ class Mirror:
         ends or has put no page for COPY_LEASE seconds."""
         await self._lanes.execute(_BEGIN_PAGES, token, COPY_LEASE, timeout=timeout)
 
+    async def renew_copy(self, token: int, *, timeout: float) -> None:
+        """For a copy that puts no page for a while. One whose lease is over stays over."""
+        await self._lanes.execute(_RENEW_PAGES, token, COPY_LEASE, timeout=timeout)
+
     async def end_copy(self, token: int, *, timeout: float) -> None:
         """For a copy that is broken off; one that ends well needs no more."""
         await self._lanes.execute(_END_PAGES, token, timeout=timeout)
@@ -382,33 +404,60 @@ class Mirror:
         token: int,
         timeout: float,
         requests: Sequence[Request] = (),
+        seen: int | None = None,
+        also: Recorded | None = None,
+        tally: Tally | None = None,
     ) -> set[str]:
         """A page of the first copy: untied, equal versions too. Its paths are marked as
-        seen by the copy `token`, whether they were put or not. `requests` that Firestore alone
-        knew of are recorded with it. Raises EpochChanged as
+        seen by the copy `seen` (else `token`), whether they were put or not. `requests` that
+        Firestore alone knew of are recorded with it, and what `also` is. Raises EpochChanged as
         `finish_copy` does: stage off leaves no tombstones that would keep an old page out.
-        Raises Aborted when the copy took too long over it, for the same reason."""
+        Raises Aborted when the copy took too long over it, for the same reason. `also` comes
+        last, when the `tally` of what was put is known."""
+        mark = token if seen is None else seen
         async with self._lanes.transaction(timeout) as connection:
             await self._check_copy(connection, epoch, generation, token)
             await self._record(connection, requests)
             ordered = sorted(images, key=lambda image: image.path)
-            put = await self._put_all(connection, ordered, epoch, allow_equal=True, seen=token)
+            put = await self._put_all(
+                connection, ordered, epoch, allow_equal=True, seen=mark, tally=tally
+            )
             refused = [escape_path(image.path) for image in ordered if image.path not in put]
             if refused:
-                await connection.execute(_SEEN, token, refused)
+                await connection.execute(_SEEN, mark, refused)
+            if also is not None:
+                await also.record(connection)
             return put
 
-    async def finish_copy(self, token: int, *, epoch: int, generation: int, timeout: float) -> int:
-        """Ends a copy: documents it did not meet become pending, the wildcard goes.
+    async def finish_copy(
+        self,
+        token: int,
+        *,
+        epoch: int,
+        generation: int,
+        timeout: float,
+        seen: int | None = None,
+        roots: Sequence[str] | None = None,
+        also: Recorded | None = None,
+    ) -> int:
+        """Ends a copy: documents it did not meet become pending, the wildcard goes. `roots`: it
+        was only of these root collections, and leaves the wildcard where it is.
 
         Returns how many those are. Raises EpochChanged when the epoch or the mirror's
         generation is another than the copy began under.
         """
+        mark = token if seen is None else seen
+        names = None if roots is None else [escape_path(root) for root in roots]
         async with self._lanes.transaction(timeout) as connection:
             await self._check_copy(connection, epoch, generation, token)
-            tag = await connection.execute(_SWEEP, f"sweep-{token}", epoch, token, *self._listed)
-            await connection.execute(_COPIED, *self._listed)
+            tag = await connection.execute(
+                _SWEEP, f"sweep-{mark}", epoch, mark, *self._listed, names
+            )
+            if roots is None:
+                await connection.execute(_COPIED, *self._listed)
             await connection.execute(_END_PAGES, token)
+            if also is not None:
+                await also.record(connection)
         return int(tag.rpartition(" ")[2])
 
     async def _record(self, connection: Connection, requests: Sequence[Request]) -> None:
@@ -464,6 +513,7 @@ class Mirror:
         *,
         allow_equal: bool,
         seen: int | None = None,
+        tally: Tally | None = None,
     ) -> set[str]:
         """The guard first, then the data, in statements of their own: a delete in the
         guard's statement would not see what was committed while it waited for the lock.
@@ -493,6 +543,9 @@ class Mirror:
                 upserts.setdefault(table, []).append(
                     [*values, image.create_time, image.time, epoch]
                 )
+        if tally is not None:
+            for table, rows in upserts.items():
+                table.count(rows, tally)
         if len(accepted) > ALONE_ROWS:
             await connection.execute(ALONE)
         for table, rows in upserts.items():

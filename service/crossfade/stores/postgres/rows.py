@@ -5,6 +5,7 @@ as tagged JSON (`remainder`, or all `fields` in the generic table), create_time,
 update_time, epoch. Texts of statements are composed once; the driver keeps them prepared.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +248,18 @@ class DocumentTable:
             for name, cause in self.mapping.misfit_causes(row, fields):
                 self._watch(self.mapping.collection_id, name, cause)
         return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
+
+    def count(self, rows: Sequence[Sequence[Any]], tally: "Counter[tuple[str, str]]") -> None:
+        """Adds to a tally how many rows, which begin with `values`, have something beside their
+        columns, and how many something that a column refused. By collection id."""
+        if self.mapping is None:
+            for row in rows:
+                tally[unescape_path(row[3]), "unmapped"] += 1
+            return
+        rest, name = self.width - 2, self.mapping.collection_id
+        tally[name, "beside"] += sum(row[rest] is not None for row in rows)
+        if self._stored:
+            tally[name, "misfits"] += sum(row[rest + 1] is not None for row in rows)
 
     def fields(self, row: Any) -> Fields:
         rest = row[self.rest_index]

@@ -6,6 +6,7 @@ are microseconds since 1970 (bigint): exact, and cheap to compare.
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -14,6 +15,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -220,6 +222,122 @@ ramps = Table(
     Column("holder", Text),
     Column("lease_until", DateTime(timezone=True)),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
+# Work over all documents, or those of some collections, that outlives the processes that do
+# it. While one is unfinished there is no other of its kind and group.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    # backfill or validate
+    Column("kind", Text, nullable=False),
+    Column("grp", Text, nullable=False),
+    # Root collections; empty: everything.
+    Column("collections", ARRAY(Text), nullable=False),
+    Column("options", JSONB, nullable=False),
+    # running, paused, cancelled, done, failed
+    Column("state", Text, nullable=False),
+    # Why it is not running.
+    Column("reason", Text, nullable=False, server_default=text("''")),
+    Column("who", Text, nullable=False),
+    # What `versions.seen` is set to by it: rises from job to job.
+    Column("token", BigInteger, nullable=False),
+    # Under what it was begun: with another authority or generation it cannot go on.
+    Column("authority", Text, nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    # Documents that there were at the beginning, about; null: nobody could tell.
+    Column("estimate", BigInteger),
+    # What came of it as a whole, such as how many documents the sweep found.
+    Column("outcome", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("begun_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("ended_at", DateTime(timezone=True)),
+    schema=SCHEMA,
+)
+Index(
+    "jobs_unfinished",
+    jobs.c.kind,
+    jobs.c.grp,
+    unique=True,
+    postgresql_where=text("state in ('running', 'paused')"),
+)
+
+# The parts of a job: ranges of names, worked on by one claimant at a time, in the order of
+# their numbers. Cursor and counts change in the transaction of the page that they are of.
+job_partitions = Table(
+    "job_partitions",
+    metadata,
+    Column("job", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    # While one of a lower rank is not done, none of a higher is begun.
+    Column("rank", Integer, nullable=False),
+    # The root collection that the range lies in; empty: in several.
+    name_column("collection_id", nullable=False),
+    # The first name, included, and the first that is not; null: there is no such bound.
+    name_column("begins"),
+    name_column("ends"),
+    # The last name that is done.
+    name_column("position"),
+    Column("counts", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("done", Boolean, nullable=False, server_default=text("false")),
+    Column("claim", Text),
+    # The process that the claim is of.
+    Column("holder", Text),
+    Column("lease_until", DateTime(timezone=True)),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    schema=SCHEMA,
+)
+
+# Documents that a job could not store, whole: the bytes that the other store holds.
+job_letters = Table(
+    "job_letters",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job", BigInteger, nullable=False),
+    # Not indexed: it may be too long for that.
+    name_column("path", nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("job_letters_job", "job", "id"),
+    schema=SCHEMA,
+)
+
+# What a validation found: samples of differences (redacted), and the documents that moved at
+# every look, which are looked at once more at its end.
+findings = Table(
+    "findings",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job", BigInteger, nullable=False),
+    name_column("collection_id", nullable=False),
+    name_column("path", nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("body", JSONB, nullable=False),
+    Index("findings_job", "job", "verdict"),
+    schema=SCHEMA,
+)
+
+# The reports of validations. A change of authority asks for the latest one.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("job", BigInteger, primary_key=True, autoincrement=False),
+    Column("grp", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # Under what it was found; the fingerprint is of the tables that the mapping asks for.
+    Column("epoch", BigInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    # full, quick or since
+    Column("mode", Text, nullable=False),
+    # Root collections; empty: everything.
+    Column("collections", ARRAY(Text), nullable=False),
+    Column("equal", Boolean, nullable=False),
+    # JSON, and not JSONB, which would order its keys anew.
+    Column("report", JSON, nullable=False),
     schema=SCHEMA,
 )
 
