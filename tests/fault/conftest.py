@@ -1,5 +1,6 @@
 """The stores of the fault tests: processes of their own, which a test may kill."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,8 @@ import pytest
 import pytest_asyncio
 
 from tests.fault.world import Server, servers
+
+collect_ignore = [] if os.environ.get("FAULT_ALL") else ["test_long_faults.py"]
 
 
 @pytest.fixture(scope="session")

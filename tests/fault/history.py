@@ -210,6 +210,8 @@ def check(
     if sum(_touches(o, sums) for o in relevant if o.outcome is Outcome.UNKNOWN) > MOST_UNKNOWN:
         # Which of them happened is beyond finding out; that the sums can be, was checked.
         relevant = [_without(operation, sums) for operation in relevant]
+        # A query tells of all documents of its collection, so these must not be there, either.
+        initial = {path: found for path, found in (initial or {}).items() if path not in sums}
     for unseen in (0, 1, 2, len(relevant)):
         verdict = _Search(relevant, dict(initial or {}), budget // 4, unseen).run()
         if verdict.ok:

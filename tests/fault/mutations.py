@@ -61,6 +61,47 @@ def _no_version_guard() -> None:
     Mirror.put = put  # type: ignore[method-assign]
 
 
+def _no_lock_of_the_path() -> None:
+    """The guard reads what is committed, and then puts the document, apart."""
+    from dataclasses import replace
+
+    from crossfade.stores.postgres.mirror import Mirror
+
+    real = Mirror.put
+
+    async def put(self: Any, images: Any, **options: Any) -> Any:
+        if options.get("intent") is None or len(images) != 1 or images[0].fields is None:
+            return await real(self, images, **options)
+        image, epoch = images[0], options["epoch"]
+        newer = await self._lanes.fetchval(
+            "select count(*) from crossfade.versions where path = $1 and (epoch, time) > ($2, $3)",
+            image.path,
+            epoch,
+            image.time,
+            timeout=5.0,
+        )
+        if newer:
+            return await real(self, images, **options)
+        apart = replace(image, path=f"{image.path}~")
+        done = await real(self, [apart], **(options | {"intent": None, "requests": []}))
+        for statement in (
+            f"update crossfade.documents set path = '{image.path}' where path = '{apart.path}'",
+            f"delete from crossfade.versions where path = '{apart.path}'",
+            f"delete from crossfade.pending where intent = '{options['intent']}'",
+        ):
+            await self._lanes.execute(statement, timeout=5.0)
+        return done
+
+    Mirror.put = put  # type: ignore[method-assign]
+
+
+def _pages_keep_nothing() -> None:
+    """Tombstones are pruned though a copy is under way."""
+    from crossfade.stores.postgres import pruning
+
+    pruning._PRUNE = pruning._PRUNE.replace("and not exists (select from crossfade.pages)", "")
+
+
 def _equal_versions_are_refused() -> None:
     from crossfade.stores.postgres.mirror import Mirror
 
@@ -190,6 +231,16 @@ MUTATIONS: dict[str, Mutation] = {
         "an older write never overwrites a newer one",
         "test_a_put_that_comes_late_does_not_overwrite_a_newer_one",
         _no_version_guard,
+    ),
+    "the lock of the path": Mutation(
+        "what is deleted stays so",
+        "test_an_older_put_waits_for_a_delete_that_is_not_committed_yet",
+        _no_lock_of_the_path,
+    ),
+    "pages that keep tombstones": Mutation(
+        "what is deleted stays so",
+        "test_a_page_that_is_open_keeps_the_tombstones_of_what_it_has_read",
+        _pages_keep_nothing,
     ),
     "recopies of equal versions": Mutation(
         "a wrong document is healed",

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc.aio
@@ -39,8 +40,8 @@ def of(path: str):
 @pytest.fixture(scope="module")
 async def worlds(fault_server, fault_directory) -> AsyncIterator[Worlds]:
     """Two sidecars in stage shadow, with a proxy of Firestore's methods each; PostgreSQL
-    answers all that it can show to be fresh."""
-    made = Worlds(fault_server, fault_directory, rpc=True)
+    answers all that it can show to be fresh. What nobody needs is pruned all the time."""
+    made = Worlds(fault_server, fault_directory, rpc=True, CROSSFADE_RECOPY__PRUNE_INTERVAL="0.3")
     yield made
     await made.close()
 
@@ -233,6 +234,55 @@ async def test_a_put_that_comes_late_brings_nothing_back(two):
     assert await two.in_postgres("notes/1") is None
 
 
+async def test_an_older_put_waits_for_a_delete_that_is_not_committed_yet(patient):
+    """H6: the first writer's put comes while the put of a later delete is open in PostgreSQL.
+    A guard that reads what is committed sees neither a row nor a tombstone."""
+    first = patient.sidecars[0]
+    await first.restart("write.committed:stop:1")
+    call = asyncio.create_task(first.client.set("notes/1", N1, timeout=20))
+    await first.process.stands_still()
+    deleted = await patient.direct.commit([Write("notes/1", None)], timeout=5)
+    async with patient.sql.acquire() as connection, connection.transaction():
+        await connection.execute(
+            """insert into crossfade.versions
+                (path, epoch, time, live, peer_time, peer_epoch, peer_version)
+            select 'notes/1', epoch, $1, false, 0, epoch, $1 from crossfade.control""",
+            deleted.commit_time,
+        )
+        first.process.go_on()
+        await call
+        await asyncio.sleep(0.7)  # it waits; without the lock it is done by now
+    await eventually(lambda: _nothing_pends(patient), 10, "the put is done")
+    assert await patient.in_postgres("notes/1") is None
+    await equal_at_last(patient)
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        (ClientWrite.set("notes/1", N1), ClientWrite.set("notes/1", N2)),
+        (ClientWrite.set("notes/1", N1), ClientWrite.delete("notes/1")),
+        (ClientWrite.delete("notes/1"), ClientWrite.set("notes/1", N1)),
+        (ClientWrite.set("notes/1", N1), ClientWrite.merge("notes/1", {"m": 1})),
+        (ClientWrite.set("notes/1", {"n": 0}),),  # as it stands there: its update_time stays
+    ],
+    ids=["set set", "set delete", "delete set", "set merge", "set of the same"],
+)
+async def test_the_version_that_is_stored_is_the_update_time_that_is_read(two, writes):
+    """H9: writes of one document share a commit, and some have no update_time of their own."""
+    first = two.sidecars[0]
+    await first.client.set("notes/1", {"n": 0})
+    done = await first.client.commit(list(writes))
+    await two.equal()
+    found = (await two.direct.get(["notes/1"], timeout=5, exact_times=True)).documents[0]
+    row = await two.sql.fetchrow("select live, time from crossfade.versions where path = 'notes/1'")
+    if found.data is None:
+        assert (row["live"], row["time"]) == (False, _microseconds(done.commit_time))
+    else:
+        assert found.version is not None
+        assert (row["live"], row["time"]) == (True, found.version[1])
+
+
 async def test_merges_of_two_writers_leave_what_firestore_has(two):
     """H8: partial writes are recopied, in whatever order their puts come."""
     first, second = two.sidecars
@@ -245,6 +295,26 @@ async def test_merges_of_two_writers_leave_what_firestore_has(two):
     await call
     await two.equal()
     assert await two.in_postgres("notes/1") == {"a": 1, "b": 1}
+
+
+async def test_a_page_that_is_open_keeps_the_tombstones_of_what_it_has_read(two):
+    """H5: the first sidecar stands still with a page in its hands, the document is deleted, and
+    the second looks for tombstones to prune."""
+    first, second = two.sidecars
+    await second.client.set("notes/1", N1)
+    await two.settled()
+    await first.restart("backfill.read:stop:1")
+    copying = asyncio.create_task(two.copy())
+    await first.process.stands_still()
+    await second.client.delete("notes/1")
+    await two.settled()
+    await asyncio.sleep(1)
+    assert await _tombstones(two) == 1
+    first.process.go_on()
+    await copying
+    await two.equal()
+    assert await two.in_postgres("notes/1") is None
+    await eventually(lambda: _no_tombstones(two), 10, "the tombstone is pruned")
 
 
 async def test_what_is_wrong_in_the_mirror_is_healed_by_a_recopy(two):
@@ -318,6 +388,53 @@ async def test_a_sidecar_that_slept_through_a_flip_writes_where_the_new_authorit
     await second.client.merge("notes/2", {"m": 1})
     await two.equal()
     assert await two.in_firestore("notes/2") == {"n": 2, "m": 1}
+
+
+async def test_nothing_of_before_or_after_stage_off_is_missed_or_comes_back(two):
+    """H16 and H29: deletes of stage off are found by the next copy, and a sidecar that slept
+    through the end of stage off does not write past the mirror."""
+    first, second = two.sidecars
+    await first.client.commit([ClientWrite.set("notes/1", N1), ClientWrite.set("notes/2", N1)])
+    await two.settled()
+    await two.stage("off")
+    await second.client.delete("notes/1")
+    first.process.stop()
+    await two.stage("shadow", by=1)
+    assert await second.client.find("notes/1") is None  # the mirror's own is not asked
+    await two.copy(by=1)
+    write = asyncio.create_task(first.client.set("notes/2", N2, timeout=15))
+    await awake(first)
+    await write
+    await two.equal()
+    assert await two.in_postgres("notes/1") is None
+    assert await two.in_postgres("notes/2") == N2
+    assert await second.client.find("notes/1") is None
+
+
+async def test_a_rollback_by_force_beside_a_sidecar_that_reaches_postgresql(live):
+    """The first is cut off from PostgreSQL, and puts Firestore in charge. The second does not
+    know, and what it had under way comes late: never over what the first wrote since."""
+    first, second = live.sidecars
+    await first.client.commit([ClientWrite.set("notes/1", N1), ClientWrite.set("notes/2", N1)])
+    await live.settled()
+    first.postgres.down()
+    held = second.methods.hold("Commit", of("notes/1"))
+    await second.client.set("notes/1", {"by": "second"})
+    await arrived(held)
+    request = admin_pb2.SetStageRequest(stage="dual_write", without_postgresql=True)
+    await first.admin.SetStage(request, timeout=20)
+    await first.client.set("notes/1", {"by": "first"}, timeout=10)
+    await second.client.set("notes/2", {"by": "second"}, timeout=10)
+    assert await released(held) == "FAILED_PRECONDITION"
+    await first.postgres.heal()
+    await live.all_see("dual_write")
+    await live.settled_but_dead()
+    assert await live.in_firestore("notes/1") == {"by": "first"}
+    assert (await second.client.get("notes/1")).fields == {"by": "first"}
+    # What the second was told is there, or shown as lost: nothing goes without a word.
+    dead = {row["path"] for row in await live.pending() if row["dead"]}
+    assert "notes/1" in dead
+    assert await live.in_firestore("notes/2") == {"by": "second"} or "notes/2" in dead
 
 
 STEPS = ["write.opened", "recopy.claimed"]
@@ -634,6 +751,22 @@ async def _nothing_pends(around: World) -> bool:
 
 
 # --- helpers -----------------------------------------------------------------------------------
+
+
+def _microseconds(moment: datetime) -> int:
+    return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+
+
+async def _tombstones(around: World) -> int:
+    return int(
+        await around.sql.fetchval(
+            "select count(*) from crossfade.versions where path = 'notes/1' and not live"
+        )
+    )
+
+
+async def _no_tombstones(around: World) -> bool:
+    return await _tombstones(around) == 0
 
 
 async def _in_postgres(around: World, path: str, fields: dict[str, int]) -> bool:

@@ -194,6 +194,16 @@ class World:
             assert time.monotonic() < deadline, f"still pending: {rows}"
             await asyncio.sleep(0.05)
 
+    async def settled_but_dead(self) -> None:
+        """Waits until nothing is left to do but by hand: wildcards, too, wait for a copy."""
+
+        async def rest() -> bool:
+            if await Fences(self.direct).entries(timeout=10):
+                return False
+            return all(row["dead"] or not row["path"] for row in await self.pending())
+
+        await eventually(rest, SETTLE_SECONDS, "nothing is left but dead letters")
+
     async def compared(self) -> Comparison:
         """Both stores, document by document."""
         return await compare(self.direct, self.mirror, self.database, timeout=20.0)

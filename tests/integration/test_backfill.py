@@ -35,7 +35,7 @@ from tests.sidecar import DATABASE, Running, eventually, running
 from violet import sample
 
 EVERYTHING = Asked(parts=6, small=0)
-ODD = {
+ODD: dict[str, Any] = {
     "notes/__id7__": {"n": 1},
     "notes/\0a": {"n": "\0"},
     "notes/~": {"f": float("nan"), "z": -0.0, "b": b"\0\xff"},
@@ -207,11 +207,20 @@ async def test_a_collection_that_is_not_there_is_refused(postgres_database: Any)
 async def test_commits_of_stage_off_are_made_known(postgres_database: Any):
     async with stack(postgres_database, Stage.OFF) as made:
         await filled(made, 10)
-        call = {"request_id": "once"}
-        await made.client.set("notes/off", {"n": 1}, **call)
+        await made.client.set("notes/off", {"n": 1}, request_id="once")
         await made.stage("dual_write")
         await done(made)
         assert await made.sql.fetchval("select count(*) from crossfade.requests") == 1
+
+
+async def test_who_comes_second_at_the_end_ends_too(postgres_database: Any):
+    async with stack(postgres_database) as made:
+        await filled(made, 10)
+        own = both(made)
+        job = await begin(own, EVERYTHING)
+        second = work(own, job)
+        assert (await work(own, job).run()).state is JobState.DONE
+        await asyncio.wait_for(second._end(), 5)
 
 
 # --- beside writers ----------------------------------------------------------------------------
@@ -323,7 +332,7 @@ async def test_pause_resume_and_cancel(postgres_database: Any):
         documents = await filled(made)
         own = both(made)
         channel = grpc.aio.insecure_channel(made.sidecar.address)
-        over_grpc = jobs_pb2_grpc.JobsStub(channel)  # type: ignore[no-untyped-call]
+        over_grpc = jobs_pb2_grpc.JobsStub(channel)
         job = await begin(own, replace(EVERYTHING, rate=600.0))
         task = await _paged(work(own, job, pacing=Pacing(2, page=5)), own, job, 20)
 
@@ -509,7 +518,7 @@ async def test_a_document_that_cannot_be_stored_becomes_a_dead_letter_whole(
     monkeypatch.setattr(Mirror, "put_page", put_page)
     async with stack(postgres_database) as made:
         documents = await filled(made, 20)
-        bad = {"n": 1, "odd": [float("nan"), b"\0", {"$": "\0"}]}
+        bad: Any = {"n": 1, "odd": [float("nan"), b"\0", {"$": "\0"}]}
         await made.direct.commit([Write("notes/bad", bad)], timeout=5)
         job = await done(made)
         assert (job.state, job.letters) == (JobState.DONE, 1)

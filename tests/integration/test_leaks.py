@@ -32,17 +32,19 @@ from crossfade.write import Write
 from crossfade_api.v1 import admin_pb2, violet_pb2
 from crossfade_client import AsyncCrossfade, CrossfadeError, Query
 from crossfade_client import Write as ClientWrite
+from tests.http_caller import call
 from tests.integration.test_tracing import collector  # noqa: F401 - a fixture
 from tests.postgres_fixture import MakeDatabase
 from tests.sidecar import DATABASE, Running, eventually, running
 from tests.violet_caller import Caller, values
 
 TOKEN, WRONG_TOKEN = "token-canary-4c1b5f", "wrong-canary-77d0aa"
+ADMIN_TOKEN = "admin-canary-e02c1d"
 API_KEY, OTHER_KEY, NO_KEY = "key-canary-91ab", "key-canary-52cd", "key-canary-none"
 EMAIL, OTHER_EMAIL = "ada.canary@leak.example", "bob.canary@leak.example"
 VALUE, NUMBER, BYTES = "value-canary-08e1", 918_273_645_546, b"bytes-canary-3f"
 CANARIES = (
-    *(TOKEN, WRONG_TOKEN, API_KEY, OTHER_KEY, NO_KEY, EMAIL, OTHER_EMAIL, VALUE),
+    *(TOKEN, WRONG_TOKEN, ADMIN_TOKEN, API_KEY, OTHER_KEY, NO_KEY, EMAIL, OTHER_EMAIL, VALUE),
     *(str(NUMBER), BYTES.decode(), "canary"),
 )
 FIELDS = {
@@ -97,9 +99,13 @@ async def test_nothing_is_told_that_must_not_be(
 ):
     collected, endpoint = collector
     telemetry = Telemetry(TelemetrySettings(otlp_endpoint=endpoint, sample_ratio=1.0))
-    access = {"tokens": f"proxy reader {TOKEN}", "trust": ("loopback",), "trusted_role": "admin"}
+    tokens = f"proxy reader {TOKEN}, operator admin {ADMIN_TOKEN}"
+    access = {"tokens": tokens, "trust": ("loopback",), "trusted_role": "admin"}
     async with running(
-        await postgres_database(), Stage.SHADOW, telemetry, shadow_rate=1.0, access=access
+        *(await postgres_database(), Stage.SHADOW, telemetry),
+        shadow_rate=1.0,
+        access=access,
+        http={},
     ) as stack:
         await stack.copy()
         caller = Caller(stack)
@@ -114,6 +120,7 @@ async def test_nothing_is_told_that_must_not_be(
         await of_documents(stack, heard)
         await of_dead_letters(stack, heard)
         listed = await of_the_admin_service(stack, heard)
+        pages = await of_the_admin_api(stack)
         rows = await stack.sql.fetch("select m::text from crossfade.mismatches m")
         audit = await stack.sql.fetch("select a::text from crossfade.audit a")
         await of_an_outage(stack, heard, monkeypatch)
@@ -127,6 +134,7 @@ async def test_nothing_is_told_that_must_not_be(
         "samples": "\n".join(row[0] for row in rows),
         "audit": "\n".join(row[0] for row in audit),
         "admin": listed,
+        "admin API": pages,
         "collector": collected.raw.decode("latin-1"),
     }
     for where, text in said.items():
@@ -146,6 +154,8 @@ async def test_nothing_is_told_that_must_not_be(
     assert "by_user.`#" in said["samples"]
     assert "wrong" in said["samples"]
     assert "api_keys/#" in said["admin"]
+    for shown in ("api_keys/#", "unauthenticated", "crossfade_verdicts_total", "missing"):
+        assert shown in said["admin API"].lower()
     for event in ("a request failed by a defect", "a worker failed", "RuntimeError"):
         assert event in said["logs"]
     assert "shadow get tasks" in said["collector"]
@@ -312,6 +322,27 @@ async def of_the_admin_service(stack: Running, heard: Heard) -> str:
         await admin.ListRamps(admin_pb2.ListRampsRequest()),
     ]
     return "\n".join(map(str, replies))
+
+
+async def of_the_admin_api(stack: Running) -> str:
+    """Its pages, and its refusals."""
+    address = stack.sidecar.web.address
+    owner = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    pages = [
+        *("status", "stages", "traffic", "ramps", "mismatches", "dead-letters", "audit"),
+        *("drift", "latency", "config", f"nothing/{VALUE.encode().hex()}"),
+    ]
+    paths = [*(f"/api/v1/{page}" for page in pages), "/metrics", "/openapi.json"]
+    answers = [await call(address, path, headers=owner) for path in paths]
+    for token in (WRONG_TOKEN, TOKEN):
+        wrong = {"Authorization": f"Bearer {token}"}
+        answers.append(await call(address, "/api/v1/status", headers=wrong))
+    answers += [
+        await call(address, f"/api/v1/{page}", body, headers=owner)
+        for body in ({"stage": 7}, b"{", {"path": "api_keys/#0123456789abcdef"})
+        for page in ("stages/set", "dead-letters/retry")
+    ]
+    return "\n".join(f"{answer.status} {answer.body.decode()}" for answer in answers)
 
 
 async def of_an_outage(stack: Running, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:

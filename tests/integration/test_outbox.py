@@ -215,6 +215,34 @@ async def test_a_request_is_done_once_though_its_first_answer_came_through_the_o
     assert (await first.client.get("tasks/1")).fields == {"n": 1}
 
 
+async def test_what_waits_in_the_outbox_brings_back_nothing_that_was_deleted_since(
+    first, second, cut, monkeypatch
+):
+    """H4, H5: its entry is drained when the delete is settled and its tombstone is pruned."""
+    real, drains = Outbox.drain, asyncio.Event()
+
+    async def drain(self, snapshot) -> bool:
+        return drains.is_set() and await real(self, snapshot)
+
+    monkeypatch.setattr(Outbox, "drain", drain)
+    cut(first)
+    await first.client.set("tasks/1", {"n": 1}, timeout=5)
+    await second.client.delete("tasks/1")
+    await eventually(lambda: _nothing_pends(second))
+    gone, _ = await second.sidecar.members["default"].mirror.pruning.tombstones(
+        "", limit=9, timeout=5
+    )
+    assert gone == 1
+    drains.set()
+    await second.settled()
+    assert first.memory.read("tasks/1") is None
+    assert await in_postgres(second, "tasks/1") is None
+
+
+async def _nothing_pends(stack: Running) -> bool:
+    return not await stack.sql.fetchval("select count(*) from crossfade.pending where path <> ''")
+
+
 async def test_a_change_of_authority_waits_for_the_outbox(first, second, cut, monkeypatch):
     """Sidecar one writes past PostgreSQL; sidecar two takes PostgreSQL into charge."""
     real = Outbox.drain

@@ -13,6 +13,7 @@ from crossfade.plan import Stage, StoreName
 from crossfade.telemetry import RAMP_MOVES
 from crossfade_api.v1 import admin_pb2
 from tests.sidecar import Running, eventually, running
+from tests.validated import validated
 
 LIMITS = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 50, "min_samples": 60}
 
@@ -389,6 +390,8 @@ async def test_a_checked_change_of_stage_is_held_and_says_why(url):
 
 async def test_a_stage_is_reached_when_the_checks_pass(url):
     async with ramping(url, ramp=LIMITS | {"max_p99_ratio": 500}) as stack:
+        await stack.settled()
+        assert (await validated(stack))["equal"]
 
         async def ready() -> bool:
             status = await set_stage(stack, "live", dry_run=True)

@@ -24,7 +24,7 @@ from crossfade.stores.firestore import FirestoreStore
 from crossfade.telemetry import Telemetry
 from crossfade.write import Write
 from crossfade_api.v1 import crossfade_pb2, crossfade_pb2_grpc
-from crossfade_client import Increment, NotFoundError, Query
+from crossfade_client import AsyncCrossfade, Increment, NotFoundError, Query
 from tests.postgres_fixture import MakeDatabase
 from tests.sidecar import Running, eventually, running
 
@@ -225,6 +225,34 @@ async def test_the_callers_span_is_the_parent_and_its_flag_decides(url):
         assert format(call.parent.span_id, "016x") == PARENT
         assert {format(context(s).trace_id, "032x") for s in (store, call)} == {TRACE}
         expect_child(store, call)
+
+
+async def test_a_trace_goes_from_the_client_to_both_stores(url):
+    """The client's own metadata, made anew for each call, as an instrumented application does."""
+    made: list[str] = []
+
+    def metadata() -> list[tuple[str, str]]:
+        made.append(f"{len(made) + 1:016x}")
+        return [("traceparent", f"00-{TRACE}-{made[-1]}-01")]
+
+    async with traced(url, ratio=0.0, shadow_rate=1.0) as sidecar:
+        await sidecar.stack.copy()
+        address = sidecar.stack.sidecar.address
+        async with AsyncCrossfade(address, timeout=10.0, metadata=metadata) as client:
+            await client.set("tasks/1", {"n": 1})
+            await sidecar.ended("mirror")
+            await sidecar.stack.settled()
+            await client.get("tasks/1")
+        (shadow,) = await sidecar.ended("shadow")
+        calls = {call.name.partition("/")[2]: call for call in sidecar.calls()}
+        assert {call.parent.span_id for call in calls.values()} == {int(each, 16) for each in made}
+        stores = {
+            attributes(span)["db.system.name"]
+            for span in sidecar.stores("answered") + sidecar.stores("mirror")
+            if format(context(span).trace_id, "032x") == TRACE
+        }
+        assert stores == {"gcp.firestore", "postgresql"}
+        assert shadow.links[0].context == context(calls["GetDocument"])
 
 
 async def test_a_flag_of_not_sampled_stands_where_everything_is_sampled(url):

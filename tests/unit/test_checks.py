@@ -1,6 +1,8 @@
 """The checks of a change of stage, each by itself and in their list."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
@@ -8,8 +10,20 @@ from crossfade.checks import checks_of, run_checks
 from crossfade.checks.facts import Facts
 from crossfade.plan import Stage
 from crossfade.ramp import Calls, Figures, Limits, Outcome, overall
+from crossfade.stores.postgres.findings import Certificate
 
 CALLS = Calls(50_000, 0, 0.01)
+CERTIFICATE = Certificate(
+    job=7,
+    at=datetime(2026, 3, 1, 12, tzinfo=UTC),
+    age=3_600.0,
+    epoch=4,
+    generation=2,
+    fingerprint="f",
+    mode="full",
+    collections=(),
+    equal=True,
+)
 READY = Facts(
     copied=True,
     pending=3,
@@ -17,7 +31,17 @@ READY = Facts(
     dead=0,
     figures=Figures(50_000, 0, CALLS, CALLS),
     limits=Limits(),
+    epoch=4,
+    generation=2,
+    fingerprint="f",
+    certificate=CERTIFICATE,
 )
+
+
+def certified(**changes: Any) -> Facts:
+    return replace(READY, certificate=replace(CERTIFICATE, **changes))
+
+
 FORWARD = list(zip(list(Stage), list(Stage)[1:], strict=False))
 
 
@@ -32,6 +56,12 @@ def test_whoever_is_ready_passes(before, target):
         (replace(READY, copied=False), "live", "backfill complete", "hold"),
         (replace(READY, dead=2), "live", "dead letters", "fail"),
         (replace(READY, oldest_seconds=9.0), "live", "pending", "hold"),
+        (replace(READY, certificate=None), "live", "validated", "hold"),
+        (replace(READY, epoch=5), "live", "validated", "hold"),
+        (replace(READY, generation=3), "live", "validated", "hold"),
+        (replace(READY, fingerprint="g"), "live", "validated", "hold"),
+        (certified(age=90_000.0), "live", "validated", "hold"),
+        (certified(equal=False), "live", "validated", "fail"),
         (replace(READY, oldest_seconds=9.0), "complete", "reverse backlog", "hold"),
         (replace(READY, figures=Figures()), "live", "verdicts", "hold"),
         (replace(READY, figures=Figures()), "live", "error rates", "hold"),

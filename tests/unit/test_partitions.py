@@ -54,7 +54,7 @@ def test_cutting_loses_no_name_between_the_parts(points):
     parts = cut(whole, points)
     assert (parts[0].begin, parts[-1].end) == (None, None)
     for before, after in pairwise(parts):
-        assert before.end == after.begin
+        assert before.end == after.begin is not None
         assert before.begin is None or name_key(before.begin) < name_key(after.begin)
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from crossfade.checks import (
     backfill_complete,
+    certificate,
     dead_letters,
     error_rates,
     p99_ratio,
@@ -34,6 +35,7 @@ STEPS: dict[tuple[Stage, Stage], tuple[Check, ...]] = {
         dead_letters.check,
         pending_zero.check,
         *_COMPARED,
+        certificate.check,
     ),
     (Stage.LIVE, Stage.RAMP_DOWN): (dead_letters.check, *_COMPARED),
     (Stage.RAMP_DOWN, Stage.COMPLETE): (dead_letters.check, reverse_backlog_zero.check),

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 
 from crossfade.ramp import Figures, Limits
+from crossfade.stores.postgres.findings import Certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`oldest_seconds`: age of the oldest pending row. `figures`: of all collections, since the
-    sidecars that are asked have been counting."""
+    """`certificate`: of the latest validation of everything; `epoch`, `generation` and
+    `fingerprint` (of the tables) are what it has to agree with. `oldest_seconds`: age of the
+    oldest pending row. `figures`: of all collections, since the sidecars that are asked have
+    been counting."""
 
     copied: bool
     pending: int
@@ -16,3 +19,7 @@ class Facts:
     dead: int
     figures: Figures
     limits: Limits
+    epoch: int = 0
+    generation: int = 0
+    fingerprint: str = ""
+    certificate: Certificate | None = None

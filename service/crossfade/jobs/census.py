@@ -165,13 +165,7 @@ async def _collection(
         async for key, remainder in cursor:
             fields: Any = from_json(remainder)
             for name, value in fields.items():
-                path = _path(mapping, unescape_path(key))
+                path = mapping.path_of(unescape_path(key))
                 one = found.setdefault(name, FieldCensus(mapping.pattern, name))
                 one.add(mapping.cause(name, value), value, path)
     return list(found.values())
-
-
-def _path(mapping: CollectionMapping, key: str) -> str:
-    if mapping.parent is None:
-        return f"{mapping.collection_id}/{key}"
-    return f"{mapping.parent.collection_id}/" + key.replace("/", f"/{mapping.collection_id}/")

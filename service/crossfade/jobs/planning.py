@@ -130,7 +130,7 @@ async def _points(
     try:
         for group in (whole.collection, *below):
             found |= set(await partition_points(firestore, group, parts - 1, timeout=timeout))
-    except (Unimplemented, InvalidArgument):
+    except (Unimplemented, InvalidArgument, InfrastructureError):
 
         async def first(name: str) -> str | None:
             return await first_from(firestore, name, whole.end, timeout=timeout)

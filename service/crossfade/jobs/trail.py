@@ -26,6 +26,7 @@ class Trail:
         self._audit = audit
         self._unwritten: deque[Change] = deque(maxlen=MOST)
         self._arrived = asyncio.Event()
+        self._writing = asyncio.Lock()
 
     async def add(self, change: Change) -> None:
         """Raises nothing, and waits for PostgreSQL no longer than for one statement."""
@@ -59,9 +60,10 @@ class Trail:
             self._arrived.clear()
 
     async def _write(self) -> None:
-        while self._unwritten:
-            first = self._unwritten[0]
-            await self._audit.add(first)
-            # Two may write at once; then it is there twice, and not lost.
-            if self._unwritten and self._unwritten[0] is first:
-                self._unwritten.popleft()
+        async with self._writing:
+            while self._unwritten:
+                first = self._unwritten[0]
+                await self._audit.add(first)
+                # It may have been pushed out meanwhile, by too many that wait.
+                if self._unwritten[0] is first:
+                    self._unwritten.popleft()

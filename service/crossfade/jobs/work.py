@@ -291,6 +291,11 @@ class Work(Generic[T]):
             except EpochChanged:
                 if not await self._after_change():
                     return
+            except JobStopped:
+                # Somebody else was first, or it was paused just now.
+                if (await self._look()).state.ended:
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
             except (InfrastructureError, Aborted) as error:
                 if time.monotonic() - began > self._pacing.patience:
                     raise

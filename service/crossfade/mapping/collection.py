@@ -142,6 +142,12 @@ class CollectionMapping:
         self.uniques = tuple(entry for entry in self.columns if entry.column in names)
         _check_constrained(self)
 
+    def path_of(self, key: str) -> str:
+        """The path of the document with this key in the table."""
+        if self.parent is None:
+            return f"{self.collection_id}/{key}"
+        return f"{self.parent.collection_id}/" + key.replace("/", f"/{self.collection_id}/")
+
     def to_row(self, fields: Fields) -> Row:
         values: list[Any] = [None] * len(self.columns)
         rest: Fields = {}

@@ -32,6 +32,7 @@ from crossfade.rpc.server import Unary, Wrapper, check_visible, parse
 from crossfade.snapshot import Traffic, parse_stage
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.audit import Change
+from crossfade.stores.postgres.findings import Findings
 from crossfade.stores.postgres.mirror import Mirror
 from crossfade.stores.postgres.ramps import Ramps
 from crossfade.telemetry import (
@@ -81,7 +82,8 @@ class Admin:
     """The methods of the service, from request bytes to reply bytes.
 
     `led` by the names of the groups. `collections`: ids that are known beforehand, because they
-    are mapped.
+    are mapped. `findings`: where the certificates of validations are; `fingerprint`: of the
+    tables of this sidecar's mapping.
     """
 
     def __init__(
@@ -96,6 +98,8 @@ class Admin:
         ramps: Ramps | None = None,
         trail: Trail | None = None,
         limits: Limits | None = None,
+        findings: Findings | None = None,
+        fingerprint: str = "",
     ) -> None:
         self._controls = controls
         self._led = led
@@ -107,6 +111,8 @@ class Admin:
         self._ramps = ramps
         self._trail = trail
         self._limits = limits or Limits()
+        self._findings = findings
+        self._fingerprint = fingerprint
         self.copying: Mapping[str, Both] = {}
         """What copies work with, by group; empty: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
@@ -167,6 +173,8 @@ class Admin:
             return ()
         backlog = await self.backlog(group)
         sums = await self._ramps.sums() if self._ramps is not None else {}
+        snapshot = self._controls[group].snapshot
+        latest = None if self._findings is None else await self._findings.latest(group)
         facts = Facts(
             copied=backlog.copied,
             pending=backlog.pending,
@@ -174,6 +182,10 @@ class Admin:
             dead=backlog.dead,
             figures=figures(self._of_group(group, sums), Tally()),
             limits=self._limits,
+            epoch=snapshot.epoch,
+            generation=snapshot.generation,
+            fingerprint=self._fingerprint,
+            certificate=latest,
         )
         return run_checks(before, target, facts)
 

@@ -37,6 +37,11 @@ def statements(mappings: Mappings) -> list[str]:
     return [str(item.compile(dialect=compiled)) for item in _elements(mappings)]
 
 
+def fingerprint(mappings: Mappings) -> str:
+    """Of all tables and indexes: another one for another version of the models or the mapping."""
+    return _fingerprint(statements(mappings))
+
+
 def _elements(mappings: Mappings) -> Iterator[ExecutableDDLElement]:
     found: list[Table] = list(tables.metadata.sorted_tables)
     for metadata in {mapping.table.metadata: None for mapping in mappings}:

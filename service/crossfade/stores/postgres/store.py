@@ -11,6 +11,7 @@ from crossfade.query import Query
 from crossfade.store import Aggregated, CommitOutcome, Intent, Page, Reading, Seen
 from crossfade.stores.postgres.commit import Committer, Read
 from crossfade.stores.postgres.lanes import Lanes
+from crossfade.stores.postgres.ranges import Ranges
 from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import DocumentTables
 from crossfade.write import Write
@@ -37,6 +38,7 @@ class PostgresStore:
     ) -> None:
         tables = DocumentTables(mappings, database)
         self._reader = Reader(lanes, tables, group)
+        self.ranges = Ranges(lanes, tables)
         self._committer = Committer(lanes, tables, self._reader, group, enforce=enforce)
 
     def get(self, paths: Sequence[str], *, timeout: float) -> Coroutine[Any, Any, Reading]:

@@ -6,6 +6,7 @@ are microseconds since 1970 (bigint): exact, and cheap to compare.
 
 from sqlalchemy import (
     ARRAY,
+    JSON,
     BigInteger,
     Boolean,
     Column,
@@ -301,6 +302,42 @@ job_letters = Table(
     Column("document", LargeBinary, nullable=False),
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("job_letters_job", "job", "id"),
+    schema=SCHEMA,
+)
+
+# What a validation found: samples of differences (redacted), and the documents that moved at
+# every look, which are looked at once more at its end.
+findings = Table(
+    "findings",
+    metadata,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("job", BigInteger, nullable=False),
+    name_column("collection_id", nullable=False),
+    name_column("path", nullable=False),
+    Column("verdict", Text, nullable=False),
+    Column("body", JSONB, nullable=False),
+    Index("findings_job", "job", "verdict"),
+    schema=SCHEMA,
+)
+
+# The reports of validations. A change of authority asks for the latest one.
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("job", BigInteger, primary_key=True, autoincrement=False),
+    Column("grp", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    # Under what it was found; the fingerprint is of the tables that the mapping asks for.
+    Column("epoch", BigInteger, nullable=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    # full, quick or since
+    Column("mode", Text, nullable=False),
+    # Root collections; empty: everything.
+    Column("collections", ARRAY(Text), nullable=False),
+    Column("equal", Boolean, nullable=False),
+    # JSON, and not JSONB, which would order its keys anew.
+    Column("report", JSON, nullable=False),
     schema=SCHEMA,
 )
 

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from crossfade.access import Role
 from crossfade.rpc.methods import METHODS, needs_of
 from crossfade.telemetry import DENIED, TOKENS_REFUSED, Telemetry
-from crossfade_api.v1 import admin_pb2, admin_pb2_grpc, crossfade_pb2, violet_pb2
+from crossfade_api.v1 import admin_pb2, admin_pb2_grpc, crossfade_pb2, jobs_pb2, violet_pb2
 from crossfade_client import (
     AsyncCrossfade,
     Crossfade,
@@ -36,7 +36,7 @@ BY_ROLE = {Role.READER: READER, Role.WRITER: WRITER, Role.ADMIN: ADMIN}
 def methods() -> dict[str, Any]:
     """Every method of every service, with what it needs."""
     found = {name: needs_of(name) for name in METHODS}
-    for file in (crossfade_pb2, admin_pb2):
+    for file in (crossfade_pb2, admin_pb2, jobs_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 found[f"{service.full_name}/{method.name}"] = needs_of(
@@ -93,7 +93,7 @@ def test_what_changes_something_needs_a_writer():
     beside = {"BeginTransaction", "Rollback", "ExecutePipeline", "PartitionQuery", "UserExists"}
     for name, needs in methods().items():
         method = name.partition("/")[2]
-        if name.startswith("crossfade.v1.Admin/"):
+        if name.startswith(("crossfade.v1.Admin/", "crossfade.v1.Jobs/")):
             assert needs.role is Role.ADMIN
         elif method.startswith(reading) or method in beside:
             assert needs.role is Role.READER, name

@@ -1,0 +1,318 @@
+"""Validation: what differs is found and named, what merely moves is not, and it can be killed."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import pytest
+
+from crossfade.diff import diff
+from crossfade.document import Document, is_own
+from crossfade.jobs import validating
+from crossfade.jobs.report import to_html
+from crossfade.jobs.scan import scan
+from crossfade.jobs.validate import How
+from crossfade.plan import Stage, StoreName
+from crossfade.settings import (
+    CollectionSettings,
+    RuleSettings,
+)
+from crossfade.store import DocumentStore
+from crossfade.validate_commands import opened
+from crossfade.write import Write
+from tests.sidecar import DATABASE, Running, eventually, running
+from tests.validated import settings_of, validated
+
+SECRET = "mail@example.org"
+IDS = [
+    *("a", "a-", "a-1", "a.b", "ab", "B", "~", "é", "\U0001f600", "a b", "x\1", "0"),
+    *("__id7__", "__id10__", "__id-3__", "__id9223372036854775807__", "__idx"),
+]
+COLLECTIONS = ["tasks", "tasks-x", "users", "free", "free\1", "Z"]
+
+
+@pytest.fixture
+async def url(postgres_database) -> str:
+    return await postgres_database()
+
+
+@asynccontextmanager
+async def mirrored(url: str, count: int = 200) -> AsyncIterator[tuple[Running, list[str]]]:
+    """A sidecar whose first copy has ended, and the paths of what was copied."""
+    async with running(url, Stage.DUAL_WRITE) as stack:
+        paths = await fill(stack, count)
+        await stack.copy()
+        yield stack, paths
+
+
+async def fill(stack: Running, count: int) -> list[str]:
+    """Documents of hostile names, from before the migration."""
+    random = Random(1)
+    paths = {f"{name}/{key}" for name in COLLECTIONS for key in IDS}
+    paths |= {
+        f"{name}/{key}/{below}/{deeper}"
+        for name in ("tasks", "free")
+        for below in ("audio_chunks", "sub", "sub-")
+        for key in random.sample(IDS, 6)
+        for deeper in random.sample(IDS, 6)
+    }
+    chosen = random.sample(sorted(paths), min(count, len(paths)))
+    for start in range(0, len(chosen), 50):
+        few = chosen[start : start + 50]
+        await stack.direct.commit(
+            [
+                Write(path, {"n": random.randrange(9), "text": "t" * random.randrange(20)})
+                for path in few
+            ],
+            timeout=30,
+        )
+    return chosen
+
+
+async def naive(stack: Running) -> dict[str, str]:
+    """What differs, by path, as two dictionaries would tell."""
+    async with opened(settings_of(stack)) as on:
+        left = await _contents(on.stores[StoreName.FIRESTORE])
+        right = await _contents(on.stores[StoreName.POSTGRESQL])
+    found = {}
+    for path in left | right:
+        if path not in right:
+            found[path] = "missing"
+        elif path not in left:
+            found[path] = "extra"
+        elif diff(left[path].fields, right[path].fields):
+            found[path] = "different"
+    return found
+
+
+async def _contents(store: DocumentStore) -> dict[str, Document]:
+    return {
+        document.path: document
+        async for page in scan(store, DATABASE, timeout=30)
+        for document in page
+        if not is_own(document.path)
+    }
+
+
+def verdicts(report: Any) -> dict[str, str]:
+    """By path, of the samples."""
+    return {each["path"]: each["verdict"] for each in report["samples"]}
+
+
+async def spoil(stack: Running, paths: list[str]) -> dict[str, str]:
+    """One document of each kind of difference, by its path."""
+    await stack.sidecar.stop(1.0)  # nobody may repair
+    wrong, missing, extra, stale = paths
+    await stack.sql.execute(
+        "update crossfade.documents set fields = fields || '{\"n\": 99}' where path = $1", wrong
+    )
+    await stack.sql.execute("delete from crossfade.documents where path = $1", missing)
+    await stack.sql.execute("delete from crossfade.versions where path = $1", missing)
+    await stack.direct.commit([Write(extra, None)], timeout=5)
+    await stack.direct.commit([Write(stale, {"n": 98, "mail": SECRET})], timeout=5)
+    await asyncio.sleep(0.3)  # longer than a mirror may be behind
+    return {wrong: "wrong", missing: "missing", extra: "extra", stale: "stale"}
+
+
+# --- what is found -----------------------------------------------------------------------------
+
+
+async def test_equal_stores_are_certified(url):
+    async with mirrored(url) as (stack, paths):
+        report = await validated(stack)
+        assert report["equal"]
+        assert report["totals"]["match"] == report["totals"]["firestore"] == len(paths)
+        for each in report["by_collection"]:
+            assert each["digests"]["firestore"] == each["digests"]["postgresql"]
+        assert not await naive(stack)
+        certificate = await stack.sql.fetchrow("select * from crossfade.certificates")
+        assert (certificate["equal"], certificate["mode"]) == (True, "full")
+        assert certificate["epoch"] == report["epoch"]
+
+
+@pytest.mark.parametrize("page", [7, 1000])
+async def test_each_kind_of_difference_is_found_and_named(url, page, monkeypatch):
+    monkeypatch.setattr(validating, "PAGE", page)
+    async with mirrored(url) as (stack, paths):
+        spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
+        report = await validated(stack, small=0, parts=4)
+        assert verdicts(report) == spoilt
+        assert set(await naive(stack)) == set(spoilt)
+        assert not report["equal"]
+        assert report["totals"]["match"] == len(paths) - 4
+        [free] = [each for each in report["by_collection"] if each["collection"] == "free"]
+        assert free["digests"]["firestore"] != free["digests"]["postgresql"]
+        named = {(each["field"], each["kind"]) for each in free["fields"]}
+        assert {("n", "value"), ("mail", "missing")} <= named
+        assert SECRET not in json.dumps(report)
+        assert SECRET not in to_html(report)
+
+
+async def test_versions_alone_find_what_was_not_mirrored(url):
+    async with mirrored(url) as (stack, paths):
+        spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
+        report = await validated(stack, How(quick=True))
+        by_hand = {path for path, verdict in spoilt.items() if verdict == "wrong"}
+        assert set(verdicts(report)) == set(spoilt) - by_hand
+        assert report["totals"]["match"] == len(paths) - 3
+
+
+async def test_what_is_older_is_passed_by(url):
+    async with mirrored(url) as (stack, paths):
+        await asyncio.sleep(0.01)
+        since = time.time_ns() // 1_000
+        fresh = [path for path in paths if path.startswith("free/")][:4]
+        spoilt = await spoil(stack, fresh)
+        report = await validated(stack, How(since=since))
+        # What was changed by hand keeps its time.
+        assert set(verdicts(report)) == {path for path in spoilt if spoilt[path] != "wrong"}
+        assert report["totals"]["skipped"] == len(paths) - 3
+
+
+async def test_collections_that_are_asked_for(url):
+    async with mirrored(url) as (stack, paths):
+        report = await validated(stack, collections=("tasks", "free\1"))
+        wanted = [path for path in paths if path.split("/")[0] in {"tasks", "free\1"}]
+        assert report["totals"]["match"] == len(wanted)
+        assert await stack.sql.fetchval("select collections from crossfade.certificates")
+
+
+async def test_rules_of_the_settings_are_applied_and_counted(url):
+    async with mirrored(url) as (stack, paths):
+        path = next(path for path in paths if path.startswith("free/") and path.count("/") == 1)
+        await stack.sidecar.stop(1.0)
+        await stack.sql.execute(
+            "update crossfade.documents set fields = fields || '{\"n\": 99}' where path = $1", path
+        )
+        rule = RuleSettings(name="counters", fields=("n",), kind="ignore")
+        settings = settings_of(stack, collections={"free": CollectionSettings(rules=(rule,))})
+        report = await validated(stack, settings=settings)
+        assert report["equal"]
+        assert report["totals"]["ruled_out"] == 1
+        [free] = [each for each in report["by_collection"] if each["collection"] == "free"]
+        assert free["rules"] == {"counters": 1}
+        assert not (await validated(stack))["equal"]
+
+
+async def test_a_repair_converges(url):
+    async with mirrored(url) as (stack, paths):
+        spoilt = await spoil(stack, [path for path in paths if path.startswith("free/")][:4])
+        report = await validated(stack, How(repair=True))
+        assert report["totals"]["repaired"] == len(spoilt)
+        async with stack.another() as other:
+            await other.settled()
+            assert (await validated(stack))["equal"]
+            assert not await naive(other)
+
+
+async def test_integrity_is_told_by_the_declarations(url):
+    async with mirrored(url, 10) as (stack, _):
+        client = stack.client
+        await client.set("users/u1", {"user_id": "u1", "email": "a@x.org", "api_key": "k1"})
+        await client.set("users/u2", {"user_id": "u2", "email": "a@x.org"})
+        await client.set("user_emails/a@x.org", {"user_id": "someone else"})
+        await client.set("user_emails/nobody@x.org", {"user_id": "u9"})
+        await client.set("tasks/t1", {"task_id": "t1", "input_file_id": "gone"})
+        await stack.settled()
+        report = await validated(stack)
+        assert report["equal"]
+        found = {
+            (each["collection"], each["field"], each["breach"]): each
+            for each in report["integrity"]
+        }
+        assert found["users", "email", "duplicate of a unique value"]["examples"] == ["users/u2"]
+        assert found["user_emails", "", "derived document without an owner"]["count"] == 1
+        deviating = found["user_emails", "", "derived document that differs from its owner"]
+        assert deviating["examples"] == ["user_emails/a@x.org"]
+        underived = found["users", "api_key", "owner without its derived document"]
+        assert underived["examples"] == ["users/u1"]
+
+
+# --- beside live traffic -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["dual_write", "live"])
+async def test_writers_make_no_differences(url, stage):
+    """Documents change, come and go under the validation; nothing that merely moves counts."""
+    async with mirrored(url, 60) as (stack, paths):
+        if stage == "live":
+            await stack.stage("shadow")
+            await stack.stage("live")
+        ended = False
+
+        async def write(seed: int) -> int:
+            random, count = Random(seed), 0
+            while not ended:
+                path = random.choice(paths)
+                if random.random() < 0.3:
+                    await stack.client.delete(path)
+                else:
+                    await stack.client.set(path, {"n": random.randrange(1_000), "by": seed})
+                count += 1
+            return count
+
+        writers = [asyncio.create_task(write(seed)) for seed in range(4)]
+        monkey = validating.SETTLE_SECONDS
+        try:
+            validating.SETTLE_SECONDS = 0.5
+            for _ in range(3):
+                report = await validated(stack, fresh=True, small=0)
+                assert report["equal"], (report["totals"], report["samples"])
+        finally:
+            ended = True
+            validating.SETTLE_SECONDS = monkey
+        assert sum(await asyncio.gather(*writers)) > 50
+        await stack.settled()
+        report = await validated(stack)
+        assert report["equal"]
+        assert not report["totals"]["behind"]
+        assert not await naive(stack)
+
+
+async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
+    async with mirrored(url, 400) as (stack, paths):
+        command = [*(sys.executable, "-m", "crossfade", "validate", "--json"), "--report"]
+        environment = os.environ | {
+            "DATABASE_URL": stack.url,
+            "FIRESTORE_EMULATOR_HOST": stack.firestore_server.address,
+            "GOOGLE_CLOUD_PROJECT": DATABASE.project,
+        }
+        slow = await asyncio.create_subprocess_exec(
+            *command, str(tmp_path / "a"), "--rate", "40", "--workers", "2", env=environment
+        )
+
+        async def is_half_way() -> bool:
+            assert slow.returncode is None
+            sql = "select sum((w.value)::int8) from crossfade.job_partitions, jsonb_each(counts) c,"
+            sql += " jsonb_each(c.value) w where w.key = 'match'"
+            return 10 < (await stack.sql.fetchval(sql) or 0) < 300
+
+        await eventually(is_half_way, 20.0)
+        slow.send_signal(signal.SIGKILL)
+        await slow.wait()
+        # Nobody has to wait here until what it held is given up.
+        await stack.sql.execute("update crossfade.job_partitions set lease_until = now()")
+        await stack.sql.execute("update crossfade.jobs set options = options - 'rate'")
+        done = await asyncio.create_subprocess_exec(
+            *command, str(tmp_path / "b"), env=environment, stdout=asyncio.subprocess.PIPE
+        )
+        told, _ = await asyncio.wait_for(done.communicate(), 60)
+        assert done.returncode == 0
+        report = json.loads(told.decode().splitlines()[-1])["report"]
+        assert report["totals"]["match"] == report["totals"]["firestore"] == len(paths)
+        assert (
+            await stack.sql.fetchval("select count(*) from crossfade.jobs where kind = 'validate'")
+            == 1
+        )
+        assert (
+            json.loads((tmp_path / "b" / f"validation-{report['job']}.json").read_text()) == report
+        )
+        assert "The stores are equal" in next((tmp_path / "b").glob("*.html")).read_text()
+        assert not (tmp_path / "a").exists()
