@@ -246,6 +246,7 @@ async def test_a_cut_stream_is_said_and_goes_on_by_itself(stack, opened):
         await expect(page.locator("#live")).to_contain_text("The connection is cut")
         await expect(page.locator(".verdict")).to_have_text("Not known now")
         await expect(page.locator(".now .step-name")).to_have_text("shadow")
+        assert await judge(page) == []
         await keep(page, "cut", full=False)
         again = AdminServer(web._parts, host, int(port))
         await again.start()
