@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 
 import pytest
 from playwright.async_api import Page, expect
@@ -245,6 +246,7 @@ async def test_a_cut_stream_is_said_and_goes_on_by_itself(stack, opened):
         await expect(page.locator("#live")).to_contain_text("The connection is cut")
         await expect(page.locator(".verdict")).to_have_text("Not known now")
         await expect(page.locator(".now .step-name")).to_have_text("shadow")
+        assert await judge(page) == []
         await keep(page, "cut", full=False)
         again = AdminServer(web._parts, host, int(port))
         await again.start()
@@ -259,29 +261,49 @@ async def test_a_cut_stream_is_said_and_goes_on_by_itself(stack, opened):
 # --- for everybody ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("desktop-dark", DARK),
-        ("phone-light", PHONE),
-        ("phone-dark", PHONE | DARK),
-    ],
-)
-async def test_every_look_of_it(stack, opened, name, options):
+LOOKS: dict[str, dict[str, Any]] = {
+    "desktop-dark": DARK,
+    "phone-light": PHONE,
+    "phone-dark": PHONE | DARK,
+}
+
+
+async def test_every_look_of_it(stack, opened):
     await troubled(stack)
-    async with opened(place(stack), **options) as page:
-        await expect(page.locator("#mismatches .fold").first).to_be_visible()
-        await expect(page.locator("#letters")).to_contain_text("tasks/7f3a")
+    for name, options in LOOKS.items():
+        async with opened(place(stack), **options) as page:
+            await expect(page.locator("#mismatches .fold").first).to_be_visible()
+            await expect(page.locator("#letters")).to_contain_text("tasks/7f3a")
+            assert await judge(page) == [], name
+            await keep(page, name)
+            await act(page, "traffic-tasks").click()
+            await expect(page.get_by_role("dialog")).to_contain_text("Dry run")
+            assert await judge(page) == [], name
+            await keep(page, f"{name}-dialog", full=False)
+            confirm = act(page, "confirm")
+            await expect(confirm).to_be_in_viewport()
+            await confirm.click()
+            await expect(page.get_by_role("dialog")).to_have_count(0)
+
+
+async def test_each_group_of_collections_has_its_own_track(postgres_database, opened):
+    groups = {"accounts": {"collections": ("users", "api_keys", "user_emails")}}
+    url = await postgres_database()
+    async with (
+        running(url, Stage.SHADOW, http={}, groups=groups) as stack,
+        opened(place(stack)) as page,
+    ):
+        cards = page.locator(".hero")
+        await expect(cards).to_have_count(2)
+        await expect(cards.nth(0).locator(".now .step-name")).to_have_text("shadow")
+        await expect(cards.nth(1).locator(".now .step-name")).to_have_text("off")
+        await expect(cards.nth(1)).to_contain_text("Group accounts: api_keys, user_emails, users")
         assert await judge(page) == []
-        await keep(page, name)
-        await act(page, "traffic-tasks").click()
-        await expect(page.get_by_role("dialog")).to_contain_text("Dry run")
-        assert await judge(page) == []
-        await keep(page, f"{name}-dialog", full=False)
-        confirm = act(page, "confirm")
-        await expect(confirm).to_be_in_viewport()
-        await confirm.click()
-        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await keep(page, "groups")
+        await cards.nth(1).locator("[data-act=next]").click()
+        await act(page, "confirm").click()
+        await expect(cards.nth(1).locator(".now .step-name")).to_have_text("dual write")
+        await expect(cards.nth(0).locator(".now .step-name")).to_have_text("shadow")
 
 
 async def test_it_is_worked_by_keyboard_alone(stack, opened):

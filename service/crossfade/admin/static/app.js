@@ -130,10 +130,10 @@ function draw() {
       latencyCard(state, points, view, Math.floor(half - GUTTER)),
       h("div", { key: "right", class: "stack" },
         verdictsCard(state, points, view, Math.floor(half - GUTTER)),
-        backlogCard(state, points, view, Math.floor(half - GUTTER)))),
+        backlogCard(state, points, view, Math.floor(half - GUTTER)),
+        jobsCard(state, act))),
     mismatchesCard(state, act),
     lettersCard(state, act),
-    jobsCard(state, act),
     h("div", { key: "last", class: "columns" }, auditCard(state), driftCard(state, act)));
 }
 

@@ -27,7 +27,7 @@ export function jobsCard(state, act) {
   const found = state.jobs?.jobs;
   return card("jobs", "Backfill and other jobs", null,
     !found ? unknown(state.unknown.jobs)
-      : !found.length ? h("p", { class: "empty" }, "None so far. `crossfade backfill` begins one.")
+      : !found.length ? h("p", { class: "empty" }, "None so far. ", h("code", {}, "crossfade backfill"), " begins one.")
         : h("ul", { class: "jobs" }, found.map((job) => row(job, act))));
 }
 

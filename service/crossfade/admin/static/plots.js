@@ -126,11 +126,15 @@ export function backlogCard(state, points, view, width) {
   const shown = at ?? points.length - 1;
   const pendingNow = state.stand.groups.reduce((all, group) => all + group.pending, 0);
   const oldestNow = state.stand.groups.length > 1 ? ages[0].values.at(-1) : state.stand.status.oldest_pending_seconds;
+  // Ticks are round numbers of whatever unit the axis is in.
+  const highest = Math.max(0, ...ages[0].values);
+  const unit = highest >= 7200 ? 3600 : highest >= 120 ? 60 : 1;
+  const scaled = [{ ...ages[0], values: ages[0].values.map((value) => (value === null ? null : value / unit)) }];
   const small = { width, height: 104, times, span: span(points), cursor: at, onCursor: view.point("backlog") };
   const now = at === null;
   return card("backlog", "Pending, and its age", null,
     legend([{ ...waiting[0], value: count(now ? pendingNow : waiting[0].values[shown]) }], times[at]),
     plot({ ...small, series: waiting, format: count, whole: true, label: `Documents pending over the last minutes: ${count(pendingNow)} now.` }),
     legend([{ ...ages[0], value: seconds(now ? oldestNow : ages[0].values[shown]) }], times[at]),
-    plot({ ...small, series: ages, format: axisSeconds, label: `Age of the oldest pending document: ${seconds(oldestNow)} now.` }));
+    plot({ ...small, series: scaled, format: (value) => axisSeconds(value * unit), label: `Age of the oldest pending document: ${seconds(oldestNow)} now.` }));
 }

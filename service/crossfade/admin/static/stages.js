@@ -35,7 +35,7 @@ function groupCard(group, state, cut, act) {
       h("div", { class: "hero-actions" },
         group.next && button(`Go on to ${stageName(group.next)}…`, () => act.stage(group, group.next), { class: now.tone === "good" ? "primary" : "", "data-act": "next" }),
         button("Other stage…", () => act.stage(group, null), { "data-act": "stage" }),
-        group.stage !== "complete" &&
+        !["off", "complete"].includes(group.stage) &&
           button("Roll back…", () => act.rollback(group), { class: "danger", "data-act": "rollback" }))),
     track(group),
     h("p", { class: "decides" },
