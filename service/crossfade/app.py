@@ -359,7 +359,7 @@ async def _start(
     tasks.append(supervise("access", doors.run))
     tasks.append(supervise("transactions", transactions.run_sweeps))
     if lanes:
-        tasks.append(supervise("gauges", gauges.watch(controls, admin, telemetry)))
+        tasks.append(supervise("gauges", gauges.watch(controls, admin, telemetry, jobs)))
     if trail is not None:
         tasks.append(supervise("trail", trail.run))
     if ramping is not None:

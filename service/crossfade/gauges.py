@@ -5,7 +5,7 @@ has to be asked for show nothing, and not the last that was known.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
@@ -15,12 +15,14 @@ from crossfade.errors import CrossfadeError
 from crossfade.plan import Stage
 from crossfade.rpc import admin as admin_rpc
 from crossfade.shadow import Shadow
+from crossfade.stores.postgres.jobs import Job, Jobs
 from crossfade.telemetry import (
     DEAD_LETTERS,
     EFFECTIVE_PERCENT,
     EPOCH,
     FOREIGN,
     GATE_OPEN,
+    JOB_PROGRESS,
     OLDEST_PENDING,
     PENDING,
     READ_PERCENT,
@@ -60,7 +62,7 @@ def _gate_open(control: Control) -> float:
 
 
 def watch(
-    controls: Controls, admin: admin_rpc.Admin, telemetry: Telemetry
+    controls: Controls, admin: admin_rpc.Admin, telemetry: Telemetry, jobs: Jobs | None = None
 ) -> Callable[[], Awaitable[None]]:
     """Shows what PostgreSQL has to be asked for; returns what asks it, for ever."""
     seen: dict[str, admin_rpc.Backlog] = {}
@@ -84,21 +86,33 @@ def watch(
     telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
     telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
     telemetry.gauge(ROLLBACK_LOSES, loses)
+    progress: dict[Labels, float] = {}
+    telemetry.gauge(JOB_PROGRESS, lambda: progress)
 
     async def ask() -> None:
-        nonlocal seen
+        nonlocal seen, progress
         while True:
             admin.effective.observe()
             try:
                 seen = {name: await admin.backlog(name) for name in controls}
+                progress = {} if jobs is None else _progress(await jobs.list())
             except CrossfadeError as error:
-                seen = {}
+                seen, progress = {}, {}
                 log.info("the backlog is not known", error=error.code)
             # In stage complete the answer costs PostgreSQL the reading of a whole table.
             complete = any(each.snapshot.stage is Stage.COMPLETE for each in controls.values())
             await asyncio.sleep(COMPLETE_SECONDS if complete else WATCH_SECONDS)
 
     return ask
+
+
+def _progress(jobs: Sequence[Job]) -> dict[Labels, float]:
+    """In percent, of those that have not ended; of a kind and group there is one."""
+    return {
+        (job.kind, job.group): 100 * job.partitions_done / job.partitions
+        for job in jobs
+        if not job.state.ended and job.partitions
+    }
 
 
 def _by_collection(values: Mapping[str, float]) -> dict[Labels, float]:

@@ -235,6 +235,12 @@ BUDGET_LEFT = Gauge(
 BUDGET_SPENT = Counter(
     "crossfade.budget.spent", "{read}", "Billed reads of Firestore made for comparing"
 )
+JOB_PROGRESS = Gauge(
+    "crossfade.job.progress",
+    "%",
+    "Parts that are done of a job that has not ended: a backfill, a validation",
+    ("crossfade.job", GROUP),
+)
 SETTINGS_REFUSED = Gauge(
     "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )
