@@ -236,7 +236,12 @@ async def test_traffic_can_be_set_while_firestore_is_away(url):
 
 
 # Without a follower, a budget or a settings file there is nothing to show.
-SWITCHED_ON = {telemetry.FOLLOWER_LAG, telemetry.BUDGET_LEFT, telemetry.SETTINGS_REFUSED}
+SWITCHED_ON = {
+    telemetry.FOLLOWER_LAG,
+    telemetry.BUDGET_LEFT,
+    telemetry.SETTINGS_REFUSED,
+    telemetry.SETTINGS_REFUSED,
+}
 
 
 async def test_the_gauges_are_fed(url, monkeypatch):
