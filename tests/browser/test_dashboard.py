@@ -8,6 +8,7 @@ import pytest
 from playwright.async_api import Page, expect
 
 from crossfade.admin.api import AdminServer
+from crossfade.checks import checks_of
 from crossfade.plan import Stage
 from tests.browser.looking import judge, keep
 from tests.sidecar import Running, running
@@ -72,7 +73,8 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
         await expect(page.locator(".now .step-name")).to_have_text("shadow")
         await expect(page.locator(".verdict")).to_have_text("Not yet: live has to wait")
         await expect(page.locator(".pill")).to_have_text("live")
-        await expect(page.locator(".checks .check")).to_have_count(6)
+        asked = len(checks_of(Stage.SHADOW, Stage.LIVE))
+        await expect(page.locator(".checks .check")).to_have_count(asked)
         row = page.locator("#traffic tr", has_text="tasks")
         await expect(row).to_contain_text("40 %")
         await expect(page.locator("#latency .line.firestore")).to_have_attribute(
