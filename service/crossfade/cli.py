@@ -22,7 +22,6 @@ from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
 from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
-from crossfade.admin_commands import dead_letters
 from crossfade.archive_commands import archive, restore
 from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups

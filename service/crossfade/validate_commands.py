@@ -20,6 +20,7 @@ from crossfade.backfill_commands import (
     run_until_told,
     who,
 )
+from crossfade.groups import DEFAULT
 from crossfade.probes import CannotStart
 from crossfade.settings import Settings, field_paths, load
 from crossfade.stage_commands import moment
@@ -40,6 +41,7 @@ def validate(
     workers: Positive = 4,
     page: Positive | None = None,
     new: Annotated[bool, Switch] = False,
+    group: str = DEFAULT,
     ignore_budget: Annotated[bool, Switch] = False,
     patience: Amount = 60.0,
     strict: Annotated[bool, Switch] = False,
@@ -69,6 +71,7 @@ def validate(
     :param workers: Pages at a time.
     :param page: Documents in a page, at most.
     :param new: Begins anew, where an earlier validation was left unfinished.
+    :param group: Of collections, if they are moved in groups. Each has its own certificate.
     :param ignore_budget: Spends more than [shadow] daily_reads has left of the day.
     :param patience: Seconds for which a store may be away.
     :param strict: Also ends with 1 where references dangle, unique values are held twice, or
@@ -91,7 +94,9 @@ def validate(
         asked = Asked(collections, how, rate, new, who())
         quiet_logs(settings)
         try:
-            async with opened(settings, workers=workers, limited=not ignore_budget) as stack:
+            async with opened(
+                settings, workers=workers, limited=not ignore_budget, group=group
+            ) as stack:
                 pacing = Pacing(workers, patience, PAGE if page is None else page)
                 found = await _run(stack, asked, pacing, as_json=json_)
         except CrossfadeError as error:
@@ -161,7 +166,7 @@ def _show(report: Mapping[str, Any], page: Path) -> None:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, *, workers: int = 4, limited: bool = True
+    settings: Settings, *, workers: int = 4, limited: bool = True, group: str = DEFAULT
 ) -> AsyncIterator["Stack"]:
     """Both stores, as a process of its own has them. `limited`: by the day's budget of reads.
     Raises CannotStart."""
@@ -184,9 +189,9 @@ async def opened(
         secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
         {name: field_paths(one.clear) for name, one in settings.collections.items()},
     )
-    async with apart(settings, workers=workers, settles=True) as own:
+    async with apart(settings, workers=workers, settles=True, group=group) as own:
         both = own.both
-        postgres = PostgresStore(own.lanes, both.mappings, both.database)
+        postgres = PostgresStore(own.lanes, both.mappings, both.database, both.group)
         stage = both.control.snapshot.stage.value
         yield Stack(
             Side(both, postgres.ranges, Findings(own.lanes), redactor, stage),

@@ -185,7 +185,7 @@ def work(
 
 def _comparer(stack: Stack, job: Job, judge: Judge) -> Comparer:
     both = stack.side.both
-    fences = Fences(both.firestore, both.group)
+    fences = Fences(both.firestore, both.control.group)
     charge: Callable[[int], None] = (lambda _: None) if stack.budget is None else stack.budget.spend
 
     async def vouched() -> bool:
