@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from crossfade.backfill_commands import helped
 from crossfade.document import Database, Fields
 from crossfade.jobs import validating
 from crossfade.jobs.planning import plan_firestore, within
@@ -50,7 +51,8 @@ MARGIN = 0.15
 """Two drains that differ by more resolve nothing."""
 PROJECT = "violet"
 DATABASE = Database(PROJECT)
-WORKERS = 4
+WORKERS, PROCESSES = 4, 2
+"""Of a validation. A drain has as many workers, in one process, which is enough for it."""
 FEW, MANY = 100_000, 1_000_000
 TIMEOUT = 120.0
 _SEED = """insert into crossfade.control (grp, stage, authority, epoch, generation, requested)
@@ -107,9 +109,11 @@ async def _validate(firestore: str, postgres: str) -> int:
     )
     async with opened(settings, workers=WORKERS) as stack:
         job = await validating.begin(stack, validating.Asked(fresh=True))
-        pacing = Pacing(WORKERS, page=validating.PAGE)
-        job = await validating.work(stack, job, pacing=pacing).run()
-        report = await validating.report_of(stack, job)
+        pacing = Pacing(WORKERS, page=validating.PAGE, target=validating.PAGE_SECONDS)
+        words = ["validate", "--join", str(job.id), "--workers", str(WORKERS)]
+        async with helped(words, PROCESSES - 1, None):
+            job = await validating.work(stack, job, pacing=pacing).run()
+            report = await validating.report_of(stack, job)
     if not report["equal"]:
         raise BenchError(f"the stores differ: {report['totals']}")
     return int(report["totals"]["match"])
@@ -135,7 +139,7 @@ def _run(kind: str, firestore: str, postgres: str) -> Run:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        env=servers.clean_environment(),
+        env=_environment(firestore, postgres),
     )
     if done.returncode:
         raise BenchError(f"{kind}: ended with {done.returncode}")
@@ -167,14 +171,19 @@ async def _load(store: FirestoreStore, documents: Iterator[tuple[str, Fields]]) 
     return total
 
 
-def _copy(firestore: str, postgres: str) -> None:
-    environment = servers.clean_environment() | {
+def _environment(firestore: str, postgres: str) -> dict[str, str]:
+    return servers.clean_environment() | {
         "DATABASE_URL": postgres,
         "FIRESTORE_EMULATOR_HOST": firestore,
         "GOOGLE_CLOUD_PROJECT": PROJECT,
     }
+
+
+def _copy(firestore: str, postgres: str) -> None:
     command = [sys.executable, "-m", "crossfade", "backfill"]
-    done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        command, env=_environment(firestore, postgres), stdout=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         raise BenchError(f"the copy ended with {done.returncode}")
 

@@ -80,9 +80,8 @@ def archive(
                         firestore, stores.database, after, timeout=TIMEOUT
                     )
 
-            stage = "" if stores.snapshot is None else stores.snapshot.stage.value
-            epoch = 0 if stores.snapshot is None else stores.snapshot.epoch
-            of = archiving.Source(name, stores.database.name, stage, epoch)
+            stages = {group: each.stage.value for group, each in stores.snapshots.items()}
+            of = archiving.Source(name, stores.database.name, stages)
             told = _Told("archived")
             async for count in archiving.archive(directory, of, pages):
                 told(count)
@@ -171,18 +170,25 @@ class _Told:
 
 @dataclass(frozen=True, slots=True)
 class _Stores:
-    """`snapshot` None: PostgreSQL is not configured, or knows of no migration."""
+    """`snapshots` by group; none: PostgreSQL is not configured, or knows of no migration."""
 
     database: "Database"
     postgres: "PostgresStore | None"
-    snapshot: "Snapshot | None"
+    snapshots: "dict[str, Snapshot]"
     resources: AsyncExitStack
 
     @property
     def authority(self) -> "StoreName":
+        """The store that decides. Raises CannotStart where each does of some collections."""
         from crossfade.plan import StoreName
 
-        return StoreName.FIRESTORE if self.snapshot is None else self.snapshot.authority
+        found = {each.authority for each in self.snapshots.values()} or {StoreName.FIRESTORE}
+        if len(found) > 1:
+            raise CannotStart(
+                "one store decides of some groups of collections, the other of others; say which "
+                "store is meant, or bring the groups to one stage first"
+            )
+        return found.pop()
 
 
 @asynccontextmanager
@@ -198,26 +204,26 @@ async def _opened(settings: Settings, *, needed: bool) -> AsyncIterator[_Stores]
     database = Database(settings.firestore.project, settings.firestore.database)
     async with AsyncExitStack() as resources:
         if settings.postgresql.url is None and not needed:
-            yield _Stores(database, None, None, resources)
+            yield _Stores(database, None, {}, resources)
             return
         await probe_postgresql(settings.postgresql)
         lanes = await Lanes.open(settings.postgresql.dsn, size=LANES)
         resources.push_async_callback(lanes.close)
         mappings = load_mappings(settings.migration.mappings)
         postgres = PostgresStore(lanes, mappings, database)
-        yield _Stores(database, postgres, await _snapshot(lanes), resources)
+        yield _Stores(database, postgres, await _snapshots(lanes), resources)
 
 
-async def _snapshot(lanes: "Lanes") -> "Snapshot | None":
-    """Where the migration stands; None: there is none."""
+async def _snapshots(lanes: "Lanes") -> "dict[str, Snapshot]":
+    """Where the migration stands, by group; empty: there is none."""
     from crossfade.control import READ
-    from crossfade.groups import DEFAULT
     from crossfade.snapshot import snapshot_of
 
     if await lanes.fetchval("select to_regclass('crossfade.control')", timeout=TIMEOUT) is None:
-        return None
-    row = await lanes.fetchrow(READ, DEFAULT, timeout=TIMEOUT)
-    return None if row is None else snapshot_of(dict(row), {})
+        return {}
+    names = await lanes.fetch("select grp from crossfade.control order by grp", timeout=TIMEOUT)
+    rows = {name: await lanes.fetchrow(READ, name, timeout=TIMEOUT) for (name,) in names}
+    return {name: snapshot_of(dict(row), {}) for name, row in rows.items() if row is not None}
 
 
 async def _target(
@@ -230,17 +236,17 @@ async def _target(
     from crossfade.stores.fences import Fences
     from crossfade.stores.firestore import connect
 
-    snapshot = stores.snapshot
+    snapshots = list(stores.snapshots.values())
     if name is not stores.authority:
         raise CannotStart(
             f"{stores.authority.value} decides, and {name.value} follows it: restore "
             f"--to {stores.authority.value}, or change the stage first"
         )
-    if snapshot is not None and (snapshot.rules.mirrored or not snapshot.writable):
+    if len(snapshots) > 1 or any(each.rules.mirrored or not each.writable for each in snapshots):
         if address is None:
             raise CannotStart(
-                f"the stage is {snapshot.stage}: what is restored has to be mirrored, so it goes "
-                f"through a sidecar; say its --address"
+                f"the stage is {snapshots[0].stage}: what is restored has to be mirrored, so it "
+                f"goes through a sidecar; say its --address"
             )
         await probe_firestore(address)
         # A sidecar speaks Firestore's protocol, whichever store decides behind it.
@@ -248,16 +254,16 @@ async def _target(
         stores.resources.push_async_callback(sidecar.close)
         return sidecar, lambda: None
     if name is StoreName.POSTGRESQL:
-        if stores.postgres is None or snapshot is None:
+        if stores.postgres is None or not snapshots:
             raise CannotStart("PostgreSQL is in charge of nothing yet: start a sidecar once")
-        epoch = snapshot.epoch
+        epoch = snapshots[0].epoch
         return stores.postgres, lambda: Intent(new_intent(), epoch, mirrored=False)
     if settings.firestore.emulator is not None:
         await probe_firestore(settings.firestore.emulator)
     firestore = connect(stores.database, settings.firestore.emulator)
     stores.resources.push_async_callback(firestore.close)
     document = await Fences(firestore).read(timeout=TIMEOUT)
-    if snapshot is None and (document.mirrored or not document.open):
+    if not snapshots and (document.mirrored or not document.open):
         raise CannotStart(
             "a migration is under way, by the control document in Firestore; set DATABASE_URL, "
             "so that it can be seen how far it is"

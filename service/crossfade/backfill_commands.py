@@ -125,7 +125,8 @@ def backfill(
             if runner is not None:
                 await _on_beam(job, config, runner, beam)
             options = _Options(workers, page, patience, ignore_budget, json_)
-            async with _children(job, processes - 1, config, options):
+            words = ["backfill", "--join", str(job.id), *options.words()]
+            async with helped(words, processes - 1, config):
                 return await _work(own, job, options)
 
     return run_until_told(run)
@@ -293,12 +294,11 @@ def _show_forecast(found: "Forecast") -> None:
 
 
 @asynccontextmanager
-async def _children(
-    job: "Job", count: int, config: Path | None, options: _Options
-) -> "AsyncIterator[None]":
-    """Other processes that help with the job; they end with it, or with this one."""
-    command = [sys.executable, "-m", "crossfade", "backfill", "--join", str(job.id)]
-    command += options.words() + ([] if config is None else ["--config", str(config)])
+async def helped(words: list[str], count: int, config: Path | None) -> "AsyncIterator[None]":
+    """Other processes that help with a job, by the command `words`; they end with it, or with
+    this one."""
+    command = [sys.executable, "-m", "crossfade", *words]
+    command += [] if config is None else ["--config", str(config)]
     children = [
         await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
         for _ in range(count)

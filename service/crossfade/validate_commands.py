@@ -9,6 +9,8 @@ from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
 from crossfade.backfill_commands import (
     LOOK_SECONDS,
     Amount,
@@ -16,17 +18,20 @@ from crossfade.backfill_commands import (
     Json,
     Positive,
     Switch,
+    helped,
     quiet_logs,
     run_until_told,
     who,
 )
+from crossfade.groups import DEFAULT
 from crossfade.probes import CannotStart
 from crossfade.settings import Settings, field_paths, load
 from crossfade.stage_commands import moment
 
 if TYPE_CHECKING:
-    from crossfade.jobs.validating import Asked, Stack
+    from crossfade.jobs.validating import Stack
     from crossfade.jobs.work import Pacing
+    from crossfade.stores.postgres.jobs import Job
 
 EQUAL, DIFFERENT = 0, 1
 
@@ -38,14 +43,17 @@ def validate(
     repair: Annotated[bool, Switch] = False,
     rate: Amount | None = None,
     workers: Positive = 4,
+    processes: Positive = 1,
     page: Positive | None = None,
     new: Annotated[bool, Switch] = False,
+    group: str = DEFAULT,
     ignore_budget: Annotated[bool, Switch] = False,
     patience: Amount = 60.0,
     strict: Annotated[bool, Switch] = False,
     report: Path = Path("validation"),
     json_: Json = False,
     config: Config = None,
+    join: Annotated[int | None, Parameter(show=False)] = None,
 ) -> int:
     """Compares every document of both stores, while traffic runs, and certifies the outcome.
 
@@ -66,15 +74,18 @@ def validate(
         such as 2026-03-01T12:00:00Z. Firestore bills all the same: it has no such index.
     :param repair: Queues a recopy of what differs. This process, or a sidecar, carries it out.
     :param rate: Documents a second, at most, of all processes together.
-    :param workers: Pages at a time.
+    :param workers: Pages at a time, in each process.
+    :param processes: On this machine; one per core is useful.
     :param page: Documents in a page, at most.
     :param new: Begins anew, where an earlier validation was left unfinished.
+    :param group: Of collections, if they are moved in groups. Each has its own certificate.
     :param ignore_budget: Spends more than [shadow] daily_reads has left of the day.
     :param patience: Seconds for which a store may be away.
     :param strict: Also ends with 1 where references dangle, unique values are held twice, or
         derived documents are not as their owners.
     :param report: Directory for the report: validation-JOB.json and .html.
     :param json_: Progress as JSON lines on stdout; the last one is the report.
+    :param join: Only helps with this job, of another process.
     """
     settings = load(config)
     start = None if since is None else moment(since).replace(tzinfo=UTC)
@@ -82,18 +93,32 @@ def validate(
     async def run() -> int:
         from crossfade.document import to_micros
         from crossfade.errors import CrossfadeError
+        from crossfade.jobs import validating
         from crossfade.jobs.report import to_html
         from crossfade.jobs.validate import How
-        from crossfade.jobs.validating import PAGE, Asked
+        from crossfade.jobs.validating import Asked
         from crossfade.jobs.work import Pacing
 
         how = How(quick, None if start is None else to_micros(start), repair)
         asked = Asked(collections, how, rate, new, who())
         quiet_logs(settings)
         try:
-            async with opened(settings, workers=workers, limited=not ignore_budget) as stack:
-                pacing = Pacing(workers, patience, PAGE if page is None else page)
-                found = await _run(stack, asked, pacing, as_json=json_)
+            async with opened(
+                settings, workers=workers, limited=not ignore_budget, group=group
+            ) as stack:
+                size = validating.PAGE if page is None else page
+                pacing = Pacing(workers, patience, size, target=validating.PAGE_SECONDS)
+                if join is not None:
+                    job = await stack.side.both.jobs.get(join)
+                    await validating.work(stack, job, pacing=pacing).run()
+                    return EQUAL
+                job = await validating.begin(stack, asked)
+                words = ["validate", "--join", str(job.id), "--group", group]
+                words += ["--workers", str(workers), "--page", str(size)]
+                words += ["--patience", str(patience)]
+                words += ["--ignore-budget"] if ignore_budget else []
+                async with helped(words, processes - 1, config):
+                    found = await _run(stack, job, pacing, as_json=json_)
         except CrossfadeError as error:
             raise CannotStart(f"the validation did not end: {error} ({error.code})") from error
         shown = report / f"validation-{found['job']}.html"
@@ -113,15 +138,12 @@ def _write(path: Path, text: str) -> None:
     path.write_text(f"{text}\n", encoding="utf-8")
 
 
-async def _run(
-    stack: "Stack", asked: "Asked", pacing: "Pacing", *, as_json: bool
-) -> Mapping[str, Any]:
+async def _run(stack: "Stack", job: "Job", pacing: "Pacing", *, as_json: bool) -> Mapping[str, Any]:
     """The report, when the job is done."""
     from crossfade.job_display import JobLine
     from crossfade.jobs import validating
     from crossfade.stores.postgres.jobs import JobState
 
-    job = await validating.begin(stack, asked)
     doing = validating.work(stack, job, pacing=pacing)
     running = asyncio.create_task(doing.run())
     jobs = stack.side.both.jobs
@@ -161,7 +183,7 @@ def _show(report: Mapping[str, Any], page: Path) -> None:
 
 @asynccontextmanager
 async def opened(
-    settings: Settings, *, workers: int = 4, limited: bool = True
+    settings: Settings, *, workers: int = 4, limited: bool = True, group: str = DEFAULT
 ) -> AsyncIterator["Stack"]:
     """Both stores, as a process of its own has them. `limited`: by the day's budget of reads.
     Raises CannotStart."""
@@ -184,9 +206,9 @@ async def opened(
         secrets.token_bytes(32) if key is None else key.get_secret_value().encode(),
         {name: field_paths(one.clear) for name, one in settings.collections.items()},
     )
-    async with apart(settings, workers=workers, settles=True) as own:
+    async with apart(settings, workers=workers, settles=True, group=group) as own:
         both = own.both
-        postgres = PostgresStore(own.lanes, both.mappings, both.database)
+        postgres = PostgresStore(own.lanes, both.mappings, both.database, both.group)
         stage = both.control.snapshot.stage.value
         yield Stack(
             Side(both, postgres.ranges, Findings(own.lanes), redactor, stage),

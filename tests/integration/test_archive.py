@@ -268,7 +268,7 @@ async def test_the_commands_take_the_way_that_the_stage_asks_for(
         assert (await typed("archive", str(tmp_path / "b"), "--from", "authority"))[0] == 0
         manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
         assert (manifest["source"], manifest["documents"]) == ("postgresql", 30)
-        assert manifest["stage"] == "complete"
+        assert manifest["stages"] == {"default": "complete"}
 
 
 async def test_without_a_migration_firestore_is_written_to_directly(url, tmp_path, monkeypatch):

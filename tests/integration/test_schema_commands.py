@@ -82,7 +82,7 @@ async def test_the_migrations_make_what_the_models_say(terminal: Terminal):
     assert "missing: migration violet_0001" in output
     assert "missing: table violet.tasks" in output
     code, output = await terminal.run("schema", "create")
-    assert (code, "crossfade_0007, violet_0001" in output) == (0, True)
+    assert (code, "crossfade_0008, violet_0001" in output) == (0, True)
     assert await terminal.run("schema", "check") == (
         0,
         "the database is as the models and the mapping say\n",
@@ -116,7 +116,7 @@ async def test_a_database_of_the_first_version_is_brought_on(terminal: Terminal)
         insert into crossfade.alembic_version values ('crossfade_0001')"""
     )
     code, output = await terminal.run("schema", "upgrade")
-    assert (code, "crossfade_0007" in output) == (0, True)
+    assert (code, "crossfade_0008" in output) == (0, True)
     assert (await terminal.run("schema", "check"))[0] == 0
 
 

@@ -11,8 +11,8 @@ import asyncio
 import gzip
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -54,12 +54,11 @@ class ArchiveFile:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What an archive is of. `stage` and `epoch` "" and 0 where there is no migration."""
+    """What an archive is of. `stages` by group; none: there is no migration."""
 
     store: StoreName
     database: str
-    stage: str = ""
-    epoch: int = 0
+    stages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -198,8 +197,7 @@ def _finish(directory: Path, source: Source, done: _Done) -> None:
         "format": FORMAT,
         "source": source.store.value,
         "database": source.database,
-        "stage": source.stage,
-        "epoch": source.epoch,
+        "stages": dict(source.stages),
         "begun_at": done.begun_at,
         "ended_at": _now(),
         "documents": sum(each.documents for each in done.files),

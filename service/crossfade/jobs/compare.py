@@ -8,7 +8,7 @@ looks at what differs again (validate.py); at rest, `compare` is enough.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from crossfade.content import Content, contents
@@ -109,10 +109,21 @@ def _cursor(path: str | None, *, before: bool) -> Cursor | None:
     return None if path is None else Cursor((Reference(path),), before=before)
 
 
+def everybody(path: str) -> bool:
+    """All but what is Crossfade's own."""
+    return not is_own(path)
+
+
 async def apart(
-    ranges: Ranges, piece: Slice, tally: Tally, *, timeout: float
+    ranges: Ranges,
+    piece: Slice,
+    tally: Tally,
+    *,
+    timeout: float,
+    mine: Callable[[str], bool] = everybody,
 ) -> AsyncIterator[Apart]:
-    """What differs in a slice, a few documents at a time; `tally` counts what is equal."""
+    """What differs in a slice, a few documents at a time; `tally` counts what is equal. `mine`:
+    which documents of PostgreSQL's are looked at."""
     waiting = dict(piece.documents)
     async for chunk in ranges.documents(piece.span, timeout=timeout):
         found: Apart = {}
@@ -121,7 +132,7 @@ async def apart(
             ours = waiting.pop(path, None)
             if ours is None:
                 # Most of what has no counterpart is another page's.
-                if piece.span.holds(path) and not is_own(path):
+                if piece.span.holds(path) and mine(path):
                     found[path] = (None, theirs)
             elif ours.data == theirs.data:
                 tally.equal(collection_id(path), ours.lanes())

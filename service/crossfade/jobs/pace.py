@@ -43,11 +43,12 @@ class Rate:
 
 
 class PageSize:
-    """Documents in the next page, led by how long the last ones took. `rate` bounds it too: a
-    page of a slow copy would be a burst."""
+    """Documents in the next page, led by how long the last ones took: `target` seconds. `rate`
+    bounds it too: a page of a slow copy would be a burst."""
 
-    def __init__(self, most: int = MOST_PAGE) -> None:
+    def __init__(self, most: int = MOST_PAGE, target: float = TARGET_SECONDS) -> None:
         self._most = most
+        self._target = target
         self._size = min(100.0, most)
 
     def next(self, rate: float | None) -> int:
@@ -56,9 +57,9 @@ class PageSize:
 
     def took(self, documents: int, seconds: float) -> None:
         """A page of so many took so long. One that was not full says nothing of larger ones."""
-        if documents < int(self._size) and seconds < TARGET_SECONDS:
+        if documents < int(self._size) and seconds < self._target:
             return
-        change = TARGET_SECONDS / max(seconds, 1e-6)
+        change = self._target / max(seconds, 1e-6)
         size = self._size * min(2.0, max(0.5, change))
         self._size = min(float(self._most), max(float(LEAST_PAGE), size))
 

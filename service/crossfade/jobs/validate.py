@@ -87,6 +87,11 @@ class ValidatePages:
         self._authority = StoreName(job.authority)
         self._judge = judge
         self._comparer = comparer
+        self._group = side.both.control.group
+
+    def _mine(self, path: str) -> bool:
+        """Whether the document is of the group, and nobody's but the application's."""
+        return self._group.holds(collection_id(path)) and not is_own(path)
 
     async def open(self) -> None:
         """Raises EpochChanged where what was compared so far says nothing any more."""
@@ -117,6 +122,9 @@ class ValidatePages:
             timeout=self._both.timeout,
             names_only=self._how.quick or self._how.since is not None,
         )
+        if not all(map(self._mine, piece.documents)):
+            mine = {path: each for path, each in piece.documents.items() if self._mine(path)}
+            piece = replace(piece, documents=mine)
         reach("validate.read")
         last = None if rest is None else rest.after
         return Read(piece, piece.reads, last, rest is None, max(1, piece.reads))
@@ -127,7 +135,11 @@ class ValidatePages:
             await self._by_version(page.items, told)
         else:
             async for found in apart(
-                self._side.ranges, page.items, told.tally, timeout=self._both.timeout
+                self._side.ranges,
+                page.items,
+                told.tally,
+                timeout=self._both.timeout,
+                mine=self._mine,
             ):
                 await self._look_again(self._ruled(found, told.tally), told)
         await self.open()  # what was seen was seen under the epoch of the job
@@ -164,7 +176,7 @@ class ValidatePages:
             suspects: list[str] = []
             for known in chunk:
                 ours = waiting.pop(known.path, None)
-                if ours is None and (is_own(known.path) or not piece.span.holds(known.path)):
+                if ours is None and not (piece.span.holds(known.path) and self._mine(known.path)):
                     continue
                 if since is None:
                     suspect = not _agree(ours, known, tally)

@@ -32,7 +32,8 @@ from crossfade.verdict import Judge
 log = structlog.get_logger(__name__)
 
 KIND = "validate"
-PAGE = 1_000
+PAGE, PAGE_SECONDS = 1_000, 2.0
+"""A page holds no lock, and is only compared again where a process ends over it."""
 SETTLE_SECONDS = 30.0
 """How long a validation that is done waits for documents that still move."""
 INTEGRITY_SECONDS = 3_600.0
@@ -177,7 +178,7 @@ def work(
         pages,
         lambda: _finish(stack, job, how),
         after_change,
-        pacing=pacing or Pacing(page=PAGE),
+        pacing=pacing or Pacing(page=PAGE, target=PAGE_SECONDS),
         budget=stack.budget,
         told=told,
     )

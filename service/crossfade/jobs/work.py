@@ -25,7 +25,7 @@ from crossfade.errors import (
     InfrastructureError,
     ResourceExhausted,
 )
-from crossfade.jobs.pace import PageSize, Pressure, Rate
+from crossfade.jobs.pace import MOST_PAGE, TARGET_SECONDS, PageSize, Pressure, Rate
 from crossfade.stores.postgres.jobs import Job, Jobs, JobState, JobStopped, Partition, Renewal
 
 log = structlog.get_logger(__name__)
@@ -76,13 +76,14 @@ class Pages(Protocol[T]):
 @dataclass(frozen=True, slots=True)
 class Pacing:
     """`patience`: seconds for which a store may be away, without a break, before the work is
-    given up. `page`: documents in a page at most."""
+    given up. `page`: documents in a page at most; `target`: how many seconds one should take."""
 
     workers: int = 4
     patience: float = 60.0
     page: int | None = None
     number: int | None = None
     """Only this partition."""
+    target: float = TARGET_SECONDS
 
 
 class Work(Generic[T]):
@@ -143,7 +144,7 @@ class Work(Generic[T]):
 
     async def _work(self) -> None:
         pages = self._make()
-        size = PageSize() if self._pacing.page is None else PageSize(self._pacing.page)
+        size = PageSize(self._pacing.page or MOST_PAGE, self._pacing.target)
         opened = False
         self._pages.add(pages)
         try:
