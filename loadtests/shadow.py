@@ -37,7 +37,10 @@ from loadtests.bench.measure import (
 )
 from loadtests.stack import StackError
 
-TARGETS = {"p99": 1.25, "server": 1.40, "total": 1.40}
+TARGETS = {"p99": 1.25, "server": 1.40}
+TOLD = ("p99", "server", "total")
+"""What is told. The CPU of all is not judged: the more reads a store answers the more it has to
+do, whoever asks, and Firestore does it elsewhere."""
 MARGINS = {"p99": 0.15, "server": 0.08, "total": 0.08}
 """Two identical phases that differ by more resolve nothing."""
 LABELS = {"p99": "p99", "server": "CPU of the sidecar", "total": "CPU of all processes"}
@@ -194,15 +197,17 @@ def judge(phases: Sequence[Phase]) -> bool:
             f"   {'':15}{phase.median('server'):8.0f}{phase.median('total'):8.0f}"
         )
     good = True
-    for metric, target in TARGETS.items():
+    for metric in TOLD:
         ratio = paired(on.samples, base.samples, metric)
         control = paired(again.samples, base.samples, metric)
         resolved = abs(control - 1) <= MARGINS[metric]
-        within = ratio <= target
-        good &= resolved and within
         told = f"x{ratio:.2f}" if resolved else f"x{ratio:.2f}, not resolved"
-        over = "" if within else ", over"
-        print(f"  {LABELS[metric]}: {told} (A/A x{control:.2f}), target x{target:.2f}{over}")
+        told = f"  {LABELS[metric]}: {told} (A/A x{control:.2f})"
+        target = TARGETS.get(metric)
+        if target is not None:
+            good &= resolved and ratio <= target
+            told += f", target x{target:.2f}{'' if ratio <= target else ', over'}"
+        print(told)
     if on.compared < on.offered * COMPARED:
         print(f"  only {on.compared} of {on.offered} reads were compared")
         return False

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2
@@ -34,7 +35,9 @@ from loadtests.bench.measure import (
 )
 from loadtests.stack import StackError, started
 
-READY = "collector "
+READY, COUNT = "collector ", "loadtests.Count"
+LEAST_BYTES = 300
+"""Of traces for each call whose spans are sent: two spans."""
 OPS, IN_FLIGHT = 1_500, 32
 KEPT = {"every call": 0.80, "default": 0.95}
 """What is to be left of the throughput."""
@@ -51,22 +54,33 @@ SETTINGS = {
 
 
 async def receive() -> None:
-    """Serves OTLP until the process is ended. An empty reply says that all was taken."""
+    """Serves OTLP until the process is ended, and tells how many bytes of traces have come. An
+    empty reply says that all was taken."""
+    received = 0
 
-    async def take(_: bytes, __: object) -> bytes:
+    async def take(data: bytes, _: object) -> bytes:
+        nonlocal received
+        received += len(data)
         return b""
 
+    async def ignore(_: bytes, __: object) -> bytes:
+        return b""
+
+    async def tell(_: bytes, __: object) -> bytes:
+        return str(received).encode()
+
     server = grpc.aio.server()
-    for service in (
-        trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"],
-        metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"],
+    traces = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
+    metrics = metrics_service_pb2.DESCRIPTOR.services_by_name["MetricsService"].full_name
+    for service, name, method in (
+        (traces, "Export", take),
+        (metrics, "Export", ignore),
+        (COUNT, "Get", tell),
     ):
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Export": grpc.unary_unary_rpc_method_handler(take)
+            name: grpc.unary_unary_rpc_method_handler(method)
         }
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service.full_name, methods),)
-        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(f"{READY}127.0.0.1:{port}", flush=True)
@@ -80,18 +94,26 @@ def collector(directory: Path) -> Iterator[str]:
         yield address
 
 
+async def received(address: str) -> int:
+    """Bytes of traces that came so far."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        ask: Any = channel.unary_unary(f"/{COUNT}/Get")
+        return int(await ask(b""))
+
+
 # --- the bench ---------------------------------------------------------------------------------
 
 
-def measured(directory: Path, resources: ExitStack) -> Group:
+def measured(directory: Path, resources: ExitStack, address: str) -> Group:
+    """`address`: the receiver's."""
     names = {name: name.replace(" ", "_") for name in SETTINGS}
     postmaster, dsn = resources.enter_context(servers.postgresql(directory, tuple(names.values())))
     # No call that is measured comes to it.
     _, _, emulator = resources.enter_context(servers.firestore(directory, embedded=True))
-    endpoint = f"http://{resources.enter_context(collector(directory))}"
+    endpoint = f"http://{address}"
     cases = []
     for name, short in names.items():
-        pid, address = resources.enter_context(
+        pid, target = resources.enter_context(
             servers.sidecar(
                 directory,
                 short,
@@ -101,9 +123,9 @@ def measured(directory: Path, resources: ExitStack) -> Group:
                 more=SETTINGS[name].format(endpoint=endpoint),
             )
         )
-        asyncio.run(fill(address))
-        asyncio.run(go_live(address))
-        caller = Caller("crossfade_get", IN_FLIGHT, directory / f"{short}.caller", target=address)
+        asyncio.run(fill(target))
+        asyncio.run(go_live(target))
+        caller = Caller("crossfade_get", IN_FLIGHT, directory / f"{short}.caller", target=target)
         resources.callback(caller.close)
         cases.append(Case(name, caller, pid))
     comparisons = [Comparison(name, "off", ("rate", "server")) for name in KEPT]
@@ -154,10 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tempfile.TemporaryDirectory(prefix="crossfade-telemetry-") as name,
             ExitStack() as resources,
         ):
-            group = measured(Path(name), resources)
+            receiver = resources.enter_context(collector(Path(name)))
+            group = measured(Path(name), resources, receiver)
             report.run(group, options.rounds, options.seconds)
             report.show(group)
             good = judge(group)
+            came = asyncio.run(received(receiver))
+            calls = OPS * (1 + len(group.cases[0].samples))
+            print(f"  {came:,} bytes of traces came for the {calls:,} calls that were all traced")
+            # But for the last half second's, which are on their way.
+            good &= came > LEAST_BYTES * calls / 2
     except (BenchError, StackError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1

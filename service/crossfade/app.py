@@ -457,10 +457,9 @@ def _workers(
         yield f"recopy{suffix}", member.recopy.run
 
 
-def _lag(followers: Sequence[Follower]) -> dict[Labels, float]:
+def _lag(followers: Sequence[Follower]) -> float | dict[Labels, float]:
     """That of the one that is most behind."""
-    lags = [follower.lag for follower in followers if follower.lag is not None]
-    return {(): max(lags)} if lags else {}
+    return max((follower.lag for follower in followers if follower.lag is not None), default={})
 
 
 def _needs_lease(control: Control) -> bool:

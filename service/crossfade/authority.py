@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from crossfade.aggregate import Aggregation
 from crossfade.call import Call
-from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.errors import (
     CrossfadeError,
     FailedPrecondition,
@@ -34,7 +34,7 @@ class Authority:
     def __init__(
         self,
         groups: Groups,
-        controls: Mapping[str, Control],
+        controls: Controls,
         firestore: FirestoreStore | None,
         postgres: Mapping[str, PostgresStore],
     ) -> None:
@@ -140,7 +140,7 @@ class Authority:
         """The Firestore to ask for something that is asked of the authority of these groups
         alone; None where that is PostgreSQL. Raises FailedPrecondition there for a read_time,
         and where they have different authorities."""
-        snapshots = [await self._controls[name].admit(call.left) for name in names]
+        snapshots = [*(await self._controls.admit(names, call.left)).values()]
         authority = snapshots[0].authority
         if any(snapshot.authority is not authority for snapshot in snapshots):
             raise FailedPrecondition(spans("the read", [self._controls[name] for name in names]))

@@ -92,6 +92,8 @@ class Control:
         self.request: Stage | None = None
         """The stage that the settings ask for, until it is reached or an operator sets another."""
         self.snapshot = Snapshot(Stage.OFF, 0, 0, traffic=self._configured)
+        self.outdated = False
+        """The groups have been changed: this sidecar was forgotten, and has nothing to do."""
 
     # --- following the row ------------------------------------------------------------------
 
@@ -171,7 +173,8 @@ class Control:
 
     async def _fetch(self, rows: Rows) -> Any:
         row = await rows.fetchrow(READ, self.group.name, timeout=self._timeout)
-        if row is not None and row["groups"] != self.group.layout:
+        self.outdated = row is not None and row["groups"] != self.group.layout
+        if self.outdated:
             raise FailedPrecondition(other_groups(self.group.layout, row["groups"]))
         return row
 

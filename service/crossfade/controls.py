@@ -1,6 +1,6 @@
 """Who is in charge of each group, where something is asked of a collection, or of all of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from crossfade.control import Control
 from crossfade.groups import DEFAULT, Groups
@@ -47,6 +47,14 @@ class Controls(Mapping[str, Control]):
             for name in control.snapshot.traffic
             if not name or self.of(name) is control
         } | {""}
+
+    async def admit(self, names: Iterable[str], left: Callable[[], float]) -> dict[str, Snapshot]:
+        """Snapshots of groups whose authorities may all be asked now: the lease of one may be
+        over before that of another is renewed."""
+        while True:
+            found = {name: await self._controls[name].admit(left) for name in names}
+            if all(self._controls[name].admitted(snapshot) for name, snapshot in found.items()):
+                return found
 
     async def set_traffic(
         self, collection: str, traffic: Traffic, *, group: str = "", reset: bool = False

@@ -219,6 +219,10 @@ class Migrator:
         for _ in range(ATTEMPTS):
             under = [await each.control.admit(call.left) for each in whole]
             authority = under[0].authority
+            if not all(
+                each.control.admitted(snapshot) for each, snapshot in zip(whole, under, strict=True)
+            ):
+                continue  # the lease of one was over before that of another was renewed
             if any(snapshot.authority is not authority for snapshot in under):
                 return None
             reading = await self._get(authority, "answered", paths, under[0], call)

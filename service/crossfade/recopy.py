@@ -100,7 +100,8 @@ class Recopy:
                 log.warning("recopying waits for a store", error=error.code)
                 await asyncio.sleep(1.0)
             except EpochChanged:
-                await self._control.refresh()
+                with suppress(CrossfadeError):
+                    await self._control.refresh()
 
     async def drain(self, timeout: float) -> None:
         """Waits for the batches under way. A claim that is broken off stands to the end of its
@@ -112,7 +113,7 @@ class Recopy:
     async def step(self) -> int:
         """Settles one batch; the number of rows claimed."""
         snapshot = self._control.snapshot
-        if not snapshot.rules.mirrored:
+        if not snapshot.rules.mirrored or self._control.outdated:
             return 0
         claim = new_intent()
         rows = await self._mirror.claim(

@@ -31,7 +31,7 @@ ALONE_PER_SECOND = 20.0
 """Gets of a collection that are read from the other store each by a call of its own. Only such
 calls are like those of an answer, so only they are timed for the comparison of latencies; a
 hundredth of what a store is asked for by many callers shows its quantiles just as well."""
-BATCH, BATCH_SECONDS = 32, 0.05
+BATCH, BATCH_SECONDS = 32, 0.1
 """The others are read by one call, so many at most, for which the first waits so long: a call
 of Firestore for one costs ten times its share of a call for thirty."""
 

@@ -21,7 +21,7 @@ from crossfade import wire
 from crossfade.aggregate import Aggregation
 from crossfade.authority import Authority, no_past
 from crossfade.call import Call
-from crossfade.control import Control
+from crossfade.controls import Controls
 from crossfade.document import Database, Document, Value
 from crossfade.errors import (
     Aborted,
@@ -150,7 +150,7 @@ class Transactions:
     def __init__(
         self,
         groups: Groups,
-        controls: Mapping[str, Control],
+        controls: Controls,
         documents: Documents,
         database: Database,
         authority: Authority,
@@ -376,20 +376,18 @@ class Transactions:
         if not self._identities.legal(transaction):
             raise _unknown()
         epochs = self._identities.epochs(transaction)
-        authorities = {}
-        for name in touched:
-            control = self._controls[name]
-            snapshot = await control.admit(call.left)
-            if snapshot.epoch < epochs[name]:
-                await control.catch_up(call.left)
-                snapshot = await control.admit(call.left)
-            if snapshot.epoch != epochs[name]:
-                await self._let_go(transaction)
-                raise _epoch_over()
-            authorities[name] = snapshot.authority
-        if len(set(authorities.values())) > 1:
+        snapshots = await self._controls.admit(touched, call.left)
+        late = [name for name, snapshot in snapshots.items() if snapshot.epoch < epochs[name]]
+        if late:
+            for name in late:
+                await self._controls[name].catch_up(call.left)
+            snapshots = await self._controls.admit(touched, call.left)
+        if any(snapshot.epoch != epochs[name] for name, snapshot in snapshots.items()):
+            await self._let_go(transaction)
+            raise _epoch_over()
+        authority, *others = {snapshot.authority for snapshot in snapshots.values()}
+        if others:
             raise self._spans(touched)
-        authority = next(iter(authorities.values()))
         if kind_of(transaction) == UNBOUND:
             transaction = await self._bound(transaction, authority, call)
         mine = StoreName.FIRESTORE if kind_of(transaction) == FIRESTORE else StoreName.POSTGRESQL

@@ -680,7 +680,7 @@ async def test_an_outage_under_load_loses_doubles_and_hides_nothing(loaded, outa
 
 
 @settings(
-    max_examples=40 if ALL else 3,
+    max_examples=40 if ALL else 2,
     derandomize=not ALL,
     deadline=None,
     print_blob=True,

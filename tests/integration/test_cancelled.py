@@ -20,6 +20,7 @@ from crossfade.call import Call
 from crossfade.errors import CrossfadeError, Unavailable
 from crossfade.forward import Forward
 from crossfade.migrator import Migrator
+from crossfade.outbox import Outbox
 from crossfade.plan import Stage, StoreName
 from crossfade.store import CommitOutcome
 from crossfade.stores.postgres.store import PostgresStore
@@ -27,7 +28,7 @@ from crossfade.wire import parse_document
 from crossfade.write import Transform, TransformKind, Write
 from tests.sidecar import DATABASE, Running, running
 
-MOST = 200
+MOST = 90
 """More suspensions than any commit has."""
 
 
@@ -75,6 +76,8 @@ class Bench:
     def __init__(self, stack: Running) -> None:
         member = stack.sidecar.members["default"]
         self.stack = stack
+        self.outbox: Outbox | None = None
+        """Whose gate every commit has to close, and wait for."""
         self.telemetry = stack.telemetry
         self.heart = Migrator(
             member.control,
@@ -128,14 +131,36 @@ async def bench(request, postgres_database, monkeypatch):
                 raise Unavailable("PostgreSQL is away")
 
             monkeypatch.setattr(stack.sidecar.members["default"].mirror, "open_intent", away)
-        yield Bench(stack)
+        bench = Bench(stack)
+        if request.param == "outbox":
+            bench.outbox = stack.sidecar.members["default"].outbox
+        yield bench
 
 
-@pytest.fixture(params=["the caller's", "the protocol's"])
-def cancelled(request, bench, monkeypatch):
-    """Runs a commit of which one of the two is cancelled, where `bench.cancelling` says."""
-    if request.param == "the caller's":
-        return lambda commit: driven(commit, bench.cancelling)
+Run = Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]]
+
+
+async def cancelled_everywhere(bench: Bench, run: Run, first: int) -> list[int]:
+    """Commits that `run` has cancelled, each at the next await, until one ends before; what they
+    were numbered, from `first` on."""
+    numbers: list[int] = []
+    for make in (bench.put, bench.commit):
+        numbers = []
+        for at in range(1, MOST):
+            if bench.outbox is not None:  # as at the beginning of an outage
+                bench.outbox._waited = -1
+                await bench.outbox.close()
+            bench.cancelling = Cancelling(at)
+            await bench.ended(run(make(first + at)))
+            if not bench.cancelling.happened:
+                break
+            numbers.append(first + at)
+        assert 0 < len(numbers) < MOST - 1
+    bench.cancelling = Cancelling(0)
+    return numbers
+
+
+async def test_cancelled_at_any_await_a_commit_is_done_once_and_whole(bench, monkeypatch):
     detach, store_commit = Forward._detach, PostgresStore.commit
 
     def _detach(self: Any, work: Any) -> Any:
@@ -144,41 +169,29 @@ def cancelled(request, bench, monkeypatch):
     async def _commit(self: Any, *args: Any, **options: Any) -> Any:
         return await driven(store_commit(self, *args, **options), bench.cancelling)
 
-    monkeypatch.setattr(Forward, "_detach", _detach)
-    monkeypatch.setattr(PostgresStore, "commit", _commit)
-    return lambda commit: commit
+    async def plain(commit: Coroutine[Any, Any, Any]) -> Any:
+        return await commit
 
-
-async def cancelled_everywhere(
-    bench: Bench, cancelled: Callable[[Any], Awaitable[Any]], make: Callable[[int], Any]
-) -> int:
-    """How many awaits it came to."""
-    for at in range(1, MOST):
-        bench.cancelling = Cancelling(at)
-        await bench.ended(cancelled(make(at)))
-        if not bench.cancelling.happened:
-            print(f"{at - 1} awaits")
-            return at - 1
-    raise AssertionError("it never ends")
-
-
-async def test_cancelled_at_any_await_a_commit_is_done_once_and_whole(bench, cancelled):
-    done = await cancelled_everywhere(bench, cancelled, bench.commit)
-    assert await cancelled_everywhere(bench, cancelled, bench.put) > 0
-    assert done > 0
-    bench.cancelling = Cancelling(0)
+    # The caller's: it waits at one place only. Then the protocol's, behind the shield.
+    numbers = await cancelled_everywhere(bench, lambda it: driven(it, bench.cancelling), 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Forward, "_detach", _detach)
+        patch.setattr(PostgresStore, "commit", _commit)
+        inner = await cancelled_everywhere(bench, plain, MOST)
+    assert len(inner) > len(numbers)
     await bench.stack.settled(20)
     for prefix in ("", "put"):
-        paths = [f"{name}/{prefix}{n}" for n in range(1, MOST) for name in ("notes", "tasks")]
+        paths = [f"{name}/{prefix}{n}" for n in range(2 * MOST) for name in ("notes", "tasks")]
         firestore = await bench.held(StoreName.FIRESTORE, paths)
         assert await bench.held(StoreName.POSTGRESQL, paths) == firestore
         for note, task in zip(firestore[::2], firestore[1::2], strict=True):
             assert (note is None) == (task is None)
             assert note in (None, {"n": 1})
     # Whoever asks again is told of the first time, or it is done now: once, in any case.
-    for number in range(1, done + 1):
+    numbers += inner
+    for number in numbers:
         await bench.commit(number)
-    notes = [f"notes/{number}" for number in range(1, done + 1)]
     await bench.stack.settled(20)
+    notes = [f"notes/{number}" for number in numbers]
     for store in StoreName:
-        assert await bench.held(store, notes) == [{"n": 1}] * done
+        assert await bench.held(store, notes) == [{"n": 1}] * len(notes)

@@ -246,9 +246,9 @@ async def of_defects(stack: Running, heard: Heard, monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch:
         patch.setattr(stack.sidecar.control, "follow", raising)
         task = supervise("control", stack.sidecar.control.follow)
-        await eventually(_said(heard, "a worker failed"))
+        await eventually(_said(heard, "a worker failed"), 30)
         task.cancel()
-    await stack.settled(20)
+    await stack.settled(40)
 
 
 def _once_internal(genuine: Any) -> Any:
@@ -273,7 +273,7 @@ def _said(heard: Heard, words: str) -> Callable[[], Awaitable[bool]]:
 async def of_verdicts(stack: Running) -> None:
     """What hand edits in PostgreSQL make of the mirror."""
     await stack.client.set("notes/3", FIELDS)
-    await stack.settled(20)
+    await stack.settled(40)
     await stack.sql.execute(
         "update crossfade.documents set fields = replace(fields::text, $1, '1')::jsonb "
         "where path = 'notes/3'",
@@ -282,7 +282,7 @@ async def of_verdicts(stack: Running) -> None:
     await stack.sql.execute("delete from violet.api_keys where id = $1", OTHER_KEY)
     for path in ("notes/3", f"api_keys/{OTHER_KEY}", f"user_emails/{EMAIL}"):
         await stack.client.get(path)
-    await stack.settled(20)
+    await stack.settled(40)
     await stack.sidecar.shadow._samples.flush()
 
 
@@ -295,7 +295,7 @@ async def of_dead_letters(stack: Running, heard: Heard) -> None:
     async def buried() -> bool:
         return len(await letters(stack)) == 2
 
-    await eventually(buried)
+    await eventually(buried, 30)
     first, second = await letters(stack, limit=1), await letters(stack)
     # The shown path leads on, and to the document.
     assert [each.path for each in await letters(stack, after=first[0].path)] == [second[1].path]
@@ -348,12 +348,12 @@ async def of_the_admin_api(stack: Running) -> str:
 async def of_an_outage(stack: Running, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
     request = admin_pb2.RetryDeadLettersRequest(all=True, overwrite_foreign=True)
     await stack.admin.RetryDeadLetters(request)
-    await stack.settled(20)
+    await stack.settled(40)
     await stack.stage("shadow")
     with monkeypatch.context() as patch:
         patch.setattr(Mirror, "put", _once_internal(Mirror.put))
         await stack.client.set("notes/2", FIELDS)
-        await eventually(_said(heard, "a put is left to the recopy worker"))
+        await eventually(_said(heard, "a put is left to the recopy worker"), 30)
     await stack.firestore_server.stop(0)
     path = f"user_emails/{EMAIL}"
     async with AsyncCrossfade(stack.sidecar.address, timeout=2, retries=0) as client:

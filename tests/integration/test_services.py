@@ -270,7 +270,7 @@ async def test_the_gauges_are_fed(url, monkeypatch):
         await fed(telemetry.ROLLBACK_LOSES, {("barrier", "default"): 0, ("forced", "default"): 1})
         assert 0 < shown(telemetry.OLDEST_PENDING)[("default",)] < 60
         await stack.sql.execute("update crossfade.pending set dead = true")
-        await fed(telemetry.DEAD_LETTERS, {(): 1})
+        await fed(telemetry.DEAD_LETTERS, {("default",): 1})
         await stack.client.get("tasks/1")
         for gauge in vars(telemetry).values():
             if isinstance(gauge, Gauge) and gauge not in SWITCHED_ON:

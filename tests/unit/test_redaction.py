@@ -1,11 +1,18 @@
 """Ids that are secrets: what is told instead of them."""
 
+import asyncio
+import io
+import logging
 import re
 
 import pytest
+import structlog
 
+from crossfade import logs, redaction
 from crossfade.diff import format_place
+from crossfade.errors import NotFound
 from crossfade.redaction import Redaction
+from crossfade.settings import LogSettings
 from violet.mapping import MAPPINGS
 
 HIDING = Redaction({"api_keys", "user_emails"}, b"a key of the tests")
@@ -59,3 +66,53 @@ def test_keys_of_maps_that_are_no_names_of_fields():
 def test_violet_says_which_ids_are_secrets():
     secret = {mapping.collection_id for mapping in MAPPINGS if mapping.secret_ids}
     assert secret == {"api_keys", "user_emails"}
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream():
+    handlers, level, present = logging.root.handlers, logging.root.level, redaction.present()
+    yield io.StringIO()
+    redaction._present = present
+    structlog.reset_defaults()
+    logging.root.handlers = handlers
+    logging.root.setLevel(level)
+
+
+SECRET = "s3cret"
+
+
+def fail(secret: str) -> None:
+    try:
+        raise ValueError(secret)  # noqa: TRY301 - as a driver does
+    except ValueError as error:
+        raise NotFound(f"document api_keys/{secret}") from error
+
+
+@pytest.mark.parametrize("shape", ["console", "json"])
+def test_the_log_hides_them_and_what_strange_errors_say(stream, shape):
+    redaction.install({"api_keys"})
+    logs.configure(LogSettings(format=shape), stream)
+    log = structlog.get_logger()
+    log.warning("the stores differ", paths=["api_keys/s3cret"], reason="api_keys/s3cret is gone")
+    try:
+        fail(SECRET)
+    except NotFound:
+        log.exception("it failed")
+        logging.getLogger("library").exception("so did this")
+    loop = asyncio.new_event_loop()
+    failed = loop.create_future()
+    failed.set_exception(RuntimeError("s3cret"))
+    loop.default_exception_handler({"message": "a future was forgotten", "future": failed})
+    failed.exception()
+    loop.close()
+
+    text = stream.getvalue()
+
+    for word in ("the stores differ", "it failed", "so did this", "a future was forgotten"):
+        assert word in text
+    assert "ValueError" in text
+    assert "NotFound: document api_keys/#" in text
+    assert "s3cret" not in text
