@@ -233,7 +233,8 @@ async def _script(stack: Stack, url: str) -> float:
     count, began = 0, time.monotonic()
     async for found in client.collection("tasks").limit(SCRIPTED).stream():
         async with AsyncSession(engine) as session:
-            fields = json.loads(json.dumps(found.to_dict(), default=str))
+            text = json.dumps(found.to_dict(), default=str)
+            fields = json.loads(text, parse_constant=str)  # NaN is no JSON
             session.add(_Row(path=found.reference.path, fields=fields))
             await session.commit()
         count += 1
