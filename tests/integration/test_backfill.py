@@ -297,20 +297,32 @@ async def test_a_page_that_was_read_too_long_ago_is_not_put(postgres_database: A
 async def test_who_has_lost_his_claim_puts_nothing(postgres_database: Any):
     """A process that stood still: its page is another's by now, and counted by that one."""
     async with stack(postgres_database) as made:
-        documents = await filled(made, 10)
+        await filled(made, 10)
         own = both(made)
         job = await begin(own, Asked())
-        slow = ForwardPages(own, job)
+        slow, fast = ForwardPages(own, job), ForwardPages(own, job)
         await slow.open()
+        await fast.open()
         mine = await own.jobs.claim(job.id, "slow", "slow", 0.01)
         assert mine is not None
         page = await slow.read(mine, 50)
         await asyncio.sleep(0.05)
-        ended = await work(own, job).run()
-        assert ended.documents == len(documents)
+        theirs = await own.jobs.claim(job.id, "fast", "fast", 5.0)
+        assert theirs is not None
+        assert (theirs.number, theirs.position) == (mine.number, None)
+        theirs = await fast.settle(theirs, await fast.read(theirs, 20), 5.0)
+        counted = (await own.jobs.get(job.id)).documents
+        assert 0 < counted <= 20
         with pytest.raises(Aborted):
-            await slow.settle(mine, page, 1.0)
-        assert (await own.jobs.get(job.id)).documents == len(documents)
+            await slow.settle(mine, page, 5.0)
+        # Nor does it get back what it has lost by saying that it lives.
+        await own.jobs.renew(job.id, "slow", ["slow"], 5.0)
+        with pytest.raises(Aborted):
+            await slow.settle(mine, page, 5.0)
+        assert (await own.jobs.get(job.id)).documents == counted
+        assert (await held(made)).total() == counted
+        await fast.settle(theirs, await fast.read(theirs, 20), 5.0)
+        assert (await own.jobs.get(job.id)).documents == counted + 20
 
 
 # --- stopped -----------------------------------------------------------------------------------

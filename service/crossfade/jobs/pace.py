@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-TARGET_SECONDS = 0.3
+TARGET_SECONDS = 0.5
 """How long a page should take: short enough that a job that is stopped loses little, and that
 no lock is held for long."""
-LEAST_PAGE, MOST_PAGE = 20, 400
-"""More rows in one transaction would go alone (see stores/postgres/placement.py)."""
+LEAST_PAGE, MOST_PAGE = 100, 400
+"""A page costs eight statements whatever is in it, so that smaller ones cost more than they spare;
+more rows in one transaction would go alone (see stores/postgres/placement.py)."""
 SLOW = 3.0
 """A store that takes so many times as long for a document as at its best is loaded."""
 FORGET = 1.01
