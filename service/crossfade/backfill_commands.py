@@ -54,6 +54,7 @@ jobs = App(
 def backfill(
     *collections: str,
     config: Config = None,
+    group: str = "default",
     rate: Amount | None = None,
     workers: Positive = 4,
     processes: Positive = 1,
@@ -89,6 +90,8 @@ def backfill(
     Example: crossfade backfill users tasks --json
 
     :param collections: Root collections. None: everything, as the first copy has to be.
+    :param group: The group of collections of [groups] to copy; each has its own stage, and is
+        copied by itself.
     :param rate: Documents a second, at most, of all processes together. Given again, it changes
         the rate of a copy that runs.
     :param workers: Pages at a time, in each process.
@@ -112,7 +115,7 @@ def backfill(
         from crossfade.apart import apart
 
         quiet_logs(settings)
-        async with apart(settings, workers=workers, settles=join is None) as own:
+        async with apart(settings, workers=workers, settles=join is None, group=group) as own:
             from crossfade.jobs.backfill import Asked
 
             asked = Asked(collections, rate, new, who())
@@ -125,7 +128,7 @@ def backfill(
             if runner is not None:
                 await _on_beam(job, config, runner, beam)
             options = _Options(workers, page, patience, ignore_budget, json_)
-            words = ["backfill", "--join", str(job.id), *options.words()]
+            words = ["backfill", "--join", str(job.id), "--group", job.group, *options.words()]
             async with helped(words, processes - 1, config):
                 return await _work(own, job, options)
 
@@ -322,7 +325,8 @@ async def _on_beam(job: "Job", config: Path | None, runner: str, options: str) -
         raise CannotStart("Apache Beam is not installed: pip install 'crossfade[beam]'") from None
     file = None if config is None else str(config)
     numbers = range(job.partitions)
-    await asyncio.to_thread(run, job.id, numbers, file, runner, shlex.split(options))
+    words = shlex.split(options)
+    await asyncio.to_thread(run, job.id, numbers, file, runner, words, job.group)
 
 
 # --- jobs --------------------------------------------------------------------------------------

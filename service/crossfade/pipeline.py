@@ -21,10 +21,12 @@ from crossfade.settings import load
 
 
 class CopyPartition(beam.DoFn):  # type: ignore[misc]
-    """Copies the partition of a number. `config`: the settings file, as the worker sees it."""
+    """Copies the partition of a number, of a group's job. `config`: the settings file, as the
+    worker sees it."""
 
-    def __init__(self, job: int, config: str | None) -> None:
+    def __init__(self, job: int, group: str, config: str | None) -> None:
         self._job = job
+        self._group = group
         self._config = config
 
     def setup(self) -> None:
@@ -35,7 +37,7 @@ class CopyPartition(beam.DoFn):  # type: ignore[misc]
 
     async def _connected(self) -> Apart:
         settings = load(None if self._config is None else Path(self._config))
-        own = apart(settings, workers=1, settles=False)
+        own = apart(settings, workers=1, settles=False, group=self._group)
         return await self._resources.enter_async_context(own)
 
     def process(self, number: int) -> Iterable[int]:
@@ -54,7 +56,12 @@ class CopyPartition(beam.DoFn):  # type: ignore[misc]
 
 
 def run(
-    job: int, numbers: Iterable[int], config: str | None, runner: str, options: Sequence[str] = ()
+    job: int,
+    numbers: Iterable[int],
+    config: str | None,
+    runner: str,
+    options: Sequence[str],
+    group: str,
 ) -> None:
     """Runs the pipeline to its end. The job is ended by whoever started it."""
     made = PipelineOptions([f"--runner={runner}", *options])
@@ -65,5 +72,5 @@ def run(
             | "Partitions" >> beam.Create(list(numbers))
             # Without it one worker would get them all.
             | "Spread" >> beam.Reshuffle()
-            | "Copy" >> beam.ParDo(CopyPartition(job, config))
+            | "Copy" >> beam.ParDo(CopyPartition(job, group, config))
         )

@@ -36,7 +36,7 @@ def test_without_a_rate_nothing_waits():
 
 def test_a_page_comes_to_take_the_time_that_it_should():
     size = PageSize()
-    each = 0.002
+    each = 0.0025
     for _ in range(30):
         documents = size.next(None)
         size.took(documents, documents * each)
@@ -59,7 +59,7 @@ async def test_a_store_that_refuses_is_asked_less_and_more_again_when_it_answers
         pressure.refused()
         assert pressure.allowed == expected
     for _ in range(40):
-        pressure.answered(10, 0.1)
+        pressure.answered(LEAST_PAGE - 1, 0.1)
     assert pressure.allowed == 8
 
 

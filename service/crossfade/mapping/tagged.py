@@ -53,7 +53,8 @@ _NAMED_DOUBLES = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity", "-0.0": 
 
 
 def _map(value: Fields) -> Any:
-    if any(map(is_odd, value)):
+    names = "\1".join(value)  # looked at together: odd ones are rare
+    if ("$" in names or "\0" in names) and any(map(is_odd, value)):
         return {ODD: [[_text(key), to_json(item)] for key, item in value.items()]}
     return {key: _TO_JSON[type(item)](item) for key, item in value.items()}
 
