@@ -7,9 +7,8 @@ parts of it can be added up.
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 from crossfade.wire import decode_time
 from crossfade_api.v1 import crossfade_pb2
@@ -19,8 +18,7 @@ LANES = 4
 """Of a digest: each is a sum of 32-bit numbers, which stays below 63 bits for 2**31 documents."""
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """A document that a store holds. `data`: a Document message of nothing but its fields, in
     one order; "" of one that is only known by its version. `update_time`: microseconds."""
 
