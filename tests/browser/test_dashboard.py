@@ -72,7 +72,7 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
     async with opened(place(stack)) as page:
         await expect(page.locator(".now .step-name")).to_have_text("shadow")
         await expect(page.locator(".verdict")).to_have_text("Not yet: live has to wait")
-        await expect(page.locator(".pill")).to_have_text("live")
+        await expect(page.locator(".pill")).to_have_text("up to date")
         asked = len(checks_of(Stage.SHADOW, Stage.LIVE))
         await expect(page.locator(".checks .check")).to_have_count(asked)
         row = page.locator("#traffic tr", has_text="tasks")
@@ -240,7 +240,7 @@ async def test_a_token_is_asked_for_and_again_when_it_has_expired(
 async def test_a_cut_stream_is_said_and_goes_on_by_itself(stack, opened):
     web = stack.sidecar.web
     async with opened(place(stack)) as page:
-        await expect(page.locator(".pill")).to_have_text("live")
+        await expect(page.locator(".pill")).to_have_text("up to date")
         host, _, port = web.address.rpartition(":")
         await web.stop()
         await expect(page.locator(".pill")).to_have_text("last known")
@@ -253,7 +253,7 @@ async def test_a_cut_stream_is_said_and_goes_on_by_itself(stack, opened):
         again = AdminServer(web._parts, host, int(port))
         await again.start()
         try:
-            await expect(page.locator(".pill")).to_have_text("live")
+            await expect(page.locator(".pill")).to_have_text("up to date")
             await expect(page.locator(".cut")).to_have_count(0)
             await expect(page.locator("#live")).to_contain_text("answers again")
         finally:

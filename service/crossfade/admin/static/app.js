@@ -142,7 +142,7 @@ function drawBar() {
   render(document.getElementById("bar"),
     page.note && h("span", { key: "note", class: "note-now" }, page.note),
     page.state && h("span", { key: "pill", class: `pill ${old ? "wait" : "good"}` },
-      h("i", { "aria-hidden": "true" }), old ? "last known" : "live"),
+      h("i", { "aria-hidden": "true" }), old ? "last known" : "up to date"),
     token() && button("Sign out", () => {
       keepToken("");
       location.reload();
