@@ -124,6 +124,16 @@ async def test_an_intent_opens_one_row_per_path(bench: Bench):
     assert tuple(row) == ("tasks/1/chunks", "chunks", 1, "commit", True)
 
 
+async def test_a_row_that_its_writer_gave_up_waiting_for_is_a_workers_once_the_commit_is_known(
+    bench: Bench,
+):
+    await bench.open("a", "tasks/1")
+    assert not await bench.mirror.claim("c", limit=9, lease=5, timeout=5)
+    await bench.mirror.queue("a", ["tasks/1"], epoch=1, reason="outbox", timeout=5)
+    (row,) = await bench.mirror.claim("c", limit=9, lease=5, timeout=5)
+    assert (row.intent, row.path) == ("a", "tasks/1")
+
+
 @pytest.mark.parametrize(("authority", "epoch"), [("firestore", 2), ("none", 1), ("postgresql", 1)])
 async def test_no_row_is_opened_under_another_epoch_or_a_barrier(
     bench: Bench, authority: str, epoch: int

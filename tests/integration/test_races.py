@@ -17,6 +17,7 @@ from crossfade.barrier import Coordinator
 from crossfade.document import Document
 from crossfade.errors import DeadlineExceeded, Internal, Unavailable
 from crossfade.plan import Stage, StoreName
+from crossfade.reconcile import Reconciler
 from crossfade.stores import firestore
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.stores.postgres.mirror import Mirror
@@ -585,8 +586,9 @@ class Storm:
             self._disturb(monkeypatch, Mirror, name)
         for name in ("_fence", "_drain", "_lapse", "_open", "_move", "_publish", "_settle"):
             self._disturb(monkeypatch, Coordinator, name)
-        for name in ("_begin", "_moved", "_write_document"):
+        for name in ("_begin", "_moved"):
             self._disturb(monkeypatch, Coordinator, name)
+        self._disturb(monkeypatch, Reconciler, "write_document")
         for name in ("prepare", "settle", "forget", "bury"):
             self._disturb(monkeypatch, WayBack, name)
 

@@ -27,7 +27,7 @@ from crossfade.settings import (
 from crossfade.store import DocumentStore
 from crossfade.validate_commands import opened
 from crossfade.write import Write
-from tests.sidecar import DATABASE, Running, eventually, running
+from tests.sidecar import DATABASE, Running, running
 from tests.validated import settings_of, validated
 
 SECRET = "mail@example.org"
@@ -276,7 +276,8 @@ async def test_writers_make_no_differences(url, stage):
         assert not await naive(stack)
 
 
-async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
+@pytest.mark.parametrize("killed", ["validate.read:kill:4", "validate.counted:kill:3"])
+async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path, killed: str):
     async with mirrored(url, 400) as (stack, paths):
         command = [*(sys.executable, "-m", "crossfade", "validate", "--json"), "--report"]
         environment = os.environ | {
@@ -284,19 +285,17 @@ async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
             "FIRESTORE_EMULATOR_HOST": stack.firestore_server.address,
             "GOOGLE_CLOUD_PROJECT": DATABASE.project,
         }
-        slow = await asyncio.create_subprocess_exec(
-            *command, str(tmp_path / "a"), "--rate", "40", "--workers", "2", env=environment
+        doomed = await asyncio.create_subprocess_exec(
+            *command,
+            *(str(tmp_path / "a"), "--rate", "40", "--workers", "2"),
+            env=environment | {"CROSSFADE_FAIL_POINT": killed},
         )
-
-        async def is_half_way() -> bool:
-            assert slow.returncode is None
-            sql = "select sum((w.value)::int8) from crossfade.job_partitions, jsonb_each(counts) c,"
-            sql += " jsonb_each(c.value) w where w.key = 'match'"
-            return 10 < (await stack.sql.fetchval(sql) or 0) < 300
-
-        await eventually(is_half_way, 20.0)
-        slow.send_signal(signal.SIGKILL)
-        await slow.wait()
+        assert await asyncio.wait_for(doomed.wait(), 60) == -signal.SIGKILL
+        counted = await stack.sql.fetchval(
+            """select sum((w.value)::int8) from crossfade.job_partitions, jsonb_each(counts) c,
+            jsonb_each(c.value) w where w.key = 'match'"""
+        )
+        assert 0 < counted < len(paths), "it was under way"
         # Nobody has to wait here until what it held is given up.
         await stack.sql.execute("update crossfade.job_partitions set lease_until = now()")
         await stack.sql.execute("update crossfade.jobs set options = options - 'rate'")

@@ -43,8 +43,9 @@ opened as (
         clock_timestamp() + $7::float8 * interval '1 second', $8::text
     from c, unnest($4::text[], $5::text[], $6::text[]) as r (path, collection_path, collection_id)
     where not exists (select from done)
-    on conflict (intent, path) do update
-        set lease_until = greatest(p.lease_until, excluded.lease_until))
+    on conflict (intent, path) do update set lease_until = case
+        when $7::float8 > 0 then greatest(p.lease_until, excluded.lease_until)
+        else excluded.lease_until end)
 select exists (select from c), done.* from (select) one left join done on true"""
 _TAKES_ROWS = """select epoch = $2 and not pg_is_in_recovery()
     and not current_setting('transaction_read_only')::bool
@@ -240,7 +241,8 @@ class Mirror:
     async def queue(
         self, intent: str, paths: Sequence[str], *, epoch: int, reason: str, timeout: float
     ) -> None:
-        """Rows for a worker of a commit that Firestore has applied, during a barrier, too."""
+        """Rows for a worker of a commit that Firestore has applied, during a barrier, too. One
+        that its writer was not told of in time is the worker's at once: nobody will put it."""
         by = (StoreName.FIRESTORE.value, "none")
         await self._open(intent, paths, epoch, 0.0, reason, by, timeout)
 
