@@ -241,7 +241,7 @@ SWITCHED_ON = {
     telemetry.FOLLOWER_LAG,
     telemetry.BUDGET_LEFT,
     telemetry.SETTINGS_REFUSED,
-    telemetry.ACCESS_REFUSED,
+    telemetry.TOKENS_REFUSED,
     telemetry.JOB_PROGRESS,  # of jobs that have not ended: tests/unit/test_gauges.py
 }
 
