@@ -242,6 +242,7 @@ SWITCHED_ON = {
     telemetry.BUDGET_LEFT,
     telemetry.SETTINGS_REFUSED,
     telemetry.TOKENS_REFUSED,
+    telemetry.CERTIFICATE_REFUSED,
     telemetry.JOB_PROGRESS,  # of jobs that have not ended: tests/unit/test_gauges.py
 }
 
