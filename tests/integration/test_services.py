@@ -243,6 +243,7 @@ SWITCHED_ON = {
     telemetry.SETTINGS_REFUSED,
     telemetry.TOKENS_REFUSED,
     telemetry.CERTIFICATE_REFUSED,
+    telemetry.UNDER_WAY,  # where calls are limited
     telemetry.JOB_PROGRESS,  # of jobs that have not ended: tests/unit/test_gauges.py
 }
 
