@@ -449,10 +449,12 @@ async def test_a_sidecar_that_is_stopped_at_any_step_of_a_flip_does_no_harm(
     async with world(fault_server, fault_directory, sidecars=2) as around:
         first, flips = around.sidecars[0], 0
         async with Workload(around, seed=2, clients=4) as load:
-            for step in STEPS:
+            for step in STEPS * 3:
+                if flips and step == STEPS[0]:
+                    break  # every step has had its turn
                 await first.restart(f"{step}:stop:2")
                 await first.process.stands_still()
-                # Stopped inside a transaction it holds the control row, and the flip fails.
+                # Where it holds the control row, by what another caller does, the flip fails.
                 with suppress(grpc.aio.AioRpcError):
                     await around.stage("live", by=1)
                     flips += 1
