@@ -19,7 +19,7 @@ from crossfade.pending import Pending
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
 from crossfade.recopy import Recopy
 from crossfade.settings import Settings
-from crossfade.starting import load_mappings, supervise
+from crossfade.starting import hide_ids, load_mappings, supervise
 from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.budget import BudgetTable
 from crossfade.stores.postgres.check import refuse_strays
@@ -67,6 +67,7 @@ async def apart(
     async with AsyncExitStack() as resources:
         database = Database(settings.firestore.project, settings.firestore.database)
         mappings = load_mappings(settings.migration.mappings)
+        hide_ids(settings, mappings)
         lanes = Lanes(settings.postgresql.dsn, workers + SPARE_LANES)
         resources.push_async_callback(lanes.close)
         control = Control(lanes, None, {}, settings.postgresql.timeout, groups[group])

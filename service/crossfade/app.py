@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc.aio
 import structlog
 
-from crossfade import gauges, redaction
+from crossfade import gauges
 from crossfade import group as group_parts
 from crossfade.admin.api import AdminServer
 from crossfade.admin.guard import admission
@@ -48,6 +48,7 @@ from crossfade.shadowing import traffic_of
 from crossfade.starting import (
     carry_out,
     check_groups,
+    hide_ids,
     load_mappings,
     load_services,
     open_controls,
@@ -146,7 +147,7 @@ async def _start(
 ) -> Sidecar:
     database = Database(settings.firestore.project, settings.firestore.database)
     mappings = load_mappings(settings.migration.mappings).watched(partial(telemetry.count, MISFITS))
-    _hide_ids(settings, mappings)
+    hide_ids(settings, mappings)
     doors = Doors(settings, telemetry)
     groups = settings.grouping()
     check_groups(groups, mappings)
@@ -409,13 +410,6 @@ async def _start(
         tasks,
         AsyncExitStack(),
     )
-
-
-def _hide_ids(settings: Settings, mappings: Mappings) -> None:
-    key = settings.shadow.hash_key
-    secret = {mapping.collection_id for mapping in mappings if mapping.secret_ids}
-    secret |= {name for name, each in settings.collections.items() if each.secret_ids}
-    redaction.install(secret, None if key is None else key.get_secret_value().encode())
 
 
 def _refused(watch: SettingsWatch) -> float:

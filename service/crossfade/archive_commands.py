@@ -196,12 +196,14 @@ async def _opened(settings: Settings, *, needed: bool) -> AsyncIterator[_Stores]
     """PostgreSQL where it is configured (or `needed`), and what its control row says."""
     from crossfade import logs
     from crossfade.document import Database
-    from crossfade.starting import load_mappings
+    from crossfade.starting import hide_ids, load_mappings
     from crossfade.stores.postgres.lanes import Lanes
     from crossfade.stores.postgres.store import PostgresStore
 
     logs.configure(settings.log)
     database = Database(settings.firestore.project, settings.firestore.database)
+    mappings = load_mappings(settings.migration.mappings)
+    hide_ids(settings, mappings)
     async with AsyncExitStack() as resources:
         if settings.postgresql.url is None and not needed:
             yield _Stores(database, None, {}, resources)
@@ -209,7 +211,6 @@ async def _opened(settings: Settings, *, needed: bool) -> AsyncIterator[_Stores]
         await probe_postgresql(settings.postgresql)
         lanes = await Lanes.open(settings.postgresql.dsn, size=LANES)
         resources.push_async_callback(lanes.close)
-        mappings = load_mappings(settings.migration.mappings)
         postgres = PostgresStore(lanes, mappings, database)
         yield _Stores(database, postgres, await _snapshots(lanes), resources)
 

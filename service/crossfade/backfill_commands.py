@@ -417,13 +417,15 @@ def letters(
     async def work(table: "Jobs") -> int:
         from crossfade.document import Database
         from crossfade.mapping import to_json
+        from crossfade.redaction import present
         from crossfade.wire import parse_document
 
         database = Database(settings.firestore.project, settings.firestore.database)
         position = after
         while found := await table.letters(job, position):
             for letter in found:
-                line = {"number": letter.id, "path": letter.path, "cause": letter.cause}
+                path = letter.path if content else present().path(letter.path)
+                line = {"number": letter.id, "path": path, "cause": letter.cause}
                 if content:
                     line["fields"] = to_json(parse_document(letter.document, database).fields)
                 print(json.dumps(line))
@@ -450,7 +452,9 @@ def _with_table(config: Path | None, work: "Callable[[Jobs], Awaitable[int]]") -
 
     async def run() -> int:
         from crossfade.apart import table_of_jobs
+        from crossfade.starting import hide_ids, load_mappings
 
+        hide_ids(settings, load_mappings(settings.migration.mappings))
         async with table_of_jobs(settings) as table:
             return await work(table)
 

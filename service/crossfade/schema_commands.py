@@ -208,10 +208,11 @@ def drift(
 
 
 def _run(config: Path | None, work: "Callable[[Settings, Mappings, Lanes], Awaitable[int]]") -> int:
-    from crossfade.starting import load_mappings
+    from crossfade.starting import hide_ids, load_mappings
 
     settings = load(config)
     mappings = load_mappings(settings.migration.mappings)
+    hide_ids(settings, mappings)
 
     async def connected() -> int:
         async with _lanes(settings) as lanes:

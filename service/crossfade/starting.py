@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import grpc
 import structlog
 
+from crossfade import redaction
 from crossfade.barrier import Coordinator
 from crossfade.control import Control
 from crossfade.controls import Controls
@@ -60,6 +61,14 @@ def load_services(
         migrator, transactions, database, wrap
     )
     return handlers
+
+
+def hide_ids(settings: Settings, mappings: Mappings) -> None:
+    """From here on this process tells no id that is a secret (redaction.py)."""
+    key = settings.shadow.hash_key
+    secret = {mapping.collection_id for mapping in mappings if mapping.secret_ids}
+    secret |= {name for name, each in settings.collections.items() if each.secret_ids}
+    redaction.install(secret, None if key is None else key.get_secret_value().encode())
 
 
 def check_groups(groups: Groups, mappings: Mappings) -> None:

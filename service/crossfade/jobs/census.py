@@ -7,6 +7,7 @@ from dataclasses import field as made
 from datetime import datetime
 from typing import Any
 
+from crossfade import redaction
 from crossfade.document import Value
 from crossfade.mapping import (
     REFUSED,
@@ -165,7 +166,7 @@ async def _collection(
         async for key, remainder in cursor:
             fields: Any = from_json(remainder)
             for name, value in fields.items():
-                path = mapping.path_of(unescape_path(key))
+                path = redaction.present().path(mapping.path_of(unescape_path(key)))
                 one = found.setdefault(name, FieldCensus(mapping.pattern, name))
                 one.add(mapping.cause(name, value), value, path)
     return list(found.values())

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from crossfade import redaction
 from crossfade.mapping import (
     CollectionMapping,
     DerivedMapping,
@@ -66,14 +67,14 @@ async def violations(lanes: Lanes, mappings: Mappings, *, timeout: float) -> lis
             timeout=timeout,
         )
         if rows:
-            examples = tuple(question.mapping.path_of(unescape_path(row["id"])) for row in rows)
+            paths = [question.mapping.path_of(unescape_path(row["id"])) for row in rows]
             found.append(
                 Violation(
                     question.mapping.collection_id,
                     question.field,
                     question.breach,
                     rows[0]["count"],
-                    examples,
+                    tuple(map(redaction.present().path, paths)),
                 )
             )
     return found

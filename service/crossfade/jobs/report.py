@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
+from crossfade import redaction
 from crossfade.jobs.integrity import Violation
 from crossfade.jobs.tally import COMPARED, REPAIRED, RULED_OUT, SKIPPED, Tally
 from crossfade.plan import StoreName
@@ -52,6 +53,7 @@ def make_report(
 ) -> dict[str, Any]:
     """Everything as JSON can hold it. `dead`: dead letters among the documents that never stood
     still, which therefore never will."""
+    hidden = [redaction.present().path(path) for path in moving]
     return {
         "format": FORMAT,
         "equal": not tally.bad and not dead,
@@ -79,13 +81,13 @@ def make_report(
         "samples": [
             {
                 "collection": each.collection,
-                "path": each.path,
+                "path": redaction.present().path(each.path),
                 "verdict": each.verdict,
                 **each.body,
             }
             for each in samples[:MAX_SAMPLES]
         ],
-        "moving": {"documents": len(moving), "dead_letters": dead, "first": moving[:MAX_MOVING]},
+        "moving": {"documents": len(moving), "dead_letters": dead, "first": hidden[:MAX_MOVING]},
         "integrity": [each.to_json() for each in integrity],
     }
 

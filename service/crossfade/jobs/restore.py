@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from crossfade import redaction
 from crossfade.document import Database, Document, check_document, identical
 from crossfade.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
 from crossfade.store import DocumentStore, Intent, Stored
@@ -45,7 +46,7 @@ class Restored:
     def count(self, outcome: Outcome, path: str) -> None:
         self.counts[outcome] += 1
         if outcome in {Outcome.NEWER, Outcome.MOVED} and len(self.refused) < MAX_NEWER:
-            self.refused.append(path)
+            self.refused.append(redaction.present().path(path))
 
 
 def decide(

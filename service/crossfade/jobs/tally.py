@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from crossfade import redaction
 from crossfade.content import LANES, Content
 from crossfade.diff import Difference
 from crossfade.document import collection_id, format_field_path
@@ -124,5 +125,6 @@ _LANES = [
 
 
 def _name(difference: Difference) -> str:
-    path = tuple(part for part in difference.place if isinstance(part, str))
+    hidden = redaction.present().key_of_map
+    path = tuple(hidden(part) for part in difference.place if isinstance(part, str))
     return escape_path(format_field_path(path)) if path else "(the whole)"
