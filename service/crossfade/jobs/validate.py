@@ -180,10 +180,10 @@ class ValidatePages:
                     continue
                 if since is None:
                     suspect = not _agree(ours, known, tally)
-                elif suspect := _is_recent(ours, known, since):
-                    pass
                 else:
-                    tally.count(collection_id(known.path), SKIPPED)
+                    suspect = _is_recent(ours, known, since)
+                    if not suspect:
+                        tally.count(collection_id(known.path), SKIPPED)
                     tally.count(collection_id(known.path), COMPARED)
                 if suspect:
                     suspects.append(known.path)
