@@ -163,21 +163,27 @@ class Ratio:
 
 @dataclass
 class Group:
-    """Cases that run in turns. The first is the reference, the second the same again."""
+    """Cases that run in turns. The first is the reference, the second the same again.
+
+    `settle`: seconds after a burst that its CPU time still counts, for what is done behind it.
+    """
 
     name: str
     cases: list[Case]
     comparisons: list[Comparison]
     ops: int
     store: Callable[[], list[int]]
+    settle: float = 0.0
 
     def warm_up(self) -> None:
         for case in self.cases:
             case.caller.run(self.ops)
 
     def round(self, number: int) -> None:
-        """One burst of each case; every other round backwards, so that drift favours none."""
-        for case in self.cases if number % 2 == 0 else reversed(self.cases):
+        """One burst of each case, in an order that favours none (`orders`)."""
+        turns = orders(len(self.cases))
+        for index in turns[number % len(turns)]:
+            case = self.cases[index]
             case.samples.append(self._measure(case))
 
     def _measure(self, case: Case) -> Sample:
@@ -185,6 +191,7 @@ class Group:
         store = self.store()
         before = cpu_seconds(server), cpu_seconds(store)
         result = case.caller.run(self.ops)
+        time.sleep(self.settle)
         after = cpu_seconds(server), cpu_seconds(store)
         ops = result["ops"]
         return Sample(
@@ -227,6 +234,18 @@ class Group:
             },
             "ratios": [asdict(ratio) | {"resolved": ratio.resolved} for ratio in self.ratios()],
         }
+
+
+def orders(count: int) -> list[list[int]]:
+    """The orders in which `count` cases take turns: in all of them together each is as often the
+    first, the second and so on, and comes as often after each other one (a Williams design).
+
+    Forwards and backwards by turns will not do: what is at an end then goes twice in a row,
+    with warm caches, and what is in the middle never does.
+    """
+    zigzag = [(place + 1) // 2 if place % 2 else -place // 2 for place in range(count)]
+    rows = [[(case + shift) % count for case in zigzag] for shift in range(count)]
+    return rows if count % 2 == 0 else rows + [row[::-1] for row in rows]
 
 
 def paired(one: Sequence[Sample], other: Sequence[Sample], metric: str) -> float:

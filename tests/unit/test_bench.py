@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from loadtests.bench.measure import (
     Group,
     Sample,
     cpu_seconds,
+    orders,
     paired,
     with_children,
 )
@@ -30,6 +34,38 @@ def test_ratios_are_of_the_same_round():
     assert paired(half, drifting, "path") == pytest.approx(20 / 30)
     nothing = paired(half, [sample(0)] * 3, "server")
     assert nothing != nothing
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6])
+def test_no_case_is_favoured_by_its_place_or_by_what_came_before_it(count):
+    rows = orders(count)
+    for place in range(count):
+        assert len(set(Counter(row[place] for row in rows).values())) == 1
+        assert {row[place] for row in rows} == set(range(count))
+    after = Counter(pair for row in rows for pair in pairwise(row))
+    assert len(after) == count * (count - 1)
+    assert len(set(after.values())) == 1
+
+
+def test_what_is_done_behind_a_burst_counts():
+    class Burst:
+        def run(self, ops: int) -> dict[str, float]:
+            return {"ops": ops, "seconds": 1.0, "cpu": 0.0, "p50": 0.0, "p99": 0.0}
+
+    caller: Any = Burst()
+    ended = threading.Event()
+    worker = threading.Thread(target=lambda: [None for _ in iter(ended.is_set, True)])
+    worker.start()
+    try:
+        found = []
+        for settle in (0.0, 0.05):
+            one = Case("a", caller, os.getpid())
+            Group("g", [one], [], 1, list, settle).round(0)
+            found.append(one.samples[0].server)
+    finally:
+        ended.set()
+        worker.join()
+    assert found[1] > found[0]
 
 
 def group(again: float) -> Group:
