@@ -13,6 +13,7 @@ import structlog
 
 from crossfade import gauges
 from crossfade import group as group_parts
+from crossfade.access import Role
 from crossfade.admin.api import AdminServer
 from crossfade.admin.guard import admission
 from crossfade.admin.parts import Parts
@@ -324,6 +325,11 @@ async def _start(
     watch: SettingsWatch | None = None
     web = None
     if settings.admin.port is not None:
+        admitted = partial(
+            admission,
+            doors.access,
+            minded=not settings.admin.insecure and not is_loopback(settings.admin.host),
+        )
         parts = Parts(
             controls,
             telemetry,
@@ -336,10 +342,9 @@ async def _start(
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
             schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
-            admit=admission(
-                doors.access,
-                minded=not settings.admin.insecure and not is_loopback(settings.admin.host),
-            ),
+            admit=admitted(),
+            # Prometheus's token must not be one that could move the migration.
+            admit_scraper=admitted(role=Role.READER),
             hosts=settings.admin.hosts,
         )
         web = AdminServer(parts, settings.admin.host, settings.admin.port)

@@ -36,7 +36,8 @@ class StatusLine:
         self._console = screen or console()
         self._plain_seconds = plain_seconds
         self._live = (
-            Live(console=self._console, auto_refresh=False, transient=True)
+            # Else what is said on stdout would go to the screen, and never into a pipe.
+            Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=False)
             if self._console.is_terminal
             else None
         )
@@ -60,6 +61,14 @@ class StatusLine:
     def say(self, text: str) -> None:
         """A line of its own, above the status."""
         self._console.print(text, markup=False, soft_wrap=True)
+
+    def answer(self, text: str) -> None:
+        """The same for programs, too: on stdout, where a terminal shows it among the others."""
+        if self._live is not None:
+            self._live.stop()
+        print(text, flush=True)
+        if self._live is not None:
+            self._live.start()
 
     def update(self, status: Status, now: float | None = None) -> None:
         """`now`: seconds of `time.monotonic()`."""

@@ -142,7 +142,7 @@ class Exporters:
         metric_exporter: MetricExporter | None,
         interval: float,
     ) -> None:
-        if settings.otlp_endpoint is not None:
+        if settings.otlp_endpoint is not None and settings.push_metrics:
             from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
             endpoint = settings.otlp_endpoint

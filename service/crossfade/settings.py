@@ -443,9 +443,11 @@ class TelemetrySettings(Section):
 
     `sample_ratio`: the share of the calls that is traced, of those whose caller says nothing of
     it. Those that fail, take `slow` seconds or find the stores to differ are, in any case.
+    `push_metrics`: False where Prometheus fetches them, and the endpoint is for traces alone.
     """
 
     otlp_endpoint: str | None = None
+    push_metrics: bool = True
     sample_ratio: Rate = 0.01
     slow: Seconds = 1.0
     service_name: Annotated[str, Field(min_length=1)] = "crossfade"

@@ -108,13 +108,11 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         if STAGES[Stage(status_now.stage)].mirrored and not status_now.copied:
             async for step in admin.Copy(admin_pb2.CopyRequest()):
                 status.say(f"copying the old documents: {step.copied}")
-        status.say(f"firestore  {firestore_address}")
+        status.say(f"firestore {firestore_address}")
         status.say(f"postgresql {settings.postgresql.target}")
-        status.say(f"sidecar    {sidecar.address}")
-        print(f"sidecar {sidecar.address}", flush=True)
+        status.answer(f"sidecar {sidecar.address}")
         if sidecar.web is not None:
-            status.say(f"dashboard  http://{sidecar.web.address}/")
-            print(f"dashboard http://{sidecar.web.address}/", flush=True)
+            status.answer(f"dashboard http://{sidecar.web.address}/")
 
         work = [asyncio.create_task(_show(sidecar, status))]
         if options.traffic:

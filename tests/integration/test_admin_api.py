@@ -15,8 +15,9 @@ from tests.http_caller import call, events
 from tests.sidecar import eventually, running
 
 API = "/api/v1"
-TOKENS = "ops admin {0}, app writer {1}"
+TOKENS = "ops admin {0}, app writer {1}, prometheus reader {2}"
 ADMIN, WRITER = "admin-token-of-the-tests", "writer-token-of-the-tests"
+READER = "reader-token-of-the-tests"
 
 
 @pytest.fixture
@@ -338,7 +339,7 @@ async def test_the_page_and_what_it_may_do(stack):
 
 
 async def test_tokens_with_the_role_admin_open_it(postgres_database):
-    access = {"tokens": TOKENS.format(ADMIN, WRITER)}
+    access = {"tokens": TOKENS.format(ADMIN, WRITER, READER)}
     async with running(await postgres_database(), Stage.SHADOW, http={}, access=access) as stack:
         address = stack.sidecar.web.address
 
@@ -349,7 +350,9 @@ async def test_tokens_with_the_role_admin_open_it(postgres_database):
             answer = await call(address, path)
             assert (answer.status, answer.headers["www-authenticate"]) == (401, "Bearer"), path
             await refused(call(address, path, headers=bearer("x" * 20)), 401, "UNAUTHENTICATED")
-            await refused(call(address, path, headers=bearer(WRITER)), 403, "PERMISSION_DENIED")
+            if path != "/metrics":  # Prometheus's token must not be one that moves anything
+                await refused(call(address, path, headers=bearer(WRITER)), 403, "PERMISSION_DENIED")
+        assert (await call(address, "/metrics", headers=bearer(READER))).status == 200
         for path in ("/healthz", "/readyz", "/", f"{API}/openapi.json"):
             assert (await call(address, path)).status == 200, path
         change = {"collection": "tasks", "read_percent": 5, "who": "ada"}

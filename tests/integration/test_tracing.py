@@ -544,6 +544,20 @@ async def test_a_collector_gets_what_was_not_chosen_but_went_wrong(url, collecto
     assert [(point.count, point.HasField("sum")) for point in difference] == [(4, False)]
 
 
+async def test_a_collector_gets_traces_alone_where_prometheus_fetches_the_metrics(url, collector):
+    collected, endpoint = collector
+    telemetry = Telemetry(
+        TelemetrySettings(otlp_endpoint=endpoint, sample_ratio=1.0, push_metrics=False)
+    )
+    async with running(url, Stage.SHADOW, telemetry) as stack:
+        await stack.client.set("tasks/1", {"n": 1})
+        scrape = await asyncio.to_thread(telemetry.scraped)
+        await asyncio.to_thread(telemetry.close)
+    assert {span.name for span in collected.spans} >= {f"{SERVICE}/Commit", "commit tasks"}
+    assert collected.metrics == {}
+    assert b"crossfade_commits_total" in scrape.text("")[0]
+
+
 async def test_the_comparison_of_latencies_has_exemplars_of_traces(url, collector):
     collected, endpoint = collector
     telemetry = Telemetry(TelemetrySettings(otlp_endpoint=endpoint, sample_ratio=1.0))

@@ -21,6 +21,7 @@ from loadtests.bench.measure import (
     paired,
     with_children,
 )
+from loadtests.telemetry import interval, verdict
 
 
 def sample(server: float, rate: float = 1.0) -> Sample:
@@ -106,3 +107,20 @@ def test_cpu_of_a_process_and_its_children_is_seen():
         assert cpu_seconds([child.pid]) - spent < 0.15  # it waits: nothing is spent
         child.kill()
     assert cpu_seconds([child.pid]) == 0.0
+
+
+def test_a_telemetry_target_is_met_missed_or_not_resolved():
+    steady = [0.97, 0.98, 0.99] * 5
+    assert verdict(steady, 0.95, 1.01, 0.04)[0]
+    assert "not resolved" in verdict(steady, 0.95, 1.05, 0.04)[1], "the control differs"
+    met, told = verdict([0.8, 1.1] * 8, 0.95, 1.0, 0.04)
+    assert (met, "not resolved" in told) == (False, True), "so do the rounds"
+    met, told = verdict([0.90, 0.92] * 8, 0.95, 1.0, 0.04)
+    assert (met, "missed" in told) == (False, True)
+    met, told = verdict([0.99], 0.95, 1.0, 0.04)
+    assert met, "one round says what it says"
+
+
+def test_the_interval_of_a_median_cuts_off_what_chance_would():
+    assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert interval(range(1, 17)) == (5, 12), "the fifth of sixteen: 92 %"

@@ -413,6 +413,17 @@ def test_on_a_terminal_the_line_is_rewritten():
     assert "\x1b[2K" in text
 
 
+def test_what_programs_read_is_said_once_and_on_stdout(capsys):
+    for terminal in (False, True):
+        output = io.StringIO()
+        with StatusLine(Console(file=output, width=400, force_terminal=terminal)) as line:
+            line.update(status(), now=0.0)
+            line.answer("sidecar 127.0.0.1:7600")
+            line.update(status(), now=1.0)
+        assert capsys.readouterr().out == "sidecar 127.0.0.1:7600\n"
+        assert "sidecar" not in output.getvalue()
+
+
 def test_tables_are_plain_off_a_terminal():
     output = io.StringIO()
     screen = Console(file=output, width=20)

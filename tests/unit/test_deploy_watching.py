@@ -23,7 +23,10 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 COLLECTOR = yaml.safe_load((DEPLOY / "otel/collector.yaml").read_text())
-PROMETHEUS = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+PROMETHEUS, SCRAPING, IN_CLUSTER = (
+    yaml.safe_load((DEPLOY / "prometheus" / name).read_text())
+    for name in ("prometheus.yml", "scraping.yml", "kubernetes.yml")
+)
 GROUPS = yaml.safe_load((DEPLOY / "prometheus/rules/crossfade.yaml").read_text())["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
@@ -182,6 +185,56 @@ def test_prometheus_scrapes_what_the_collector_offers():
     service, _, port = target.partition(":")
     assert service in SERVICES
     assert COLLECTOR["exporters"]["prometheus"]["endpoint"].endswith(f":{port}")
+
+
+def test_the_same_rules_and_jobs_hold_where_sidecars_are_scraped():
+    names = [job["job_name"] for job in SCRAPING["scrape_configs"]]
+    assert names == ["crossfade", *(job["job_name"] for job in PROMETHEUS["scrape_configs"])]
+    for config in (SCRAPING, IN_CLUSTER):
+        assert config["rule_files"] == PROMETHEUS["rule_files"]
+        assert config["global"] == PROMETHEUS["global"]
+        own = config["scrape_configs"][0]
+        # The collector makes this label of service.name, and rules go by it.
+        assert own["job_name"] == TelemetrySettings().service_name
+        assert "metrics_path" not in own, "it is /metrics"
+
+
+def test_the_sidecar_is_asked_directly_or_by_the_collector_and_never_both_ways():
+    asked = {
+        target
+        for job in PROMETHEUS["scrape_configs"]
+        for config in job["static_configs"]
+        for target in config["targets"]
+    }
+    assert not {target for target in asked if target.startswith("sidecar")}
+
+    override = yaml.safe_load((DEPLOY / "compose.scraping.yml").read_text())["services"]
+    assert override["sidecar"]["environment"]["CROSSFADE_TELEMETRY__PUSH_METRICS"] == "false"
+    (mount,) = override["prometheus"]["volumes"]
+    source, place, _ = mount.split(":")
+    assert source == "./deploy/prometheus/scraping.yml"
+    assert place in {each.split(":")[1] for each in SERVICES["prometheus"]["volumes"]}
+    ((target,),) = [each["targets"] for each in SCRAPING["scrape_configs"][0]["static_configs"]]
+    host, _, port = target.partition(":")
+    assert port == SERVICES["sidecar"]["environment"]["CROSSFADE_ADMIN__PORT"]
+    # By any other name it would be refused (guard.py).
+    hosts = override["sidecar"]["environment"]["CROSSFADE_ADMIN__HOSTS"]
+    assert json.loads(hosts) == [host]
+
+
+def test_in_a_cluster_the_pods_containers_are_found_and_shown_a_token():
+    (job,) = IN_CLUSTER["scrape_configs"]
+    keep = job["relabel_configs"][0]
+    assert keep["action"] == "keep"
+    name, _, port = keep["regex"].partition(";")
+    pod = next(
+        manifest
+        for manifest in yaml.safe_load_all((DEPLOY / "kubernetes/deployment.yaml").read_text())
+        if manifest["kind"] == "Deployment"
+    )["spec"]["template"]["spec"]
+    (sidecar,) = [each for each in pod["initContainers"] if each["name"] == name]
+    assert [each["name"] for each in sidecar["ports"]] == [port]
+    assert job["authorization"] == {"credentials_file": "secrets/crossfade-token"}
 
 
 def test_prometheus_finds_its_rules_in_the_container():

@@ -42,16 +42,18 @@ HEADERS = (
 )
 
 
-def admission(access: Access, *, minded: bool) -> Admit:
-    """Who may ask. `minded`: without tokens nobody may, for others than this machine reach it."""
+def admission(access: Access, *, minded: bool, role: Role = Role.ADMIN) -> Admit:
+    """Who may ask: those of at least this role. `minded`: without tokens nobody may, for others
+    than this machine reach it."""
 
     def admit(authorization: str | None) -> str:
         if access.open and minded:
             raise PermissionDenied(
                 "the admin API listens for other machines, and there are no tokens: set one with "
-                'the role admin ([access] tokens_file), or [admin] host = "127.0.0.1"'
+                f"the role {role.name.lower()} ([access] tokens_file), or "
+                '[admin] host = "127.0.0.1"'
             )
-        return access.require(authorization, Role.ADMIN).name
+        return access.require(authorization, role).name
 
     return admit
 

@@ -24,7 +24,8 @@ async def nowhere() -> list[str]:
 class Parts:
     """`methods`: of the admin services, by name, from request bytes to reply bytes. `judge`: what
     a collection's figures say now. `settings`: those in force. `schema_drift`: a line for each
-    difference. `hosts`: names of this server, beside localhost."""
+    difference. `admit_scraper`: who may fetch metrics. `hosts`: names of this server, beside
+    localhost."""
 
     controls: Controls
     telemetry: Telemetry
@@ -32,6 +33,7 @@ class Parts:
     judge: Callable[[str], Awaitable[Sequence[Answer]]]
     settings: Callable[[], Settings]
     admit: Admit
+    admit_scraper: Admit
     settings_problem: Callable[[], str] = str
     schema_drift: Callable[[], Awaitable[list[str]]] = nowhere
     hosts: Sequence[str] = field(default=())

@@ -275,7 +275,7 @@ def open_routes(parts: Parts) -> Any:
         return JSONResponse(found.model_dump(exclude_none=True))
 
     async def admitted(request: Request) -> None:
-        parts.admit(request.headers.get("authorization"))
+        parts.admit_scraper(request.headers.get("authorization"))
 
     scrape: Any = None
     loading = asyncio.Lock()
