@@ -226,6 +226,19 @@ def test_addresses_are_those_where_somebody_listens(load):
         assert f" sidecar:{found.server.port}" in SERVICES[name]["command"]
 
 
+def test_a_prometheus_that_fetches_is_let_in_and_the_collector_gets_traces_alone(load, monkeypatch):
+    override = yaml.safe_load((ROOT / "deploy/compose.scraping.yml").read_text())["services"]
+    assert set(override) <= set(SERVICES)
+    for name, value in override["sidecar"]["environment"].items():
+        assert name not in SERVICES["sidecar"]["environment"]
+        monkeypatch.setitem(SERVICES["sidecar"]["environment"], name, value)
+    found = load()
+
+    assert found.admin.hosts == ("sidecar",)
+    assert found.telemetry.otlp_endpoint
+    assert not found.telemetry.push_metrics
+
+
 def port_of(listener: dict[str, str]) -> str:
     return listener["endpoint"].rpartition(":")[2]
 

@@ -4,8 +4,10 @@ their options, make targets, settings, links.
 
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 
 import cyclopts
 import pytest
@@ -50,6 +52,13 @@ def test_a_command_is_one_with_its_options(command):
     )
 
     assert function is not cli.app.help_print
+
+
+def test_the_settings_that_are_shown_are_settings():
+    blocks = [dedent(block) for block in re.findall(r"```toml\n(.*?)```", OPERATIONS, re.DOTALL)]
+    assert blocks
+    for block in blocks:
+        settings.Settings.model_validate(tomllib.loads(block))
 
 
 @pytest.mark.parametrize("wrong", ["crossfade stages", "crossfade traffic set tasks --percents 5"])

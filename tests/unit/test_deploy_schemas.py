@@ -50,6 +50,14 @@ def test_the_compose_file(compose):
     assert set(names) == set(yaml.safe_load(COMPOSE.read_text())["services"])
 
 
+def test_the_compose_file_that_is_laid_over_it(compose):
+    text = (ROOT / "deploy/compose.scraping.yml").read_text()
+
+    assert set(compose.from_yaml(text).service_names()) <= set(
+        yaml.safe_load(COMPOSE.read_text())["services"]
+    )
+
+
 @pytest.mark.parametrize(
     ("right", "wrong", "complaint"),
     [
