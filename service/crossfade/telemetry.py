@@ -418,6 +418,13 @@ class Telemetry:
                 merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
         return merged
 
+    def lags(self) -> list[int]:
+        """Counts of the mirror's lag by bucket, of both ways: as `buckets`."""
+        merged = [0] * (BUCKETS + 1)
+        for series in list(self._lags.values()):
+            merged = [a + b for a, b in zip(merged, series.buckets, strict=True)]
+        return merged
+
     def quantiles(self, *qs: float, **wanted: str | None) -> tuple[float | None, ...]:
         """Quantiles (0..1) in seconds over every series that fits (see `buckets`); None
         without a record."""

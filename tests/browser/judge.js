@@ -66,6 +66,11 @@
   wrong.push(...twice.map((id) => `twice: id ${id}`));
   const wide = document.documentElement.scrollWidth;
   if (wide > innerWidth) wrong.push(`wider than the window: ${wide} > ${innerWidth}`);
+  // Figures that are there, and that nobody sees who does not scroll sideways.
+  for (const region of document.querySelectorAll(".scroll")) {
+    const over = region.scrollWidth - region.clientWidth;
+    if (over > 0) wrong.push(`cut off by ${over}: ${region.getAttribute("aria-label")}`);
+  }
   if (document.documentElement.lang !== "en") wrong.push("no language");
   return wrong;
 }

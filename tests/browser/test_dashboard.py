@@ -22,7 +22,10 @@ DARK = {"color_scheme": "dark"}
 async def stack(postgres_database):
     """In stage shadow, with some traffic of the past."""
     url = await postgres_database()
-    async with running(url, Stage.SHADOW, http={}, shadow_rate=1.0, read_percent=40) as made:
+    shadow = {"daily_reads": 1_000_000}
+    async with running(
+        url, Stage.SHADOW, http={}, shadow=shadow, shadow_rate=1.0, read_percent=40
+    ) as made:
         await made.copy()
         await busy(made)
         yield made
@@ -90,6 +93,11 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
             "No shadow read found a difference"
         )
         await expect(page.locator("#latency")).to_contain_text("The same reads by both")
+        kept = page.locator("#backlog .keeping")
+        await expect(kept).to_contain_text(
+            re.compile(r"p50 [\d.]+ m?s, p99 [\d.]+ m?s, of \d+ put")
+        )
+        await expect(kept).to_contain_text("left today")
         assert "shadow" in await page.title()
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from crossfade.admin.history import KEPT, MINUTE, History
-from crossfade.telemetry import OLDEST_PENDING, PENDING, VERDICTS, Telemetry
+from crossfade.admin.history import KEPT, MINUTE, History, Keeping
+from crossfade.telemetry import OLDEST_PENDING, PENDING, RECOPIES, VERDICTS, Telemetry
 
 
 def test_a_point_is_what_came_since_the_one_before():
@@ -67,3 +67,20 @@ def test_only_so_many_points_are_kept():
         history.observe()
     points = history.since(0)
     assert (len(points), points[-1].serial) == (KEPT, KEPT + 5)
+
+
+def test_how_the_mirror_kept_up_is_of_the_last_minute_alone():
+    telemetry = Telemetry()
+    history = History(telemetry)
+    assert history.keeping() == Keeping(0, None, None, 0)
+    telemetry.record_lag("put", 5.0)
+    telemetry.count(RECOPIES, "settled", by=7)
+    for _ in range(MINUTE):
+        history.observe()
+    for way in ("put", "recopy"):
+        telemetry.record_lag(way, 0.01)
+    telemetry.count(RECOPIES, "settled", by=2)
+    found = history.keeping()
+    assert (found.count, found.recopied) == (2, 2)
+    assert found.p50 == pytest.approx(0.01, rel=0.2)
+    assert found.p99 == pytest.approx(0.01, rel=0.2), "what was slow is longer ago"

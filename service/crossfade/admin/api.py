@@ -117,6 +117,7 @@ def _sections(desk: Desk) -> dict[str, Any]:
     return {
         "stand": desk.stand,
         "latency": desk.last_minute,
+        "keeping_up": desk.keeping_up,
         "paired": dumped(partial(desk.latency, "", "", PAIRED_SECONDS, 0.0)),
         "ramps": dumped(desk.ramps),
         "mismatches": dumped(partial(desk.mismatches, "", "", None, SHOWN_MISMATCHES)),

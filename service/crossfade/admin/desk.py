@@ -7,7 +7,7 @@ from typing import Any
 
 from crossfade.admin import models
 from crossfade.admin.calls import MARGIN_SECONDS, Calls, plain
-from crossfade.admin.history import INTERVAL_SECONDS, History, over_groups, plain_reads
+from crossfade.admin.history import INTERVAL_SECONDS, History, ms, over_groups, plain_reads
 from crossfade.admin.history import Calls as Counted
 from crossfade.admin.parts import Parts
 from crossfade.errors import CrossfadeError, InvalidArgument
@@ -15,6 +15,7 @@ from crossfade.jobs.rollback import roll_back
 from crossfade.plan import STAGES, Stage
 from crossfade.ramp import Answer
 from crossfade.telemetry import (
+    BUDGET_LEFT,
     DEAD_LETTERS,
     FOLLOWED,
     FOLLOWER_LAG,
@@ -132,6 +133,19 @@ class Desk:
     async def last_minute(self) -> dict[str, Any]:
         """By collection and store; as in the points of the plots."""
         return plain_reads(self._history.last_minute())
+
+    async def keeping_up(self) -> dict[str, Any]:
+        """How the mirror kept up in the last minute, and what comparing may still cost today:
+        None where it has no budget."""
+        found = self._history.keeping()
+        left = self._parts.telemetry.read_gauge(BUDGET_LEFT)
+        return {
+            "count": found.count,
+            "p50_ms": ms(found.p50),
+            "p99_ms": ms(found.p99),
+            "recopied": found.recopied,
+            "budget_left": next(iter(left.values()), None),
+        }
 
     # --- traffic
 
@@ -331,9 +345,6 @@ def _ramps(message: admin_pb2.ListRampsReply) -> models.Ramps:
 
 
 def _quantiles(calls: Counted) -> models.Quantiles:
-    def ms(seconds: float | None) -> float | None:
-        return None if seconds is None else seconds * 1e3
-
     return models.Quantiles(
         count=calls.count,
         errors=calls.errors,

@@ -13,7 +13,7 @@ from typing import Any
 
 from crossfade.durations import quantile
 from crossfade.figures import EVERY, STORES, Tally, tallies
-from crossfade.telemetry import OLDEST_PENDING, PENDING, VERDICTS, Gauge, Telemetry
+from crossfade.telemetry import OLDEST_PENDING, PENDING, RECOPIES, VERDICTS, Gauge, Telemetry
 
 INTERVAL_SECONDS = 5.0
 MINUTE = 12
@@ -55,6 +55,18 @@ class Point:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """How the mirror kept up in the last minute. `count`: commits and documents that it was told
+    of; seconds from the authority's commit to its having them, None without one. `recopied`:
+    documents."""
+
+    count: int
+    p50: float | None
+    p99: float | None
+    recopied: int
+
+
 class History:
     """`clock`: seconds since 1970."""
 
@@ -65,6 +77,7 @@ class History:
         self._serial = 0
         self._tallies = deque([tallies(telemetry)], maxlen=MINUTE)
         self._verdicts = telemetry.counts(VERDICTS)
+        self._kept_up = deque([self._keeping()], maxlen=MINUTE)
         self.added: Callable[[], None] = lambda: None
         """Called after each point."""
 
@@ -89,11 +102,21 @@ class History:
         self._points.append(point)
         self._tallies.append(now)
         self._verdicts = verdicts
+        self._kept_up.append(self._keeping())
         self.added()
 
     def last_minute(self) -> dict[str, dict[str, Calls]]:
         """By collection and store, up to now: quantiles of points cannot be put together."""
         return _reads(tallies(self._telemetry), self._tallies[0])
+
+    def keeping(self) -> Keeping:
+        """Of the last minute, up to now."""
+        (now, recopied), (before, formerly) = self._keeping(), self._kept_up[0]
+        lags = [a - b for a, b in zip(now, before, strict=True)]
+        return Keeping(sum(lags), quantile(lags, 0.5), quantile(lags, 0.99), recopied - formerly)
+
+    def _keeping(self) -> tuple[list[int], int]:
+        return self._telemetry.lags(), self._telemetry.total(RECOPIES)
 
     def since(self, serial: int) -> list[Point]:
         """The points after one."""
@@ -112,7 +135,7 @@ def plain_reads(reads: Mapping[str, Mapping[str, Calls]]) -> dict[str, Any]:
     """Short, because many of them travel: [count, errors, p50, p95, p99], milliseconds."""
     return {
         name: {
-            store: [each.count, each.errors, *map(_ms, (each.p50, each.p95, each.p99))]
+            store: [each.count, each.errors, *map(ms, (each.p50, each.p95, each.p99))]
             for store, each in stores.items()
         }
         for name, stores in reads.items()
@@ -157,5 +180,5 @@ def _risen(
     return found
 
 
-def _ms(seconds: float | None) -> float | None:
+def ms(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds * 1e3, 3)

@@ -134,7 +134,7 @@ function draw() {
         jobsCard(state, act))),
     mismatchesCard(state, act),
     lettersCard(state, act),
-    h("div", { key: "last", class: "columns" }, auditCard(state), driftCard(state, act)));
+    h("div", { key: "last", class: "columns loose" }, auditCard(state), driftCard(state, act)));
 }
 
 function drawBar() {

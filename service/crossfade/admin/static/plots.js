@@ -2,7 +2,7 @@
 
 import { legend, plot } from "./chart.js";
 import { h } from "./dom.js";
-import { axisMs, axisSeconds, count, ms, percent, seconds } from "./format.js";
+import { axisMs, axisSeconds, count, many, ms, percent, seconds } from "./format.js";
 import { card, table, unknown } from "./marks.js";
 import { BAD, verdictSums } from "./tiles.js";
 
@@ -14,6 +14,7 @@ export function span(points) {
   return SPANS.find((seconds_) => held <= seconds_) ?? SPANS.at(-1);
 }
 const QUANTILES = { p50: 2, p95: 3, p99: 4 };
+const NAMES = Object.fromEntries(Object.entries(QUANTILES).map(([name, index]) => [index, name]));
 
 export function latencyCard(state, points, view, width) {
   const names = [...new Set(points.flatMap((point) => Object.keys(point.reads)))].filter(Boolean).sort();
@@ -53,12 +54,12 @@ function paired(found, chosen) {
   return [h("h3", { class: "small-title" }, "The same reads by both, last 10 minutes: PostgreSQL minus Firestore"),
     table("Differences of the same reads", [{ title: "Reads" }, { title: "Number", number: true }, { title: "p50", number: true },
       { title: "p95", number: true }, { title: "p99", number: true }, { title: "Slower", number: true }, { title: "Spread" }],
-    shown.map((each) => h("tr", { key: `${each.collection} ${each.operation}` },
-      h("th", { scope: "row" }, each.collection, h("span", { class: "muted" }, ` ${each.operation}`)),
-      h("td", { class: "number" }, count(each.count)),
-      ["p50_ms", "p95_ms", "p99_ms"].map((name) => h("td", { key: name, class: `number ${each.difference[name] > 0 ? "bad-text" : "good-text"}` }, signed(each.difference[name]))),
-      h("td", { class: "number" }, percent(100 * each.slower)),
-      h("td", {}, spread(each.buckets)))), "")];
+    shown.map((each) => h("tr", { key: `${each.collection} ${each.operation}`, class: "same" },
+      h("th", { scope: "row" }, each.collection, " ", h("span", { class: "muted" }, each.operation)),
+      h("td", { class: "number", "data-name": "number" }, count(each.count)),
+      ["p50_ms", "p95_ms", "p99_ms"].map((name) => h("td", { key: name, "data-name": name.slice(0, 3), class: `number ${each.difference[name] > 0 ? "bad-text" : "good-text"}` }, signed(each.difference[name]))),
+      h("td", { class: "number", "data-name": "slower" }, percent(100 * each.slower)),
+      h("td", { class: "picture" }, spread(each.buckets)))), "")];
 }
 
 const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${ms(Math.abs(value))}`;
@@ -66,8 +67,8 @@ const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${ms(Math.
 // Where PostgreSQL is faster to the left, where it is slower to the right.
 function spread(buckets) {
   const highest = Math.max(...buckets.map((each) => each.count));
-  const wide = Math.min(8, 96 / buckets.length);
-  return h("svg", { class: "spread", viewBox: "0 0 96 24", width: 96, height: 24, role: "img",
+  const wide = Math.min(6, 72 / buckets.length);
+  return h("svg", { class: "spread", viewBox: "0 0 72 24", width: 72, height: 24, role: "img",
     "aria-label": `From ${signed(buckets[0].to_ms)} to ${signed(buckets.at(-1).to_ms)}` },
   buckets.map((each, i) => {
     const tall = Math.max(2, (22 * each.count) / highest);
@@ -80,15 +81,16 @@ function quantiles(latency, chosen) {
   if (!last) return h("p", { class: "empty" }, "No reads in the last minute.");
   const row = (name, kind) => h("tr", { key: kind },
     h("th", { scope: "row" }, h("span", { class: `store ${kind}` }, name)),
-    h("td", { class: "number" }, count(last[kind][0])), h("td", { class: "number" }, count(last[kind][1])),
-    [2, 3, 4].map((i) => h("td", { class: "number", key: i }, ms(last[kind][i]))));
+    h("td", { class: "number", "data-name": "reads" }, count(last[kind][0])),
+    h("td", { class: "number", "data-name": "failed" }, count(last[kind][1])),
+    [2, 3, 4].map((i) => h("td", { class: "number", key: i, "data-name": NAMES[i] }, ms(last[kind][i]))));
   const difference = h("tr", { key: "difference", class: "difference" },
-    h("th", { scope: "row" }, "PostgreSQL is"), h("td", {}), h("td", {}),
+    h("th", { scope: "row" }, "PostgreSQL is"), h("td", { class: "nothing" }), h("td", { class: "nothing" }),
     [2, 3, 4].map((i) => {
       const [a, b] = [last.firestore[i], last.postgresql[i]];
-      if (a === null || b === null) return h("td", { key: i, class: "number" }, "–");
-      return h("td", { key: i, class: `number ${b > a ? "slower" : "faster"}` },
-        `${ms(Math.abs(b - a))} ${b > a ? "slower" : "faster"}`);
+      if (a === null || b === null) return h("td", { key: i, class: "number", "data-name": NAMES[i] }, "–");
+      return h("td", { key: i, "data-name": NAMES[i], class: `number ${b > a ? "slower" : "faster"}` },
+        ms(Math.abs(b - a)), h("span", { class: "way" }, b > a ? " slower" : " faster"));
     }));
   return table("Reads of the last minute",
     [{ title: "Last minute" }, { title: "Reads", number: true }, { title: "Failed", number: true },
@@ -117,6 +119,19 @@ export function verdictsCard(state, points, view, width) {
     }));
 }
 
+// Below the plots: numbers that have no course worth a plot.
+function keepingUp(found) {
+  if (!found) return null;
+  const lag = found.count
+    ? `p50 ${ms(found.p50_ms)}, p99 ${ms(found.p99_ms)}, of ${many(found.count, "put")}` : "nothing was put";
+  return h("dl", { class: "facts keeping" },
+    h("dt", {}, "From commit to mirror, last minute"), h("dd", {}, lag),
+    h("dt", {}, "Recopied, last minute"), h("dd", {}, many(found.recopied, "document")),
+    found.budget_left !== null && [h("dt", { key: "b" }, "Budget for comparing"),
+      h("dd", { key: "c", class: found.budget_left > 0 ? "" : "bad-text" },
+        found.budget_left > 0 ? `${many(found.budget_left, "read")} left today` : "used up for today")]);
+}
+
 export function backlogCard(state, points, view, width) {
   if (state.stand.status.backlog_unknown) return card("backlog", "Pending, and its age", null, unknown(state.stand.status.backlog_unknown));
   const times = points.map((point) => point.at);
@@ -136,5 +151,6 @@ export function backlogCard(state, points, view, width) {
     legend([{ ...waiting[0], value: count(now ? pendingNow : waiting[0].values[shown]) }], times[at]),
     plot({ ...small, series: waiting, format: count, whole: true, label: `Documents pending over the last minutes: ${count(pendingNow)} now.` }),
     legend([{ ...ages[0], value: seconds(now ? oldestNow : ages[0].values[shown]) }], times[at]),
-    plot({ ...small, series: scaled, format: (value) => axisSeconds(value * unit), label: `Age of the oldest pending document: ${seconds(oldestNow)} now.` }));
+    plot({ ...small, series: scaled, format: (value) => axisSeconds(value * unit), label: `Age of the oldest pending document: ${seconds(oldestNow)} now.` }),
+    keepingUp(state.keeping_up));
 }
