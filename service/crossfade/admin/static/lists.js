@@ -37,7 +37,7 @@ export function differences(found) {
     found.map((each, index) => h("tr", { key: index },
       h("th", { scope: "row" }, h("code", {}, each.field || "(the whole)")),
       h("td", {}, each.kind), h("td", {}, value(each.authority)), h("td", {}, value(each.mirror)))),
-    "Nothing differs.");
+    "Nothing differs.", "cards");
 }
 
 // Redacted as the API gives it: a type, and a hash that is equal where values are.
@@ -60,7 +60,7 @@ export function lettersCard(state, act) {
         h("td", {}, ago(each.since)),
         h("td", { class: "actions" }, button("Try again…", () => act.retry({ path: each.path, foreign: each.foreign }),
           { "aria-label": `Try ${each.path} again` })))),
-      "Every document could be copied."),
+      "Every document could be copied.", "cards"),
       state.dead_letters.more && h("p", { class: "muted" }, "There are more.")]);
 }
 

@@ -37,10 +37,16 @@ export function card(id, title, head, ...body) {
     ...body);
 }
 
-export function table(label, columns, rows, empty) {
+// `kind` "cards": on a phone each row is a small card, whose cells say their column.
+export function table(label, columns, rows, empty, kind = "") {
   if (!rows.length) return h("p", { class: "empty" }, empty);
+  for (const row of rows) {
+    row.children.forEach((cell, index) => {
+      if (cell.tag === "td" && columns[index].title) cell.props["data-name"] ??= columns[index].title.toLowerCase();
+    });
+  }
   // Scrolls by itself, so it has to be reachable without a mouse.
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label },
+  return h("div", { class: `scroll ${kind}`, tabindex: "0", role: "region", "aria-label": label },
     h("table", {},
       h("caption", { class: "unseen" }, label),
       h("thead", {}, h("tr", {}, columns.map((column) =>

@@ -14,7 +14,6 @@ export function span(points) {
   return SPANS.find((seconds_) => held <= seconds_) ?? SPANS.at(-1);
 }
 const QUANTILES = { p50: 2, p95: 3, p99: 4 };
-const NAMES = Object.fromEntries(Object.entries(QUANTILES).map(([name, index]) => [index, name]));
 
 export function latencyCard(state, points, view, width) {
   const names = [...new Set(points.flatMap((point) => Object.keys(point.reads)))].filter(Boolean).sort();
@@ -56,10 +55,10 @@ function paired(found, chosen) {
       { title: "p95", number: true }, { title: "p99", number: true }, { title: "Slower", number: true }, { title: "Spread" }],
     shown.map((each) => h("tr", { key: `${each.collection} ${each.operation}`, class: "same" },
       h("th", { scope: "row" }, each.collection, " ", h("span", { class: "muted" }, each.operation)),
-      h("td", { class: "number", "data-name": "number" }, count(each.count)),
-      ["p50_ms", "p95_ms", "p99_ms"].map((name) => h("td", { key: name, "data-name": name.slice(0, 3), class: `number ${each.difference[name] > 0 ? "bad-text" : "good-text"}` }, signed(each.difference[name]))),
-      h("td", { class: "number", "data-name": "slower" }, percent(100 * each.slower)),
-      h("td", { class: "picture" }, spread(each.buckets)))), "")];
+      h("td", { class: "number" }, count(each.count)),
+      ["p50_ms", "p95_ms", "p99_ms"].map((name) => h("td", { key: name, class: `number ${each.difference[name] > 0 ? "bad-text" : "good-text"}` }, signed(each.difference[name]))),
+      h("td", { class: "number" }, percent(100 * each.slower)),
+      h("td", { class: "picture" }, spread(each.buckets)))), "", "cards")];
 }
 
 const signed = (value) => `${value > 0 ? "+" : value < 0 ? "−" : ""}${ms(Math.abs(value))}`;
@@ -81,21 +80,20 @@ function quantiles(latency, chosen) {
   if (!last) return h("p", { class: "empty" }, "No reads in the last minute.");
   const row = (name, kind) => h("tr", { key: kind },
     h("th", { scope: "row" }, h("span", { class: `store ${kind}` }, name)),
-    h("td", { class: "number", "data-name": "reads" }, count(last[kind][0])),
-    h("td", { class: "number", "data-name": "failed" }, count(last[kind][1])),
-    [2, 3, 4].map((i) => h("td", { class: "number", key: i, "data-name": NAMES[i] }, ms(last[kind][i]))));
+    h("td", { class: "number" }, count(last[kind][0])), h("td", { class: "number" }, count(last[kind][1])),
+    [2, 3, 4].map((i) => h("td", { class: "number", key: i }, ms(last[kind][i]))));
   const difference = h("tr", { key: "difference", class: "difference" },
     h("th", { scope: "row" }, "PostgreSQL is"), h("td", { class: "nothing" }), h("td", { class: "nothing" }),
     [2, 3, 4].map((i) => {
       const [a, b] = [last.firestore[i], last.postgresql[i]];
-      if (a === null || b === null) return h("td", { key: i, class: "number", "data-name": NAMES[i] }, "–");
-      return h("td", { key: i, "data-name": NAMES[i], class: `number ${b > a ? "slower" : "faster"}` },
+      if (a === null || b === null) return h("td", { key: i, class: "number" }, "–");
+      return h("td", { key: i, class: `number ${b > a ? "slower" : "faster"}` },
         ms(Math.abs(b - a)), h("span", { class: "way" }, b > a ? " slower" : " faster"));
     }));
   return table("Reads of the last minute",
     [{ title: "Last minute" }, { title: "Reads", number: true }, { title: "Failed", number: true },
       { title: "p50", number: true }, { title: "p95", number: true }, { title: "p99", number: true }],
-    [row("Firestore", "firestore"), row("PostgreSQL", "postgresql"), difference], "");
+    [row("Firestore", "firestore"), row("PostgreSQL", "postgresql"), difference], "", "cards");
 }
 
 export function verdictsCard(state, points, view, width) {
