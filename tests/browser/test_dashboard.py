@@ -95,7 +95,7 @@ async def test_it_shows_where_the_migration_stands(stack, opened):
         await expect(page.locator("#latency")).to_contain_text("The same reads by both")
         kept = page.locator("#backlog .keeping")
         await expect(kept).to_contain_text(
-            re.compile(r"p50 [\d.]+ m?s, p99 [\d.]+ m?s, of \d+ put")
+            re.compile(r"p50 [\d.]+\sm?s, p99 [\d.]+\sm?s, of \d+ put")
         )
         await expect(kept).to_contain_text("left today")
         assert "shadow" in await page.title()

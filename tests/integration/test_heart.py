@@ -539,7 +539,7 @@ async def test_a_dead_letter_holds_a_change_of_authority_and_says_so(url):
         await stack.copy()
         await mark_pending(stack, "tasks/1")
         await stack.sql.execute("update crossfade.pending set dead = true")
-        with pytest.raises(grpc.aio.AioRpcError, match="1 documents are dead letters"):
+        with pytest.raises(grpc.aio.AioRpcError, match="1 document is a dead letter"):
             await stack.stage("live")
         await stack.client.set("tasks/2", {"n": 1})  # the former stage stands, and is open
         await unmark(stack)

@@ -9,7 +9,8 @@ KEEPS_UP_SECONDS = 2.0
 
 
 def check(facts: Facts) -> Answer:
-    seen = f"{facts.pending} documents are pending, the oldest for {facts.oldest_seconds:.1f} s"
+    what = "document is" if facts.pending == 1 else "documents are"
+    seen = f"{facts.pending} {what} pending, the oldest for {facts.oldest_seconds:.1f} s"
     if not facts.pending:
         return Answer(NAME, Outcome.PASS, "nothing is pending")
     if facts.oldest_seconds <= KEEPS_UP_SECONDS:
