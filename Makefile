@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
 .PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres bench-backfill beam
 .PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate
-.PHONY: lint format proto docs schemas lock clean
+.PHONY: lint format proto docs schemas collector lock clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -105,6 +105,9 @@ docs: setup ## rewrite the table of instruments in docs/telemetry.md
 schemas: setup ## what checks deploy/ against the schemas of Compose and Kubernetes
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/schemas.lock
 
+collector: setup ## a collector of somebody else's, for the test that sends to it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r deploy/collector.lock
+
 beam: setup ## Apache Beam, for `crossfade backfill --runner` and its test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r loadtests/beam.lock
 
@@ -117,6 +120,9 @@ lock: setup ## resolve the dependencies anew: versions and hashes, no addresses
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock -o deploy/schemas.lock deploy/schemas.in
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock -o deploy/collector.lock deploy/collector.in
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 		--exclude-newer "1 week" --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock -o loadtests/beam.lock loadtests/beam.in

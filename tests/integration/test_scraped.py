@@ -7,7 +7,6 @@ import asyncio
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from crossfade.plan import Stage
 from crossfade.settings import TelemetrySettings
 from crossfade.telemetry import Telemetry
+from tests.fault.processes import free_port
 from tests.http_caller import call
 from tests.sidecar import running
 
@@ -41,13 +41,6 @@ def binary() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def jobs(target: str) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ function row(name, title, traffic, own, ramp, state, act) {
       h("span", { class: "store postgresql" }, h("span", { class: "unseen" }, "PostgreSQL "), ms(last.postgresql[4]))]),
     h("td", {}, ramp && [badge(ramp.status, ramp.status === "running" ? "busy" : ""),
       h("span", { class: "muted ramp-note", title: ramp.reason },
-        ` ${percent(ramp.percent, 2)} ${ago(ramp.since)}, ${ramp.reason}`)]),
+        `at ${percent(ramp.percent, 2)} since ${ago(ramp.since)}: ${ramp.reason}`)]),
     h("td", { class: "actions" },
       button("Change…", () => act.traffic(name, traffic.group), {
         "aria-label": `Change the reads of ${title}`, "data-act": `traffic-${name || traffic.group}`,
