@@ -106,8 +106,11 @@ async def run_up(options: UpOptions, stop: asyncio.Event, status: StatusLine) ->
         admin = admin_pb2_grpc.AdminStub(channel)
         status_now = await sidecar.status()
         if STAGES[Stage(status_now.stage)].mirrored and not status_now.copied:
+            said = -1
             async for step in admin.Copy(admin_pb2.CopyRequest()):
-                status.say(f"copying the old documents: {step.copied}")
+                if step.copied != said:  # its last steps copy nothing more
+                    said = step.copied
+                    status.say(f"copying the old documents: {said}")
         status.say(f"firestore {firestore_address}")
         status.say(f"postgresql {settings.postgresql.target}")
         status.answer(f"sidecar {sidecar.address}")
