@@ -1,7 +1,7 @@
 // Which share of each collection's reads PostgreSQL answers, and the ramps that move it.
 
 import { h } from "./dom.js";
-import { ago, collectionName, count, ms, percent, share } from "./format.js";
+import { collectionName, count, ms, percent, seconds, share } from "./format.js";
 import { badge, button, card, table } from "./marks.js";
 import { BAD } from "./tiles.js";
 
@@ -51,7 +51,7 @@ function row(name, title, traffic, own, ramp, state, act) {
       h("span", { class: "store postgresql" }, h("span", { class: "unseen" }, "PostgreSQL "), ms(last.postgresql[4]))]),
     h("td", {}, ramp && [badge(ramp.status, ramp.status === "running" ? "busy" : ""),
       h("span", { class: "muted ramp-note", title: ramp.reason },
-        `at ${percent(ramp.percent, 2)} since ${ago(ramp.since)}: ${ramp.reason}`)]),
+        `at ${percent(ramp.percent, 2)} for ${seconds((Date.now() - Date.parse(ramp.since)) / 1000)}: ${ramp.reason}`)]),
     h("td", { class: "actions" },
       button("Change…", () => act.traffic(name, traffic.group), {
         "aria-label": `Change the reads of ${title}`, "data-act": `traffic-${name || traffic.group}`,
