@@ -568,7 +568,8 @@ def _can_be_given_up(change: Change) -> bool:
 
 
 def _dead_letters(count: int) -> FailedPrecondition:
+    what = "1 document is a dead letter" if count == 1 else f"{count} documents are dead letters"
     return FailedPrecondition(
-        f"{count} documents are dead letters: they could not be copied and have to be looked at "
+        f"{what}: what could not be copied has to be looked at "
         f"first (crossfade dead-letters); the former stage stands"
     )
