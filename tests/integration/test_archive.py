@@ -4,8 +4,6 @@ import asyncio
 import gzip
 import json
 import time
-from collections import Counter
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from crossfade.write import Write
 from crossfade_api.v1 import document_pb2 as pb
 from tests import strategies
 from tests.certificates import authority, issued_by
+from tests.days import Days
 from tests.guarded import READER, TOKENS, WRITER
 from tests.sidecar import DATABASE, Running, eventually, running
 from tests.validated import validated
@@ -366,16 +365,9 @@ async def test_an_archive_keeps_its_rate_and_waits_for_the_next_days_budget(
 ):
     async with running(url, Stage.DUAL_WRITE) as stack:
         await put(stack, {f"tasks/{n:03}": {"n": n} for n in range(230)})
-        now, given = time.time(), Counter[date]()
-
-        class Days:
-            async def reserve(self, day: date, reads: int, daily: int) -> tuple[int, int]:
-                got = min(reads, daily - given[day])
-                given[day] += got
-                return got, given[day]
-
+        now, kept = time.time(), Days()
         monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.01)
-        budget = Budget(100, Days(), clock=lambda: now)
+        budget = Budget(100, kept, clock=lambda: now)
         brake = Brake(2_000.0, budget)
         source = Source(StoreName.FIRESTORE, DATABASE.name)
 
@@ -400,7 +392,7 @@ async def test_an_archive_keeps_its_rate_and_waits_for_the_next_days_budget(
             brake.waits_for = ""
         await task
         assert (days, done) == (3, 230)
-        assert sum(given.values()) >= 230
+        assert kept.given.total() >= 230
 
         began = time.monotonic()
         async for _ in archive(tmp_path / "b", source, slowly(stack, 400.0)):

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import date
 from typing import Any
 
 import grpc.aio
@@ -31,6 +30,7 @@ from crossfade.stores.postgres.mirror import Mirror
 from crossfade.wire import parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import jobs_pb2, jobs_pb2_grpc
+from tests.days import Days
 from tests.sidecar import DATABASE, Running, eventually, running
 from violet import sample
 
@@ -401,24 +401,12 @@ async def test_a_rate_is_kept_by_all_processes_together(postgres_database: Any):
         assert (await own.jobs.get(job.id)).documents == len(documents)
 
 
-class _Days:
-    """Gives away so much of each day's budget."""
-
-    def __init__(self) -> None:
-        self.given: Counter[date] = Counter()
-
-    async def reserve(self, day: date, reads: int, daily: int) -> tuple[int, int]:
-        got = min(reads, daily - self.given[day])
-        self.given[day] += got
-        return got, self.given[day]
-
-
 async def test_a_job_waits_for_the_next_days_budget(postgres_database: Any):
     async with stack(postgres_database) as made:
         documents = await filled(made, 20)
         own = both(made)
         now = time.time()
-        budget = Budget(60, _Days(), clock=lambda: now)
+        budget = Budget(60, Days(), clock=lambda: now)
         await budget.refill()
         job = await begin(own, EVERYTHING)
         doing = work(own, job, pacing=Pacing(1, page=25), budget=budget)
