@@ -30,6 +30,7 @@ from crossfade.jobs.archive import Source, archive, documents_of, pages_of_fires
 from crossfade.jobs.backfill import backfill
 from crossfade.jobs.brake import Brake
 from crossfade.jobs.restore import Outcome, Restorer, decide
+from crossfade.jobs.work import OF_BUDGET
 from crossfade.plan import Stage, StoreName
 from crossfade.store import Intent
 from crossfade.write import Write
@@ -424,4 +425,4 @@ def slowly(stack: Running, rate: float) -> archiving.PagesFrom:
 
 
 async def _waits_or_ends(brake: Brake, task: asyncio.Task[None]) -> bool:
-    return task.done() or brake.waits_for == brakes.OF_BUDGET
+    return task.done() or brake.waits_for == OF_BUDGET

@@ -7,10 +7,10 @@ import asyncio
 
 from crossfade.budget import Budget
 from crossfade.jobs.pace import TARGET_SECONDS, Rate
+from crossfade.jobs.work import OF_BUDGET
 
 LOOK_SECONDS = 0.5
 """After so long it is looked at again whether there is a budget."""
-OF_BUDGET = "the day's budget of Firestore reads"
 
 
 class Brake:
