@@ -45,6 +45,6 @@ function validation(each, grouped) {
           [{ title: "Collection" }, ...COLUMNS.map((word) => ({ title: TITLES[word] ?? word, number: true }))],
           each.by_collection.map((one) => h("tr", { key: one.collection },
             h("th", { scope: "row" }, one.collection),
-            COLUMNS.map((word) => h("td", { key: word, class: BAD.includes(word) && one[word] ? "number bad-text" : "number" }, count(one[word]))))),
+            COLUMNS.map((word) => h("td", { key: word, "data-word": TITLES[word] ?? word, class: BAD.includes(word) && one[word] ? "number bad-text" : "number" }, count(one[word]))))),
           "It met no document."))));
 }
