@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from crossfade.groups import DEFAULT
 from crossfade.jobs import validating
 from crossfade.jobs.validate import How
 from crossfade.jobs.validating import Asked
@@ -32,8 +33,9 @@ def settings_of(stack: Running, **sections: Any) -> Settings:
 async def validated(stack: Running, how: How | None = None, **options: Any) -> Any:
     """The report of a validation."""
     settings = options.pop("settings", None) or settings_of(stack)
+    group = options.pop("group", DEFAULT)
     asked = Asked(how=how or How(), **options)
-    async with opened(settings) as on:
+    async with opened(settings, group=group) as on:
         job = await validating.begin(on, asked)
         job = await validating.work(on, job).run()
         return await validating.report_of(on, job)

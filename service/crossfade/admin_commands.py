@@ -4,10 +4,10 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -24,6 +24,7 @@ CALL_SECONDS = 30.0
 PAGE = 500
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "CROSSFADE_TOKEN", "CROSSFADE_TOKEN_FILE"
 CA_VARIABLE = "CROSSFADE_CA"
+CERT_VARIABLE, KEY_VARIABLE = "CROSSFADE_CLIENT_CERT", "CROSSFADE_CLIENT_KEY"
 Address = Annotated[
     str, Parameter(env_var="CROSSFADE_ADDRESS", help="HOST:PORT of a sidecar, or unix:PATH.")
 ]
@@ -179,35 +180,48 @@ async def connected(address: str) -> "AsyncIterator[admin_pb2_grpc.AdminAsyncStu
     """The sidecar's admin service. Raises CannotStart when nothing answers there."""
     from crossfade_api.v1 import admin_pb2_grpc
 
+    async with sidecar_channel(address) as channel:
+        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
+        yield stub
+
+
+@asynccontextmanager
+async def sidecar_channel(
+    address: str, options: "Sequence[tuple[str, Any]]" = ()
+) -> "AsyncIterator[grpc.aio.Channel]":
+    """To a sidecar that answers, as whoever types is. Raises CannotStart when none does."""
     host, _, port = address.rpartition(":")
     if not address.startswith("unix:/") and (not host or not port.isdecimal()):
         raise CannotStart(f'--address: "{address}" is not HOST:PORT, or unix:PATH')
-    async with _channel(address) as channel:
+    async with _channel(address, options) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), CONNECT_SECONDS)
         except TimeoutError:
             raise CannotStart(
                 f"no sidecar answers at {address}; is it running, and --address right?"
             ) from None
-        stub: admin_pb2_grpc.AdminAsyncStub = admin_pb2_grpc.AdminStub(channel)
-        yield stub
+        yield channel
 
 
-def _channel(address: str) -> "grpc.aio.Channel":
-    """With the caller's token, over TLS where there is a CA: of the environment, which the
-    options of the command line were put into."""
+def _channel(address: str, options: "Sequence[tuple[str, Any]]") -> "grpc.aio.Channel":
+    """With the caller's token, over TLS where there is a CA, there with a certificate of his own:
+    by the environment, which the options of the command line were put into."""
     import grpc
 
-    from crossfade.bearer import Bearer
+    from crossfade.bearer import bearing
 
     token = os.environ.get(TOKEN_VARIABLE, "")
     if file := os.environ.get(TOKEN_FILE_VARIABLE):
         token = _read(file, TOKEN_FILE_VARIABLE).decode().strip()
-    interceptors = [Bearer(token)] if token else []
+    interceptors = bearing(token) if token else []
     if file := os.environ.get(CA_VARIABLE):
-        credentials = grpc.ssl_channel_credentials(_read(file, CA_VARIABLE))
-        return grpc.aio.secure_channel(address, credentials, interceptors=interceptors)
-    return grpc.aio.insecure_channel(address, interceptors=interceptors)
+        own = [
+            _read(mine, variable) if (mine := os.environ.get(variable)) else None
+            for variable in (KEY_VARIABLE, CERT_VARIABLE)
+        ]
+        credentials = grpc.ssl_channel_credentials(_read(file, CA_VARIABLE), *own)
+        return grpc.aio.secure_channel(address, credentials, options, interceptors=interceptors)
+    return grpc.aio.insecure_channel(address, options, interceptors=interceptors)
 
 
 def _read(file: str, variable: str) -> bytes:

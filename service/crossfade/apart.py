@@ -43,6 +43,7 @@ class Apart:
     both: Both
     budget: Budget
     lanes: Lanes
+    telemetry: Telemetry
 
 
 @asynccontextmanager
@@ -72,6 +73,8 @@ async def apart(
         database = Database(settings.firestore.project, settings.firestore.database)
         mappings = load_mappings(settings.migration.mappings)
         hide_ids(settings, mappings)
+        telemetry = _telemetry(settings)
+        resources.push_async_callback(asyncio.to_thread, telemetry.close)
         lanes = Lanes(settings.postgresql.dsn, workers + SPARE_LANES)
         resources.push_async_callback(lanes.close)
         control = Control(lanes, None, {}, settings.postgresql.timeout, groups[group])
@@ -103,7 +106,7 @@ async def apart(
                 control,
                 Pending(mirror, firestore, database, settings.postgresql.timeout),
                 firestore,
-                Telemetry(),
+                telemetry,
                 database,
                 request_window=settings.migration.request_window,
                 **settings.recopy.model_dump(),
@@ -120,7 +123,13 @@ async def apart(
             database,
             CALL_SECONDS,
         )
-        yield Apart(both, budget, lanes)
+        yield Apart(both, budget, lanes, telemetry)
+
+
+def _telemetry(settings: Settings) -> Telemetry:
+    """Exported as a sidecar's, under a name of its own: who counts sidecars counts no jobs."""
+    chosen = settings.telemetry
+    return Telemetry(chosen.model_copy(update={"service_name": f"{chosen.service_name}-jobs"}))
 
 
 async def _ended(tasks: list[asyncio.Task[None]]) -> None:

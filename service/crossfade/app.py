@@ -16,9 +16,10 @@ from crossfade import group as group_parts
 from crossfade.access import Role
 from crossfade.admin.api import AdminServer
 from crossfade.admin.guard import admission
-from crossfade.admin.parts import Parts
+from crossfade.admin.parts import Parts, none_made
 from crossfade.authority import Authority
 from crossfade.barrier import Coordinator
+from crossfade.certified import Validations
 from crossfade.control import Control
 from crossfade.controls import Controls
 from crossfade.dispatch import Dispatch
@@ -246,6 +247,8 @@ async def _start(
     ramps = Ramps(lanes["mirror"]) if lanes else None
     audit = Audit(lanes["mirror"]) if lanes else None
     trail = Trail(audit) if audit is not None else None
+    findings = Findings(lanes["mirror"]) if lanes else None
+    tables = fingerprint(mappings)
     admin = admin_rpc.Admin(
         controls,
         {
@@ -259,8 +262,9 @@ async def _start(
         ramps=ramps,
         trail=trail,
         limits=settings.ramp.limits(),
-        findings=Findings(lanes["mirror"]) if lanes else None,
-        fingerprint=fingerprint(mappings),
+        findings=findings,
+        fingerprint=tables,
+        certificate_age=settings.ramp.certificate_age,
     )
     jobs = Jobs(lanes["mirror"]) if lanes else None
     if firestore is not None and jobs is not None:
@@ -342,6 +346,9 @@ async def _start(
             settings=lambda: settings if watch is None else watch.current,
             settings_problem=lambda: str(admin.settings_problem()),
             schema_drift=_schema_drift(settings, lanes.get("mirror"), mappings),
+            validations=none_made
+            if findings is None
+            else Validations(findings, controls, tables, settings.ramp.certificate_age).latest,
             admit=admitted(),
             # Prometheus's token must not be one that could move the migration.
             admit_scraper=admitted(role=Role.READER),

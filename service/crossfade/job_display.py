@@ -1,5 +1,5 @@
-"""What the commands show of a job while it runs: one line that keeps itself current, plain
-lines off a terminal, or JSON lines on stdout."""
+"""What the commands show of a job, or of an archive, while it runs: one line that keeps itself
+current, plain lines off a terminal, or JSON lines on stdout."""
 
 import json
 import time
@@ -28,16 +28,20 @@ class Pace:
 
     def look(self, job: Job, now: float) -> tuple[float | None, float | None]:
         """Documents a second, and seconds to go; None while that cannot be said."""
-        self._seen.append((now, job.documents))
+        left = None if job.estimate is None else max(0, job.estimate - job.documents)
+        if job.estimate is None and job.partitions_done:
+            left = job.documents * (job.partitions - job.partitions_done) // job.partitions_done
+        return self.of(job.documents, left, now)
+
+    def of(self, documents: int, left: int | None, now: float) -> tuple[float | None, float | None]:
+        """The same of so many that are done, and that are left."""
+        self._seen.append((now, documents))
         while len(self._seen) > 2 and now - self._seen[0][0] > WINDOW_SECONDS:
             self._seen.popleft()
         then, before = self._seen[0]
         if now <= then:
             return None, None
-        rate = (job.documents - before) / (now - then)
-        left = None if job.estimate is None else max(0, job.estimate - job.documents)
-        if job.estimate is None and job.partitions_done:
-            left = job.documents * (job.partitions - job.partitions_done) // job.partitions_done
+        rate = (documents - before) / (now - then)
         return rate, None if left is None or rate <= 0 else left / rate
 
 
@@ -97,9 +101,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60:02} s" if minutes else f"{whole} s"
 
 
-class JobLine:
-    """`with JobLine() as line: line.update(job, waits_for)`, about once a second. `as_json`: a
-    JSON object a line on stdout, whenever something has changed."""
+class Line:
+    """One line that is kept current. `as_json`: a JSON object a line on stdout, whenever
+    something has changed."""
 
     def __init__(
         self,
@@ -134,19 +138,59 @@ class JobLine:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, job: Job, waits_for: str = "", now: float | None = None) -> None:
-        """`now`: seconds of `time.monotonic()`."""
-        now = time.monotonic() if now is None else now
-        rate, left = self._pace.look(job, now)
+    def _show(self, data: dict[str, Any], line: str, now: float) -> None:
         if self._json:
-            told_now = told(job, rate, left, waits_for)
-            if told_now != self._last:
-                self._last = told_now
-                print(json.dumps(told_now), flush=True)
+            if data != self._last:
+                self._last = data
+                print(json.dumps(data), flush=True)
             return
-        line = job_text(job, rate, left, waits_for)
         if self._live is not None:
             self._live.update(Text(line, overflow="fold"), refresh=True)
         elif self._printed is None or now - self._printed >= self._plain_seconds:
             self._printed = now
             self._console.print(line, markup=False, soft_wrap=True)
+
+
+class JobLine(Line):
+    """`with JobLine() as line: line.update(job, waits_for)`, about once a second."""
+
+    def update(self, job: Job, waits_for: str = "", now: float | None = None) -> None:
+        """`now`: seconds of `time.monotonic()`."""
+        now = time.monotonic() if now is None else now
+        rate, left = self._pace.look(job, now)
+        self._show(told(job, rate, left, waits_for), job_text(job, rate, left, waits_for), now)
+
+
+class CountLine(Line):
+    """The same of what is no job: documents that are `what`, as "archived"."""
+
+    def __init__(self, what: str, *, as_json: bool = False) -> None:
+        super().__init__(as_json=as_json)
+        self._what = what
+
+    def update(
+        self,
+        documents: int,
+        estimate: int | None,
+        waits_for: str = "",
+        now: float | None = None,
+    ) -> None:
+        """`estimate`: how many there are, about."""
+        now = time.monotonic() if now is None else now
+        left = None if estimate is None else max(0, estimate - documents)
+        rate, seconds = self._pace.of(documents, left, now)
+        data = {
+            "documents": documents,
+            "estimate": estimate,
+            "rate": None if rate is None else round(rate, 1),
+            "seconds_left": None if seconds is None else round(seconds),
+            "waits_for": waits_for,
+        }
+        of = "" if estimate is None else f" of about {estimate:,}"
+        parts = [
+            f"{documents:,}{of} documents {self._what}",
+            "- /s" if rate is None else f"{rate:,.0f}/s",
+        ]
+        parts += [] if seconds is None else [f"{duration(seconds)} left"]
+        parts += [f"waits for {waits_for}"] if waits_for else []
+        self._show(data, " | ".join(parts), now)

@@ -389,7 +389,8 @@ class ShadowSettings(Section):
 class RampSettings(Section):
     """What the checks of a change of stage, a ramp and the guard judge by: `max_mismatch` and
     `max_error_delta` are shares, `max_p99_ratio` is PostgreSQL's over Firestore's, `min_samples`
-    reads and comparisons are needed, and figures count with a `confidence` in their bounds.
+    reads and comparisons are needed, and figures count with a `confidence` in their bounds. A
+    validation counts for `certificate_age` seconds.
 
     `guard`: watches the last `window` seconds also outside a ramp, and takes the reads of a
     collection away from PostgreSQL when a figure fails.
@@ -402,6 +403,7 @@ class RampSettings(Section):
     max_p99_ratio: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 1.5
     min_samples: Count = 1000
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    certificate_age: Annotated[float, Field(gt=0, le=31_536_000, allow_inf_nan=False)] = 86_400.0
 
     def limits(self) -> Limits:
         return Limits(

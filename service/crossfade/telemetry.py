@@ -241,6 +241,33 @@ JOB_PROGRESS = Gauge(
     "Parts that are done of a job that has not ended: a backfill, a validation",
     ("crossfade.job", GROUP),
 )
+JOB_DOCUMENTS = Gauge(
+    "crossfade.job.documents",
+    "{document}",
+    "Documents that a job which has not ended has done, by what came of them",
+    ("crossfade.job", GROUP, "crossfade.result"),
+)
+JOB_PROCESSES = Gauge(
+    "crossfade.job.processes",
+    "{process}",
+    "Processes that work on a job that has not ended",
+    ("crossfade.job", GROUP),
+)
+JOB_PAGES = Counter(
+    "crossfade.job.pages", "{page}", "Pages that this process has done", ("crossfade.job", GROUP)
+)
+JOB_RETRIES = Counter(
+    "crossfade.job.retries",
+    "{error}",
+    "Pages that this process reads anew, because a store refused them or did not answer",
+    ("crossfade.job", GROUP, "error.type"),
+)
+JOB_WAITING = Gauge(
+    "crossfade.job.waiting",
+    "1",
+    "1 while this process does nothing: for the day's budget, a store, or to be resumed",
+    ("crossfade.job", GROUP, "crossfade.reason"),
+)
 SETTINGS_REFUSED = Gauge(
     "crossfade.settings.refused", "1", "1 while the settings file cannot be used as it is"
 )

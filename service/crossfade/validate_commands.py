@@ -194,7 +194,6 @@ async def opened(
     from crossfade.store import Stores
     from crossfade.stores.postgres.findings import Findings
     from crossfade.stores.postgres.store import PostgresStore
-    from crossfade.telemetry import Telemetry
     from crossfade.verdict import Judge
 
     chosen = settings.shadow
@@ -214,7 +213,7 @@ async def opened(
             Side(both, postgres.ranges, Findings(own.lanes), redactor, stage),
             own.lanes,
             Stores({both.firestore.name: both.firestore, postgres.name: postgres}),
-            Telemetry(),
+            own.telemetry,
             lambda: Judge(both.database, rules, chosen.behind_bound),
             settings.migration.mappings,
             settings.postgresql.target,

@@ -13,6 +13,7 @@ from crossfade.plan import Stage
 from crossfade.telemetry import VERDICTS
 from tests.browser.looking import judge, keep
 from tests.sidecar import Running, running
+from tests.validated import validated
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 DARK = {"color_scheme": "dark"}
@@ -211,6 +212,25 @@ async def test_a_job_is_watched_and_paused(stack, opened):
         assert await stack.sql.fetchval("select state from crossfade.jobs") == "running"
 
 
+async def test_validations_are_told_and_which_one_is_the_certificate(stack, opened):
+    await validated(stack)
+    await stack.sql.execute("delete from violet.tasks where id = '7'")
+    await stack.sql.execute("delete from crossfade.versions where path = 'tasks/7'")
+    await validated(stack)
+    async with opened(place(stack)) as page:
+        folds = page.locator("#validations .fold")
+        await expect(folds).to_have_count(2)
+        last, first = folds.first, folds.last
+        await last.locator("summary").focus()
+        await page.keyboard.press("Enter")
+        await expect(last).to_contain_text("It is no certificate: it found differences.")
+        await expect(last).to_contain_text("1 document differs")
+        await expect(last.locator("td.bad-text")).to_have_text("1")
+        await first.locator("summary").click()
+        await expect(first).to_contain_text("16 documents")
+        await expect(first).to_contain_text("It is no certificate: it is followed by validation")
+
+
 # --- tokens, and a cut ---------------------------------------------------------------------------
 
 
@@ -283,11 +303,14 @@ LOOKS: dict[str, dict[str, Any]] = {
 
 
 async def test_every_look_of_it(stack, opened):
+    await validated(stack)
     await troubled(stack)
     for name, options in LOOKS.items():
         async with opened(place(stack), **options) as page:
             await expect(page.locator("#mismatches .fold").first).to_be_visible()
             await expect(page.locator("#letters")).to_contain_text("tasks/7f3a")
+            await page.locator("#validations .fold summary").first.click()
+            await expect(page.locator("#validations")).to_contain_text("goes by this one")
             assert await judge(page) == [], name
             await keep(page, name)
             await act(page, "traffic-tasks").click()

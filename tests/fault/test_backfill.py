@@ -1,4 +1,5 @@
-"""`crossfade backfill` of 20,000 documents, killed at every step, beside writers and deleters."""
+"""20,000 documents, hostile ones among them, copied and validated by commands that are killed at
+every step, beside writers and deleters."""
 
 import asyncio
 import json
@@ -23,11 +24,13 @@ from crossfade.write import Write
 from crossfade_api.v1.crossfade_pb2 import QueryReply
 from crossfade_client import CrossfadeError
 from tests.sidecar import DATABASE, Running, running
-from violet import sample
+from tests.strategies import SCALARS, VECTORS
+from violet import sample, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 8_550
 """Which makes 20,000 documents."""
+VALIDATION = "validate.counted:kill:5"
 KILLS = ("backfill.read:kill:4", "backfill.put:kill:9", "backfill.read:kill:25")
 SHARED = 60
 """Documents that everybody writes and deletes all the time."""
@@ -43,11 +46,24 @@ def _environment(made: Running, fail_point: str) -> dict[str, str]:
     }
 
 
-async def _backfill(made: Running, fail_point: str = "") -> Process:
-    command = (sys.executable, "-m", "tests.fault.child", "backfill", "--json", "--workers", "3")
+async def _crossfade(made: Running, *words: str, fail_point: str = "") -> Process:
+    command = (sys.executable, "-m", "tests.fault.child", *words, "--json", "--workers", "3")
     return await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=_environment(made, fail_point), stdout=PIPE, stderr=DEVNULL
     )
+
+
+def _hostile() -> dict[str, Any]:
+    """In every column of some tables each kind of value, whatever the column is for, and the same
+    where no column is; under names that need care."""
+    found: dict[str, Any] = {}
+    for number, value in enumerate([*SCALARS, *VECTORS]):
+        beside = {"odd\0key": value, "$m": value, "deep": {"`a.b": [1, {"ä": value}]}}
+        for table in (tables.tasks, tables.users, tables.files):
+            fields = dict.fromkeys(table.columns.keys(), value)
+            found[f"{table.name}/hostile\0-{number}"] = fields | beside
+        found[f"odd/__id{number}__"] = beside
+    return found
 
 
 async def _everything(store: DocumentStore, groups: set[str]) -> dict[str, Any]:
@@ -78,11 +94,13 @@ async def _writes(made: Running, ended: asyncio.Event, seed: int) -> int:
 
 
 @pytest.mark.timeout(400)
-async def test_20_000_documents_are_copied_through_kills_beside_writers(postgres_database: Any):
+async def test_20_000_documents_are_copied_through_kills_beside_writers(
+    postgres_database: Any, tmp_path: Path
+):
     """Every document is counted once, none is missed, none that was deleted comes back, and no
     newer write is lost. Whoever is killed, wherever, is just started again."""
     async with running(await postgres_database(), Stage.DUAL_WRITE) as made:
-        documents = dict(sample.documents(7, TASKS))
+        documents = dict(sample.documents(7, TASKS)) | _hostile()
         shared = {
             f"{name}/shared-{n}": {"old": n} for name in ("tasks", "notes") for n in range(SHARED)
         }
@@ -93,19 +111,29 @@ async def test_20_000_documents_are_copied_through_kills_beside_writers(postgres
         ended = asyncio.Event()
         writers = [asyncio.create_task(_writes(made, ended, seed)) for seed in range(2)]
         for point in KILLS:
-            process = await _backfill(made, point)
+            process = await _crossfade(made, "backfill", fail_point=point)
             await asyncio.wait_for(process.communicate(), 120)
             assert process.returncode == -signal.SIGKILL, point
         # Two processes share what is left.
-        last = [await _backfill(made) for _ in range(2)]
+        last = [await _crossfade(made, "backfill") for _ in range(2)]
         ends = [await asyncio.wait_for(process.communicate(), 200) for process in last]
         assert [process.returncode for process in last] == [0, 0]
+        validation = ("validate", "--report", str(tmp_path))
+        killed = await _crossfade(made, *validation, fail_point=VALIDATION)
+        await asyncio.wait_for(killed.communicate(), 120)
+        assert killed.returncode == -signal.SIGKILL
         ended.set()
         written = await asyncio.gather(*writers)
         assert min(written) > 10
         await made.settled(60)
+        validated = await _crossfade(made, *validation)
+        lines, _ = await asyncio.wait_for(validated.communicate(), 200)
+        report = json.loads(lines.splitlines()[-1])["report"]
+        assert (validated.returncode, report["samples"]) == (0, [])
+        assert report["totals"]["match"] >= len(documents)
+        assert await made.sql.fetchval("select count(*) from crossfade.certificates") == 1
 
-        jobs = await made.sql.fetch("select id from crossfade.jobs order by id")
+        jobs = await made.sql.fetch("select id from crossfade.jobs where kind = 'backfill'")
         assert len(jobs) == 1
         told = json.loads(ends[0][0].splitlines()[-1])
         owned = made.sidecar.admin.copying["default"]

@@ -9,10 +9,12 @@ from pydantic import SecretStr
 from crossfade import prometheus
 from crossfade.admin.guard import POLICY
 from crossfade.errors import Unavailable
+from crossfade.jobs.validate import How
 from crossfade.plan import Stage
 from crossfade.telemetry import INSTRUMENTS, STORE_DURATION
 from tests.http_caller import call, events
 from tests.sidecar import eventually, running
+from tests.validated import validated
 
 API = "/api/v1"
 TOKENS = "ops admin {0}, app writer {1}, prometheus reader {2}"
@@ -422,3 +424,44 @@ async def test_jobs_are_shown_paused_resumed_and_cancelled(stack, ask):
     assert (paused["state"], paused["reason"]) == ("paused", "by ada: it is noon")
     assert (await got(ask(f"{path}/resume", {})))["state"] == "running"
     assert (await got(ask(f"{path}/cancel", {"who": "bob"})))["state"] == "cancelled"
+
+
+async def test_validations_are_shown_without_ids_and_one_is_the_certificate(stack, ask):
+    assert (await got(ask("/validations")))["validations"] == []
+    for number in range(3):
+        await stack.client.set(f"user_emails/{number}@example.org", {"user_id": "nobody"})
+    await stack.client.set("tasks/1", {"status": "pending", "input_file_id": "gone"})
+    await stack.settled()
+    await validated(stack)
+    (whole,) = (await got(ask("/validations")))["validations"]
+    assert (whole["equal"], whole["certificate"], whole["why_not"]) == (True, True, "")
+    assert whole["breaches"] >= 3
+    counts = {each["collection"]: each for each in whole["by_collection"]}
+    assert (counts["user_emails"]["match"], counts["tasks"]["compared"]) == (3, 1)
+    looked = await got(ask("/stages/set", {"stage": "live", "dry_run": True}))
+    assert {"name": "validated", "outcome": "pass"}.items() <= _of(looked, "validated").items()
+
+    await stack.sql.execute("delete from violet.tasks")
+    await stack.sql.execute("delete from crossfade.versions where path = 'tasks/1'")
+    await validated(stack, How(quick=True), collections=("tasks",))
+    await validated(stack)
+    found = await ask("/validations?limit=3")
+    last, some, first = found.json["validations"]
+    assert [each["why_not"] for each in (last, some, first)] == [
+        "found differences",
+        "compares by version alone",
+        f"is followed by validation {last['job']}",
+    ]
+    assert (last["equal"], last["mode"], some["mode"]) == (False, "full", "quick")
+    assert some["collections"] == ["tasks"]
+    counts = {each["collection"]: each for each in last["by_collection"]}
+    assert (counts["tasks"]["missing"], counts["user_emails"]["match"]) == (1, 3)
+    assert b"example.org" not in found.body
+    assert b"tasks/1" not in found.body, "no document is named"
+    assert (await got(ask("/validations?group=other")))["validations"] == []
+    await refused(ask("/validations?limit=0"), 400, "INVALID_ARGUMENT", "limit")
+
+
+def _of(looked: Any, name: str) -> Any:
+    (check,) = [each for each in looked["checks"] if each["name"] == name]
+    return check

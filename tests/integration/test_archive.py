@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,35 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from crossfade import admin_commands
+from crossfade.admin_commands import (
+    CA_VARIABLE,
+    CERT_VARIABLE,
+    KEY_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+)
 from crossfade.archived import from_line
+from crossfade.budget import Budget
 from crossfade.cli import main
 from crossfade.content import fields_bytes
 from crossfade.document import Document, is_own
 from crossfade.errors import FailedPrecondition
 from crossfade.jobs import archive as archiving
+from crossfade.jobs import brake as brakes
 from crossfade.jobs.archive import Source, archive, documents_of, pages_of_firestore, verified
+from crossfade.jobs.backfill import backfill
+from crossfade.jobs.brake import Brake
 from crossfade.jobs.restore import Outcome, Restorer, decide
+from crossfade.jobs.work import OF_BUDGET
 from crossfade.plan import Stage, StoreName
 from crossfade.store import Intent
 from crossfade.write import Write
 from crossfade_api.v1 import document_pb2 as pb
 from tests import strategies
-from tests.sidecar import DATABASE, Running, running
+from tests.certificates import authority, issued_by
+from tests.days import Days
+from tests.guarded import READER, TOKENS, WRITER
+from tests.sidecar import DATABASE, Running, eventually, running
 from tests.validated import validated
 
 
@@ -286,3 +302,127 @@ async def test_without_a_migration_firestore_is_written_to_directly(url, tmp_pat
         # Where commits have to be mirrored, nobody writes past the sidecars.
         await stack.stage("dual_write")
         assert await asyncio.to_thread(main, back) == 2
+
+
+async def test_a_restore_goes_through_a_sidecar_that_asks_who_calls(
+    url, tmp_path, monkeypatch, capsys
+):
+    """Over TLS, with a token or with a certificate; reads and commits are of several kinds of
+    call, and each of them has to say who calls."""
+    ca = authority()
+    files = {}
+    for name in ("sidecar", "proxy"):
+        files[name] = {"cert": tmp_path / f"{name}.pem", "key": tmp_path / f"{name}.key"}
+        issued_by(ca, name).write(*files[name].values())
+    (tmp_path / "ca.pem").write_bytes(ca.pem)
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(TOKENS + '[[token]]\nname = "p"\nrole = "writer"\ncertificate = "proxy"\n')
+    (tmp_path / "token").write_text(WRITER)
+    (tmp_path / "reader").write_text(READER)
+    tls = files["sidecar"] | {"client_ca": tmp_path / "ca.pem", "socket": tmp_path / "s"}
+    async with running(
+        url, Stage.DUAL_WRITE, server_settings=tls, access={"tokens_file": tokens}
+    ) as stack:
+        await put(stack, {f"tasks/{n}": {"task_id": str(n)} for n in range(8)})
+        monkeypatch.setenv("DATABASE_URL", stack.url)
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", stack.firestore_server.address)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", DATABASE.project)
+        await archived(stack, tmp_path / "a")
+        copying = stack.sidecar.admin.copying["default"]
+        assert [step.done async for step in backfill(copying)][-1]
+        words = ("restore", str(tmp_path / "a"), "--to", "firestore", "--address")
+        over_tls = (*words, stack.sidecar.address, "--ca", str(tmp_path / "ca.pem"))
+        own = [f"--client-{name}={path}" for name, path in files["proxy"].items()]
+        over_socket = (*words, f"unix:{tmp_path}/s", "--token-file")
+
+        async def typed(*words: str) -> tuple[int, str]:
+            """The exit code, and what is said: the reason, or what came of it."""
+            for variable in (CA_VARIABLE, CERT_VARIABLE, KEY_VARIABLE, TOKEN_FILE_VARIABLE):
+                monkeypatch.setenv(variable, "")
+            code = await asyncio.to_thread(main, words)
+            told = capsys.readouterr()
+            return code, told.err if code else told.out.splitlines()[-1]
+
+        await stack.direct.commit([Write("tasks/1", None)], timeout=5)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(admin_commands, "CONNECT_SECONDS", 0.3)
+            code, said = await typed(*over_tls)
+        assert (code, "no sidecar answers" in said) == (2, True)
+        code, said = await typed(*over_socket, str(tmp_path / "reader"))
+        assert (code, "PERMISSION_DENIED" in said) == (2, True), said
+        assert (await held(stack.direct, ["tasks/1"]))["tasks/1"] is None
+        came = "7 same, 1 created, 0 replaced, 0 newer, 0 moved"
+        assert await typed(*over_socket, str(tmp_path / "token")) == (0, came)
+        await stack.direct.commit([Write("tasks/2", None)], timeout=5)
+        code, said = await typed(*over_tls, *own, "--json")
+        assert (code, json.loads(said)["restored"]["created"]) == (0, 1)
+        await stack.settled(30.0)
+        postgres: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
+        assert all((await held(postgres, ["tasks/1", "tasks/2"])).values()), "it is mirrored"
+
+
+async def test_an_archive_keeps_its_rate_and_waits_for_the_next_days_budget(
+    url, tmp_path, monkeypatch, capsys
+):
+    async with running(url, Stage.DUAL_WRITE) as stack:
+        await put(stack, {f"tasks/{n:03}": {"n": n} for n in range(230)})
+        now, kept = time.time(), Days()
+        monkeypatch.setattr(brakes, "LOOK_SECONDS", 0.01)
+        budget = Budget(100, kept, clock=lambda: now)
+        brake = Brake(2_000.0, budget)
+        source = Source(StoreName.FIRESTORE, DATABASE.name)
+
+        def pages(after: str | None) -> archiving.Pages:
+            return pages_of_firestore(stack.direct, DATABASE, after, timeout=30, brake=brake)
+
+        done = 0
+
+        async def through() -> None:
+            nonlocal done
+            async for count in archive(tmp_path / "a", source, pages):
+                done = count
+
+        task = asyncio.create_task(through())
+        days = 0
+        while not task.done() and days < 9:
+            days += 1
+            await budget.refill()
+            await eventually(lambda: _waits_or_ends(brake, task), 20)
+            assert done <= days * 100
+            now += 86_400
+            brake.waits_for = ""
+        await task
+        assert (days, done) == (3, 230)
+        assert kept.given.total() >= 230
+
+        began = time.monotonic()
+        async for _ in archive(tmp_path / "b", source, slowly(stack, 1_000.0)):
+            pass
+        assert time.monotonic() - began > 0.1, "at this rate it takes a fifth of a second"
+
+        monkeypatch.setenv("DATABASE_URL", stack.url)
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", stack.firestore_server.address)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", DATABASE.project)
+        monkeypatch.setenv("CROSSFADE_SHADOW__DAILY_READS", "100000")
+        capsys.readouterr()
+        words = ("archive", str(tmp_path / "c"), "--json")
+        assert await asyncio.to_thread(main, words) == 0
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        progress = [each for each in lines if "estimate" in each]
+        assert (progress[-1]["documents"], lines[-1]["manifest"]["documents"]) == (230, 230)
+        assert progress[-1]["estimate"] >= 230
+        assert await stack.sql.fetchval("select reserved from crossfade.budget") >= 230
+        monkeypatch.delenv("DATABASE_URL")
+        assert await asyncio.to_thread(main, ("archive", str(tmp_path / "d"))) == 2
+        assert "daily_reads is set" in capsys.readouterr().err
+        words = ("archive", str(tmp_path / "d"), "--ignore-budget")
+        assert await asyncio.to_thread(main, words) == 0
+
+
+def slowly(stack: Running, rate: float) -> archiving.PagesFrom:
+    brake = Brake(rate)
+    return lambda after: pages_of_firestore(stack.direct, DATABASE, after, timeout=30, brake=brake)
+
+
+async def _waits_or_ends(brake: Brake, task: asyncio.Task[None]) -> bool:
+    return task.done() or brake.waits_for == OF_BUDGET

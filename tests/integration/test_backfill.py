@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import date
 from typing import Any
 
 import grpc.aio
@@ -28,9 +27,11 @@ from crossfade.rpc.firestore_v1 import faults
 from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.jobs import Job, JobState
 from crossfade.stores.postgres.mirror import Mirror
+from crossfade.telemetry import JOB_PAGES, JOB_RETRIES, JOB_WAITING, Telemetry
 from crossfade.wire import parse_document
 from crossfade.write import Write
 from crossfade_api.v1 import jobs_pb2, jobs_pb2_grpc
+from tests.days import Days
 from tests.sidecar import DATABASE, Running, eventually, running
 from violet import sample
 
@@ -401,32 +402,23 @@ async def test_a_rate_is_kept_by_all_processes_together(postgres_database: Any):
         assert (await own.jobs.get(job.id)).documents == len(documents)
 
 
-class _Days:
-    """Gives away so much of each day's budget."""
-
-    def __init__(self) -> None:
-        self.given: Counter[date] = Counter()
-
-    async def reserve(self, day: date, reads: int, daily: int) -> tuple[int, int]:
-        got = min(reads, daily - self.given[day])
-        self.given[day] += got
-        return got, self.given[day]
-
-
 async def test_a_job_waits_for_the_next_days_budget(postgres_database: Any):
     async with stack(postgres_database) as made:
         documents = await filled(made, 20)
         own = both(made)
         now = time.time()
-        budget = Budget(60, _Days(), clock=lambda: now)
+        budget = Budget(60, Days(), clock=lambda: now)
         await budget.refill()
         job = await begin(own, EVERYTHING)
-        doing = work(own, job, pacing=Pacing(1, page=25), budget=budget)
+        seen = Telemetry()
+        doing = work(own, job, pacing=Pacing(1, page=25), budget=budget, telemetry=seen)
         task = asyncio.create_task(doing.run())
         days = 0
         while not task.done():
             assert days < 20
             await eventually(lambda: _waits_or_ends(doing, task), 20)
+            waits = {} if task.done() else {("backfill", "default", "budget"): 1.0}
+            assert seen.read_gauge(JOB_WAITING) == waits
             spent = (await own.jobs.get(job.id)).documents
             # What is under way may overdraw a part.
             assert spent <= (days + 1) * 60 + 25
@@ -437,6 +429,7 @@ async def test_a_job_waits_for_the_next_days_budget(postgres_database: Any):
                 await budget.refill()
         assert days > 1
         assert (await task).documents == len(documents)
+        assert seen.counts(JOB_PAGES)["backfill", "default"] >= len(documents) / 25
 
 
 async def _waits_or_ends(doing: Backfilling, task: asyncio.Task[Job]) -> bool:
@@ -453,7 +446,8 @@ async def test_a_store_that_refuses_is_asked_less_and_everything_is_copied(postg
         firestore = connect(DATABASE, server.address)
         own = replace(both(made), firestore=firestore)
         job = await begin(both(made), EVERYTHING)
-        doing = work(own, job, pacing=Pacing(workers=4, page=20))
+        seen = Telemetry()
+        doing = work(own, job, pacing=Pacing(workers=4, page=20), telemetry=seen)
         least = 9
 
         def told() -> None:
@@ -464,6 +458,9 @@ async def test_a_store_that_refuses_is_asked_less_and_everything_is_copied(postg
         ended = await doing.run()
         assert (ended.state, ended.documents) == (JobState.DONE, len(documents))
         assert least < 4
+        refused = seen.counts(JOB_RETRIES)
+        assert refused["backfill", "default", "RESOURCE_EXHAUSTED"] > 0
+        assert seen.read_gauge(JOB_WAITING) == {}
         await agree(made, documents)
         await firestore.close()
         await server.stop(0)

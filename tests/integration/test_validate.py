@@ -6,29 +6,37 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import pytest
 
 from crossfade import redaction
+from crossfade.budget import Budget
 from crossfade.diff import diff
 from crossfade.document import Document, is_own
 from crossfade.jobs import validating
 from crossfade.jobs.report import to_html
 from crossfade.jobs.scan import scan
 from crossfade.jobs.validate import How
+from crossfade.jobs.validating import Asked
+from crossfade.jobs.work import Pacing
 from crossfade.plan import Stage, StoreName
+from crossfade.probes import CannotStart
 from crossfade.settings import (
     CollectionSettings,
     RuleSettings,
 )
 from crossfade.store import DocumentStore
+from crossfade.stores.postgres.jobs import JobState
 from crossfade.validate_commands import opened
 from crossfade.write import Write
-from tests.sidecar import DATABASE, Running, running
+from tests.days import Days
+from tests.sidecar import DATABASE, Running, eventually, running
 from tests.validated import settings_of, validated
 
 SECRET = "mail@example.org"
@@ -237,6 +245,93 @@ async def test_integrity_is_told_by_the_declarations(url):
         assert underived["examples"] == ["users/u1"]
 
 
+# --- budgets, groups, several processes --------------------------------------------------------
+
+
+async def test_a_validation_waits_for_the_next_days_budget_and_callers_never_do(url):
+    async with mirrored(url, 250) as (stack, paths), opened(settings_of(stack)) as unlimited:
+        now = time.time()
+        budget = Budget(100, Days(), clock=lambda: now)
+        on = replace(unlimited, budget=budget)
+        await budget.refill()
+        job = await validating.begin(on, Asked(small=0))
+        doing = validating.work(on, job, pacing=Pacing(workers=1, page=40))
+        running_ = asyncio.create_task(doing.run())
+
+        async def waits_or_ends() -> bool:
+            return running_.done() or doing.waits_for.startswith("the day's budget")
+
+        days = 0
+        while not running_.done() and days < 9:
+            days += 1
+            await eventually(waits_or_ends, 30)
+            if not running_.done():
+                compared = (await on.side.both.jobs.get(job.id)).documents
+                # What is under way may overdraw a part.
+                assert compared <= 100 * days + 40
+                began = time.monotonic()
+                assert await stack.client.get(paths[0])
+                await stack.client.set("free/of-budget", {"n": days})
+                assert time.monotonic() - began < 5.0, "nobody waits with it"
+                assert not running_.done()
+            now += 86_400
+            doing.waits_for = ""
+            await budget.refill()
+        assert (await running_).state is JobState.DONE
+        assert days >= 3
+        assert (await validating.report_of(on, job))["equal"]
+
+
+async def test_each_group_is_validated_by_itself(url):
+    groups: Any = {"text": {"collections": ("notes", "text_content"), "stage": Stage.DUAL_WRITE}}
+    async with running(url, Stage.DUAL_WRITE, groups=groups) as stack:
+        for number in range(5):
+            await stack.direct.commit([Write(f"notes/{number}", {"n": number})], timeout=5)
+            await stack.direct.commit([Write(f"free/{number}", {"n": number})], timeout=5)
+        await stack.copy()
+        await stack.copy("text")
+        await stack.sql.execute(
+            "update crossfade.documents set fields = fields || '{\"n\": 99}' where path = 'notes/3'"
+        )
+        settings = settings_of(stack, groups=groups)
+        rest = await validated(stack, settings=settings)
+        text = await validated(stack, settings=settings, group="text")
+        assert (rest["group"], text["group"]) == ("default", "text")
+        assert (rest["equal"], text["equal"]) == (True, False)
+        assert verdicts(text) == {"notes/3": "wrong"}
+        found = {
+            report["group"]: {each["collection"] for each in report["by_collection"]}
+            for report in (rest, text)
+        }
+        assert found == {"default": {"free"}, "text": {"notes"}}
+        async with opened(settings) as on:
+            for name, equal in (("default", True), ("text", False)):
+                certificate = await on.side.findings.latest(name)
+                assert certificate is not None
+                assert certificate.equal is equal
+        with pytest.raises(CannotStart, match="there is none named nobody"):
+            await validated(stack, settings=settings, group="nobody")
+
+
+async def test_several_processes_share_a_validation(url):
+    async with mirrored(url, 400) as (stack, paths):
+        pages: Counter[str] = Counter()
+        async with AsyncExitStack() as opening:
+            works = []
+            for name in ("one", "two"):
+                on = await opening.enter_async_context(opened(settings_of(stack)))
+                job = await validating.begin(on, Asked(parts=6, small=0))
+                told = lambda name=name: pages.update([name])  # noqa: E731 - counts alone
+                works.append(validating.work(on, job, pacing=Pacing(1, page=7), told=told))
+            ends = await asyncio.gather(*(each.run() for each in works))
+            assert ends[0].id == ends[1].id
+            assert {each.state for each in ends} == {JobState.DONE}
+            report = await validating.report_of(on, job)
+        assert report["equal"]
+        assert report["totals"]["match"] == len(paths), "nothing counts twice"
+        assert min(pages["one"], pages["two"]) > 3
+
+
 # --- beside live traffic -----------------------------------------------------------------------
 
 
@@ -278,8 +373,8 @@ async def test_writers_make_no_differences(url, stage):
         assert not await naive(stack)
 
 
-@pytest.mark.parametrize("killed", ["validate.read:kill:4", "validate.counted:kill:3"])
-async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path, killed: str):
+async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
+    """Killed before a page is compared; tests/fault/test_backfill.py kills it behind one."""
     async with mirrored(url, 400) as (stack, paths):
         command = [*(sys.executable, "-m", "crossfade", "validate", "--json"), "--report"]
         environment = os.environ | {
@@ -290,7 +385,7 @@ async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path, k
         doomed = await asyncio.create_subprocess_exec(
             *command,
             *(str(tmp_path / "a"), "--rate", "40", "--workers", "2"),
-            env=environment | {"CROSSFADE_FAIL_POINT": killed},
+            env=environment | {"CROSSFADE_FAIL_POINT": "validate.read:kill:4"},
         )
         assert await asyncio.wait_for(doomed.wait(), 60) == -signal.SIGKILL
         counted = await stack.sql.fetchval(
@@ -302,7 +397,9 @@ async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path, k
         await stack.sql.execute("update crossfade.job_partitions set lease_until = now()")
         await stack.sql.execute("update crossfade.jobs set options = options - 'rate'")
         done = await asyncio.create_subprocess_exec(
-            *command, str(tmp_path / "b"), env=environment, stdout=asyncio.subprocess.PIPE
+            *(*command, str(tmp_path / "b"), "--processes", "2"),
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
         )
         told, _ = await asyncio.wait_for(done.communicate(), 60)
         assert done.returncode == 0

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from crossfade.certified import why_not
 from crossfade.checks import checks_of, run_checks
+from crossfade.checks.certificate import Standard
 from crossfade.checks.facts import Facts
 from crossfade.plan import Stage
 from crossfade.ramp import Calls, Figures, Limits, Outcome, overall
@@ -61,6 +63,7 @@ def test_whoever_is_ready_passes(before, target):
         (replace(READY, generation=3), "live", "validated", "hold"),
         (replace(READY, fingerprint="g"), "live", "validated", "hold"),
         (certified(age=90_000.0), "live", "validated", "hold"),
+        (replace(READY, certificate_age=3_599.0), "live", "validated", "hold"),
         (certified(equal=False), "live", "validated", "fail"),
         (replace(READY, oldest_seconds=9.0), "complete", "reverse backlog", "hold"),
         (replace(READY, figures=Figures()), "live", "verdicts", "hold"),
@@ -73,6 +76,27 @@ def test_what_is_amiss_is_named(facts, target, name, outcome):
     answers = {each.name: each for each in run_checks(Stage.SHADOW, Stage(target), facts)}
     assert answers[name].outcome == outcome
     assert answers[name].reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "latest", "reason"),
+    [
+        ({}, 7, ""),
+        ({"equal": False}, 7, "found differences"),
+        ({"mode": "quick"}, 6, "by version alone"),
+        ({"mode": "since"}, 6, "what was written lately"),
+        ({"collections": ("tasks",)}, 6, "some collections only"),
+        ({}, 8, "followed by validation 8"),
+        ({"epoch": 3}, 7, "before a change of authority"),
+        ({"generation": 1}, 7, "before a change of authority"),
+        ({"fingerprint": "g"}, 7, "another schema or mapping"),
+        ({"age": 86_500.0}, 7, "24.03 h old; 24 h are allowed"),
+    ],
+)
+def test_which_validation_is_the_certificate_and_why_another_is_not(changes, latest, reason):
+    said = why_not(replace(CERTIFICATE, **changes), latest, Standard(4, 2, "f", 86_400.0))
+    assert reason in said
+    assert bool(said) is bool(reason)
 
 
 def test_several_stages_at_once_take_the_checks_of_all():

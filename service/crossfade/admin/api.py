@@ -18,7 +18,7 @@ from crossfade.errors import CrossfadeError
 
 STATIC = Path(__file__).parent / "static"
 PAIRED_SECONDS = 600.0
-SHOWN_JOBS = 5
+SHOWN_JOBS, SHOWN_VALIDATIONS = 5, 3
 SHOWN_AUDIT, SHOWN_MISMATCHES, SHOWN_LETTERS = 30, 50, 50
 DESCRIPTION = """Where a migration stands, and the controls that move it: what `crossfade stage`,
 `traffic`, `ramp`, `rollback`, `mismatches`, `dead-letters` and `audit` do, over HTTP.
@@ -124,5 +124,6 @@ def _sections(desk: Desk) -> dict[str, Any]:
         "dead_letters": dumped(partial(desk.dead_letters, "", "", SHOWN_LETTERS)),
         "drift": dumped(partial(desk.drift, schema=False)),
         "jobs": dumped(partial(desk.jobs, "", SHOWN_JOBS)),
+        "validations": dumped(partial(desk.validations, "", SHOWN_VALIDATIONS)),
         "audit": dumped(partial(desk.audit, "", SHOWN_AUDIT)),
     }

@@ -10,6 +10,7 @@ from crossfade.admin.calls import MARGIN_SECONDS, Calls, plain
 from crossfade.admin.history import INTERVAL_SECONDS, History, ms, over_groups, plain_reads
 from crossfade.admin.history import Calls as Counted
 from crossfade.admin.parts import Parts
+from crossfade.certified import Certified
 from crossfade.errors import CrossfadeError, InvalidArgument
 from crossfade.jobs.rollback import roll_back
 from crossfade.plan import STAGES, Stage
@@ -269,6 +270,10 @@ class Desk:
         reply = await self.calls.ask("ControlJob", request, jobs_pb2.Job)
         return models.Job.model_validate(plain(reply))
 
+    async def validations(self, group: str, limit: int) -> models.Validations:
+        found = await self._parts.validations(group or None, limit)
+        return models.Validations(validations=list(map(_validation, found)))
+
     # --- what was
 
     async def audit(self, collection: str, limit: int) -> models.Audit:
@@ -338,6 +343,28 @@ def _checks(answers: Iterable[Answer]) -> list[models.Check]:
         models.Check(name=each.name, outcome=each.outcome.value, reason=each.reason)
         for each in answers
     ]
+
+
+def _validation(found: Certified) -> models.Validation:
+    summary, certificate = found.summary, found.summary.certificate
+    return models.Validation(
+        job=certificate.job,
+        group=summary.group,
+        mode=certificate.mode,
+        collections=list(certificate.collections),
+        equal=certificate.equal,
+        ended_at=certificate.at,
+        age_seconds=certificate.age,
+        seconds=summary.seconds,
+        certificate=not found.why_not,
+        why_not=found.why_not,
+        by_collection=[
+            models.Compared(collection=name, **counts) for name, counts in summary.counts.items()
+        ],
+        breaches=summary.breaches,
+        moving=summary.moving,
+        dead_letters=summary.dead,
+    )
 
 
 def _ramps(message: admin_pb2.ListRampsReply) -> models.Ramps:

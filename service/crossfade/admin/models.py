@@ -428,6 +428,47 @@ class Jobs(Reply):
     jobs: list[Job]
 
 
+class Compared(Reply):
+    """What a validation counted of a collection: documents in both stores, and by verdict."""
+
+    collection: str = Field(examples=["tasks"])
+    compared: int
+    firestore: int
+    postgresql: int
+    match: int
+    wrong: int
+    stale: int
+    missing: int = Field(description="That the mirror lacks.")
+    extra: int = Field(description="That only the mirror has.")
+    behind: int = Field(description="That moved at every look.")
+    ruled_out: int = Field(description="That differ only where a rule lets them.")
+    skipped: int = Field(description="Older than what was asked for.")
+    repaired: int = Field(description="Queued for a recopy.")
+
+
+class Validation(Reply):
+    """The report of a validation without the documents: `crossfade validate` wrote those down."""
+
+    job: int
+    group: str
+    mode: str = Field(description="full, quick (by version) or since")
+    collections: list[str] = Field(description="Root collections; none: everything.")
+    equal: bool
+    ended_at: datetime
+    age_seconds: float
+    seconds: float = Field(description="How long it took.")
+    certificate: bool = Field(description="The change to stage live goes by it.")
+    why_not: str = Field(description="Why it is no certificate.", examples=["found differences"])
+    by_collection: list[Compared]
+    breaches: int = Field(description="Documents that violate the integrity of the mapping.")
+    moving: int = Field(description="Documents that never stood still.")
+    dead_letters: int = Field(description="Those of them that never will.")
+
+
+class Validations(Reply):
+    validations: list[Validation]
+
+
 class Config(Reply):
     """The settings in force, with what is secret hidden, and what was set over them."""
 

@@ -138,6 +138,24 @@ def router(parts: Parts, desk: Desk, board: Board) -> Any:
     ) -> models.Jobs:
         return await desk.jobs(kind, limit)
 
+    @api.get(
+        "/validations",
+        tags=["jobs"],
+        summary="What validations found, the latest first, and which one is the certificate",
+    )
+    async def validations(
+        group: Annotated[
+            str,
+            Query(
+                max_length=200,
+                pattern=models.NO_NUL,
+                description="A group of collections; empty: all.",
+            ),
+        ] = "",
+        limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    ) -> models.Validations:
+        return await desk.validations(group, limit)
+
     @api.get("/audit", tags=["audit"], summary="Who changed what, latest first")
     async def audit(collection: Collection = "", limit: Limit = 100) -> models.Audit:
         return await desk.audit(collection, limit)

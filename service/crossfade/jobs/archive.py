@@ -22,6 +22,7 @@ from crossfade.archived import from_line, to_line
 from crossfade.content import Content, fields_bytes
 from crossfade.document import Database, Document, collection_id, is_own
 from crossfade.errors import FailedPrecondition
+from crossfade.jobs.brake import Brake
 from crossfade.jobs.compare import PAST_OWN
 from crossfade.jobs.partitions import NameRange
 from crossfade.jobs.planning import within
@@ -80,30 +81,44 @@ PagesFrom = Callable[[str | None], Pages]
 
 
 async def pages_of_firestore(
-    store: DocumentStore, database: Database, after: str | None, *, timeout: float
+    store: DocumentStore,
+    database: Database,
+    after: str | None,
+    *,
+    timeout: float,
+    brake: Brake | None = None,
 ) -> Pages:
     """In name order; positions are names."""
+    brake = brake or Brake()
     everything = NameRange("", None, None)
     while True:
-        query = within(everything, after=after, limit=PAGE)
+        limit = await brake.allow(PAGE)
+        query = within(everything, after=after, limit=limit)
         found: list[Document] = []
         async for page in store.query(query, timeout=timeout):
             frames = crossfade_pb2.QueryReply.FromString(page.frames)
             found += [decode_document(message, database) for message in frames.documents]
+        brake.spend(len(found), max(1, len(found)))
         if not found:
             return
         after = found[-1].path
         yield [document for document in found if not is_own(document.path)], after
-        if len(found) < PAGE:
+        if len(found) < limit:
             return
         if is_own(after):
             after = PAST_OWN
 
 
-async def pages_of_postgresql(ranges: Ranges, after: str | None, *, timeout: float) -> Pages:
-    """Table by table along their keys."""
-    async for documents, position in ranges.everything(after, timeout=timeout, chunk=PAGE):
+async def pages_of_postgresql(
+    ranges: Ranges, after: str | None, *, timeout: float, brake: Brake | None = None
+) -> Pages:
+    """Table by table along their keys. Firestore bills nothing for it."""
+    brake = brake or Brake()
+    chunk = await brake.allow(PAGE)
+    async for documents, position in ranges.everything(after, timeout=timeout, chunk=chunk):
+        brake.spend(len(documents), 0)
         yield documents, position
+        await brake.allow(chunk)
 
 
 # --- writing -----------------------------------------------------------------------------------

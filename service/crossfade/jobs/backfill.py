@@ -30,6 +30,7 @@ from crossfade.jobs.work import Pacing, Work
 from crossfade.plan import StoreName
 from crossfade.snapshot import Snapshot
 from crossfade.stores.postgres.jobs import End, Job, JobState, NewPartition, intent_of
+from crossfade.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -138,6 +139,7 @@ def work(
     pacing: Pacing | None = None,
     budget: Budget | None = None,
     told: Callable[[], None] = lambda: None,
+    telemetry: Telemetry | None = None,
 ) -> Backfilling:
     """The part of this process in the job."""
 
@@ -161,6 +163,7 @@ def work(
             pacing=pacing,
             budget=budget,
             told=told,
+            telemetry=telemetry,
         )
     return Work(
         stores.jobs,
@@ -171,6 +174,7 @@ def work(
         pacing=pacing,
         budget=budget,
         told=told,
+        telemetry=telemetry,
     )
 
 

@@ -181,6 +181,7 @@ def work(
         pacing=pacing or Pacing(page=PAGE, target=PAGE_SECONDS),
         budget=stack.budget,
         told=told,
+        telemetry=stack.telemetry,
     )
 
 

@@ -27,6 +27,7 @@ from crossfade.errors import (
 )
 from crossfade.jobs.pace import MOST_PAGE, TARGET_SECONDS, PageSize, Pressure, Rate
 from crossfade.stores.postgres.jobs import Job, Jobs, JobState, JobStopped, Partition, Renewal
+from crossfade.telemetry import JOB_PAGES, JOB_RETRIES, JOB_WAITING, Labels, Telemetry
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,11 @@ CLAIM_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 MOST_SLEEP = 0.5
 """At most so long nobody looks whether the job was stopped."""
+
+OF_BUDGET = "the day's budget of Firestore reads"
+RESUMED = "being resumed"
+REASONS = {OF_BUDGET: "budget", RESUMED: "pause"}
+"""What the work waits for, as the metrics call it; anything else is a store."""
 
 T = TypeVar("T")
 
@@ -101,6 +107,7 @@ class Work(Generic[T]):
         pacing: Pacing | None = None,
         budget: Budget | None = None,
         told: Callable[[], None] = lambda: None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._jobs = jobs
         self._job = job
@@ -119,6 +126,8 @@ class Work(Generic[T]):
         self._claims: set[str] = set()
         self._state = job.state
         self._failing_since: float | None = None
+        self._telemetry = telemetry or Telemetry()
+        self._telemetry.gauge(JOB_WAITING, self._waiting)
         self.waits_for = ""
         """What the work waits for, for whoever shows it; empty: for nothing."""
 
@@ -220,6 +229,7 @@ class Work(Generic[T]):
                 size.took(page.documents, time.monotonic() - began)
             self._failing_since = None
             self.waits_for = ""
+            self._telemetry.count(JOB_PAGES, self._job.kind, self._job.group)
             ended = page.ended
             self._told()
 
@@ -232,7 +242,7 @@ class Work(Generic[T]):
             limit = size.next(self._rate.documents)
             if self._budget is not None and delay <= 0:
                 if not self._budget.afford():
-                    self.waits_for = "the day's budget of Firestore reads"
+                    self.waits_for = OF_BUDGET
                     delay = MOST_SLEEP
                 elif (held := self._budget.held) is not None:
                     limit = min(limit, max(1, held))
@@ -246,6 +256,7 @@ class Work(Generic[T]):
             if not await self._after_change():
                 self._state = JobState.FAILED
             return
+        self._telemetry.count(JOB_RETRIES, self._job.kind, self._job.group, error.code)
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         self._pressure.refused()
@@ -256,6 +267,12 @@ class Work(Generic[T]):
         if now - self._failing_since > self._pacing.patience:
             raise error
         await asyncio.sleep(LOOK_SECONDS)
+
+    def _waiting(self) -> dict[Labels, float]:
+        if not self.waits_for:
+            return {}
+        reason = REASONS.get(self.waits_for, "store")
+        return {(self._job.kind, self._job.group, reason): 1.0}
 
     # --- all of them --------------------------------------------------------------------------
 
@@ -274,7 +291,7 @@ class Work(Generic[T]):
             log.info("a job is told", job=self._job.id, state=renewal.state.value)
         if not self._state.ended:
             self._state = renewal.state
-        self.waits_for = "being resumed" if renewal.state is JobState.PAUSED else self.waits_for
+        self.waits_for = RESUMED if renewal.state is JobState.PAUSED else self.waits_for
         self._asked_rate = renewal.options.get("rate")
         self._set_rate(renewal.others)
         return renewal

@@ -82,8 +82,8 @@ class Admin:
     """The methods of the service, from request bytes to reply bytes.
 
     `led` by the names of the groups. `collections`: ids that are known beforehand, because they
-    are mapped. `findings`: where the certificates of validations are; `fingerprint`: of the
-    tables of this sidecar's mapping.
+    are mapped. `findings`: where the certificates of validations are, which count for
+    `certificate_age` seconds; `fingerprint`: of the tables of this sidecar's mapping.
     """
 
     def __init__(
@@ -100,6 +100,7 @@ class Admin:
         limits: Limits | None = None,
         findings: Findings | None = None,
         fingerprint: str = "",
+        certificate_age: float = 86_400.0,
     ) -> None:
         self._controls = controls
         self._led = led
@@ -113,6 +114,7 @@ class Admin:
         self._limits = limits or Limits()
         self._findings = findings
         self._fingerprint = fingerprint
+        self._certificate_age = certificate_age
         self.copying: Mapping[str, Both] = {}
         """What copies work with, by group; empty: one of the stores is not configured."""
         self.settings_problem: Callable[[], str] = str
@@ -186,6 +188,7 @@ class Admin:
             generation=snapshot.generation,
             fingerprint=self._fingerprint,
             certificate=latest,
+            certificate_age=self._certificate_age,
         )
         return run_checks(before, target, facts)
 

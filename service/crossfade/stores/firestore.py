@@ -85,7 +85,7 @@ _SCOPES = (
     "https://www.googleapis.com/auth/cloud-platform",
     "https://www.googleapis.com/auth/datastore",
 )
-_OPTIONS = (
+CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # "Not found" quotes the name, of 6 KiB at most; encoded, it is over the default of 8 KiB.
@@ -136,7 +136,7 @@ def connect(
     Unauthenticated when there are none. To be called with a running event loop.
     """
     if emulator is not None:
-        channel = grpc.aio.insecure_channel(emulator, options=_OPTIONS)
+        channel = grpc.aio.insecure_channel(emulator, options=CHANNEL_OPTIONS)
         owner = (("authorization", "Bearer owner"),)
         return FirestoreStore(database, channel, owner, request_window)
     from google.api_core import grpc_helpers_async  # late: an emulator needs none of it
@@ -148,7 +148,7 @@ def connect(
             credentials=credentials,
             default_scopes=_SCOPES,
             default_host=_HOST,
-            options=_OPTIONS,
+            options=CHANNEL_OPTIONS,
         )
     except GoogleAuthError as error:
         raise Unauthenticated(f"Firestore: {error}"[:_MESSAGE_CHARACTERS]) from error

@@ -13,6 +13,7 @@ import { stagesCard } from "./stages.js";
 import { follow } from "./stream.js";
 import { tiles } from "./tiles.js";
 import { trafficCard } from "./traffic.js";
+import { validationsCard } from "./validations.js";
 import { safety } from "./verdict.js";
 
 const KEPT = 180;
@@ -132,6 +133,7 @@ function draw() {
         verdictsCard(state, points, view, Math.floor(half - GUTTER)),
         backlogCard(state, points, view, Math.floor(half - GUTTER)),
         jobsCard(state, act))),
+    validationsCard(state),
     mismatchesCard(state, act),
     lettersCard(state, act),
     h("div", { key: "last", class: "columns loose" }, auditCard(state), driftCard(state, act)));

@@ -28,6 +28,11 @@ _LATEST = """select job, at, extract(epoch from clock_timestamp() - at)::float8 
     epoch, generation, fingerprint, mode, collections, equal
 from crossfade.certificates
 where grp = $1 and mode = 'full' and collections = '{}' order by job desc limit 1"""
+_SUMMARIES = """select grp, job, at, extract(epoch from clock_timestamp() - at)::float8 as age,
+    epoch, generation, fingerprint, mode, collections, equal,
+    (report->>'seconds')::float8 as seconds, report->'by_collection' as by_collection,
+    report->'moving' as moving, report->'integrity' as integrity
+from crossfade.certificates where $1::text is null or grp = $1 order by job desc limit $2"""
 _REPORT = "select report from crossfade.certificates where job = $1"
 
 
@@ -54,6 +59,22 @@ class Certificate:
     mode: str
     collections: tuple[str, ...]
     equal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The outcome of a validation of a group, with what it counted and without a single
+    document's name. `counts`: by collection id, then by the words of its report. `breaches`: how
+    many documents violate integrity; `moving`: that never stood still, `dead` letters among
+    them."""
+
+    group: str
+    certificate: Certificate
+    seconds: float
+    counts: Mapping[str, Mapping[str, int]]
+    breaches: int
+    moving: int
+    dead: int
 
 
 class Findings:
@@ -118,7 +139,32 @@ class Findings:
             return None
         return Certificate(**{**dict(row), "collections": tuple(row["collections"])})
 
+    async def summaries(self, group: str | None, limit: int) -> Sequence[Summary]:
+        """The latest first; of a group, or of all."""
+        rows = await self._lanes.fetch(_SUMMARIES, group, limit, timeout=self._timeout)
+        return [_summary(dict(row)) for row in rows]
+
     async def report(self, job: int) -> Mapping[str, Any] | None:
         text = await self._lanes.fetchval(_REPORT, job, timeout=self._timeout)
         report: Mapping[str, Any] | None = None if text is None else json.loads(text)
         return report
+
+
+def _summary(row: dict[str, Any]) -> Summary:
+    by_collection, moving, integrity = (
+        json.loads(row.pop(name)) for name in ("by_collection", "moving", "integrity")
+    )
+    group, seconds = row.pop("grp"), row.pop("seconds")
+    collections = tuple(map(unescape_path, row.pop("collections")))
+    return Summary(
+        group,
+        Certificate(**row, collections=collections),
+        seconds,
+        {
+            each["collection"]: {word: n for word, n in each.items() if isinstance(n, int)}
+            for each in by_collection
+        },
+        sum(each["count"] for each in integrity),
+        moving["documents"],
+        moving["dead_letters"],
+    )
