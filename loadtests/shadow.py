@@ -6,6 +6,11 @@ admin service, so it is always the same process. What a phase leaves in the queu
 for before its CPU is read, and a phase whose comparisons were dropped says nothing.
 
 Twice: Firestore answers and PostgreSQL is compared (stage shadow), and the other way (live).
+The store that only shadow reads ask, the mirror, has the lowest priority in every phase alike:
+elsewhere it has a machine of its own, and here it would take the CPU from those who answer. What
+the sidecar itself does for a shadow read is at the priority of everything else, and so are
+the store that answers and the caller.
+
 Exit codes: 0 within the targets; 1 over one, not resolved, or comparisons were dropped.
 """
 
@@ -35,6 +40,7 @@ from loadtests.bench.measure import (
     paired,
     with_children,
 )
+from loadtests.bench.priority import give_way
 from loadtests.stack import StackError
 
 TARGETS = {"p99": 1.25, "server": 1.40}
@@ -72,14 +78,21 @@ class Phase:
 
 
 class Bench:
-    """`stores`: the process ids of both, PostgreSQL's backends among them."""
+    """`stores`, `mirror`: the process ids of both, and of the one that only shadow reads ask,
+    PostgreSQL's backends among them."""
 
     def __init__(
-        self, address: str, server: int, stores: Callable[[], list[int]], errors: Path
+        self,
+        address: str,
+        server: int,
+        stores: Callable[[], list[int]],
+        mirror: Callable[[], list[int]],
+        errors: Path,
     ) -> None:
         self.address = address
         self._server = server
         self._stores = stores
+        self._mirror = mirror
         self._caller = Caller("crossfade_get", IN_FLIGHT, errors, target=address)
 
     def close(self) -> None:
@@ -88,6 +101,7 @@ class Bench:
     def half(self) -> float:
         """Half of the reads a second that saturate."""
         asyncio.run(self._traffic(0.0))
+        give_way(self._mirror())
         rates = []
         for _ in range(4):
             found = self._caller.run(SATURATING_OPS)
@@ -97,6 +111,7 @@ class Bench:
     def measure(self, phase: Phase, rate: float, seconds: float) -> None:
         asyncio.run(self._traffic(phase.shadow_rate))
         before = asyncio.run(self._compared())
+        give_way(self._mirror())  # those that have connected since, too
         server, stores = with_children(self._server), self._stores()
         spent = cpu_seconds(server), cpu_seconds(stores)
         found = self._caller.run(max(1, round(rate * seconds)), rate)
@@ -168,10 +183,12 @@ def measured(stage: str, options: argparse.Namespace) -> list[Phase]:
         )
         asyncio.run(fill(address))
         asyncio.run(to_stage(address, stage))
+        mirror = postmaster if stage == "shadow" else firestore
         bench = Bench(
             address,
             server,
             lambda: [*with_children(postmaster), *with_children(firestore)],
+            lambda: with_children(mirror),
             directory / "caller.txt",
         )
         resources.callback(bench.close)
@@ -180,11 +197,18 @@ def measured(stage: str, options: argparse.Namespace) -> list[Phase]:
             bench.measure(phase, rate, 1.0)  # warms up
             phase.samples.clear()
         for number in range(options.rounds):
-            # Every other round backwards, so that a drift favours none.
-            for phase in phases if number % 2 == 0 else reversed(phases):
+            for phase in in_turn(phases, number):
                 bench.measure(phase, rate, options.seconds)
     print(f"\nstage {stage}, {rate:.0f} reads a second, Firestore: {which}")
     return phases
+
+
+def in_turn(phases: Sequence[Phase], number: int) -> list[Phase]:
+    """The phases of a round: each begins in its turn, and every other round goes backwards, so
+    that neither a drift nor what a phase leaves behind favours one."""
+    first = number % len(phases)
+    order = [*phases[first:], *phases[:first]]
+    return order if number % 2 == 0 else order[::-1]
 
 
 def judge(phases: Sequence[Phase]) -> bool:
@@ -220,8 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="p99 and CPU of answers while every read is compared, against none.",
         epilog="Exit codes: 0 within the targets; 1 over one, not resolved, or reads were dropped.",
     )
-    parser.add_argument("--rounds", type=int, default=9, metavar="N", help="(%(default)s)")
-    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of a phase")
+    parser.add_argument("--rounds", type=int, default=12, metavar="N", help="(%(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, metavar="S", help="of a phase (%(default)s)"
+    )
     parser.add_argument("--rate", type=float, metavar="R", help="reads a second (half the load)")
     parser.add_argument("--stage", choices=("shadow", "live"), action="append", help="(both)")
     parser.add_argument("--embedded", action="store_true", help="even if the official is there")

@@ -8,6 +8,7 @@ those before. Every answer is looked at; a wrong one ends the process.
 """
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -216,6 +217,9 @@ async def main(kind: str, options: dict[str, Any]) -> None:
         make = getattr(in_process, kind)
     call = await make(options)
     loop = asyncio.get_running_loop()
+    # Its own pauses would be taken for the server's.
+    gc.collect()
+    gc.freeze()
     print(READY, flush=True)
     while line := await loop.run_in_executor(None, sys.stdin.readline):
         order = json.loads(line)

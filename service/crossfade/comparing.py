@@ -12,6 +12,7 @@ from crossfade.plan import StoreName
 from crossfade.query import Query
 from crossfade.store import DocumentStore, MirrorState, Page, Reading, Stored, Stores
 from crossfade.telemetry import RULED_OUT, Telemetry
+from crossfade.turns import Turns
 from crossfade.verdict import Finding, Judge, Offer, Totals, Verdict, judge_totals
 from crossfade_api.v1 import crossfade_pb2
 
@@ -22,8 +23,6 @@ ROUNDS = 4
 PAUSE_SECONDS = 0.05
 MAX_COMPARED_BYTES = 4 * 1_048_576
 """A query's result beyond this is not kept for comparison."""
-TURN = 8
-"""Documents that are compared at a stretch: answers wait for as long."""
 MAX_SUSPECTS = 50
 """Documents of one comparison that are looked at one by one."""
 
@@ -140,9 +139,10 @@ class Comparer:
                 )
         held = _by_path(reading)
         found = []
-        for number, offer in enumerate(offers):
-            if number % TURN == 0:
-                await asyncio.sleep(0)  # answers come first
+        turns = Turns()
+        await turns.rest()  # the store has just taken a turn to decode them
+        for offer in offers:
+            await turns.over()
             theirs = _Look({path: held[path] for path in _paths(offer)})
             found.append(self._suspects(offer, offer.documents, None, theirs) is None)
         self._count_ruled_out()

@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,12 @@ import structlog
 
 from crossfade.comparing import Comparing
 from crossfade.errors import CrossfadeError, FailedPrecondition
+from crossfade.plan import StoreName
 from crossfade.repairs import Repairs
 from crossfade.samples import Samples
 from crossfade.telemetry import SHADOW_DROPPED, VERDICTS, Telemetry
 from crossfade.tracing import current
+from crossfade.turns import Turns
 from crossfade.verdict import BAD, Finding, Offer, Verdict, worst
 
 log = structlog.get_logger(__name__)
@@ -31,9 +34,12 @@ ALONE_PER_SECOND = 20.0
 """Gets of a collection that are read from the other store each by a call of its own. Only such
 calls are like those of an answer, so only they are timed for the comparison of latencies; a
 hundredth of what a store is asked for by many callers shows its quantiles just as well."""
-BATCH, BATCH_SECONDS = 32, 0.1
-"""The others are read by one call, so many at most, for which the first waits so long: a call
-of Firestore for one costs ten times its share of a call for thirty."""
+BATCH = {StoreName.FIRESTORE: 32, StoreName.POSTGRESQL: 8}
+BATCH_SECONDS = 0.1
+"""The others are read by one call, so many at most, for which the first waits so long at most.
+A call of Firestore for one costs ten times its share of a call for thirty, and its documents
+come one by one. Of PostgreSQL's most is saved by a few, and its rows are decoded in one turn of
+the loop: thirty would hold up every answer for milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,10 @@ class Shadow:
         self.raises = raises
         self._queue: deque[tuple[Offer, float]] = deque()
         self._arrived = asyncio.Event()
+        self._gathering = asyncio.Lock()
+        """Held by the worker that waits for company: two would wait for each other's."""
+        self._company = 0
+        self._in_company = asyncio.Event()
         self._alone: dict[str, _Allowance] = {}
         self._held = 0
         self._running = 0
@@ -99,6 +109,8 @@ class Shadow:
         self._queue.append((offer, time.monotonic()))
         self._held += offer.size
         self._arrived.set()
+        if len(self._queue) >= self._company:
+            self._in_company.set()
 
     def _refusal(self, offer: Offer) -> str | None:
         """Why the offer cannot be taken."""
@@ -189,23 +201,36 @@ class Shadow:
     async def _many(self, first: Offer) -> None:
         """It and what else comes in a moment, by one call of the other store; what does not
         agree then, each by itself."""
-        if len(self._queue) < BATCH - 1:
-            await asyncio.sleep(BATCH_SECONDS)
+        most = BATCH[first.answered.other]
         offers = [first]
-        while self._queue and len(offers) < BATCH and _alike(first, self._queue[0][0]):
-            offer = self._take()
-            if offer is not None:
-                offers.append(offer)
+        async with self._gathering:
+            await self._wait_for(most - 1)
+            while self._queue and len(offers) < most and _alike(first, self._queue[0][0]):
+                offer = self._take()
+                if offer is not None:
+                    offers.append(offer)
         apart: list[Offer] = []
         await self._guarded(offers, self._compare_many(offers, apart))
         for offer in apart:
             await self._guarded([offer], self.compare(offer))
 
+    async def _wait_for(self, company: int) -> None:
+        """Until so many are in the queue: as soon as they are, so that comparisons come one batch
+        after the other and not all at once; and no longer than BATCH_SECONDS."""
+        self._company = company
+        self._in_company.clear()
+        if len(self._queue) < company:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BATCH_SECONDS):
+                    await self._in_company.wait()
+
     async def _compare_many(self, offers: Sequence[Offer], apart: list[Offer]) -> None:
         started = time.time_ns()
         async with asyncio.timeout(COMPARE_SECONDS):
             agreeing = await self._comparer.agreeing(offers)
+        turns = Turns()
         for offer, agrees in zip(offers, agreeing, strict=True):
+            await turns.over()
             if agrees:
                 self._found(offer, Verdict.MATCH, started, len(offers))
                 self._repairs.healthy(stored.path for stored in offer.documents)

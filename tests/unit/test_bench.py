@@ -7,10 +7,12 @@ import threading
 import time
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from loadtests import shadow
 from loadtests.bench.measure import (
     Case,
     Comparison,
@@ -21,6 +23,7 @@ from loadtests.bench.measure import (
     paired,
     with_children,
 )
+from loadtests.bench.priority import LOWEST, give_way
 from loadtests.telemetry import interval, verdict
 
 
@@ -124,3 +127,35 @@ def test_a_telemetry_target_is_met_missed_or_not_resolved():
 def test_the_interval_of_a_median_cuts_off_what_chance_would():
     assert interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
     assert interval(range(1, 17)) == (5, 12), "the fifth of sixteen: 92 %"
+
+
+def test_every_phase_is_at_every_place_of_a_round_equally_often():
+    phases = [shadow.Phase(name, 0.0) for name in "abc"]
+    rounds = [shadow.in_turn(phases, number) for number in range(12)]
+    for place in range(3):
+        names = [order[place].name for order in rounds]
+        assert {name: names.count(name) for name in "abc"} == {"a": 4, "b": 4, "c": 4}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities of their own there")
+def test_a_process_gives_way_with_all_its_threads_and_its_session():
+    threads = (
+        "import threading\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "print(flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", threads],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        give_way([process.pid, 2**22])  # the second never was
+        found = [int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert len(found) == 2
+        assert {os.getpriority(os.PRIO_PROCESS, each) for each in found} == {LOWEST}
+        session = Path(f"/proc/{process.pid}/autogroup")
+        assert not session.exists() or session.read_text().split()[-1:] == [str(LOWEST)]
+        process.kill()

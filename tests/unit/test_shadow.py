@@ -15,7 +15,7 @@ from crossfade.errors import FailedPrecondition, Unavailable
 from crossfade.plan import StoreName
 from crossfade.repairs import Repairs
 from crossfade.samples import MAX_SIGNATURES, Redactor, Samples
-from crossfade.shadow import Bounds, Shadow
+from crossfade.shadow import BATCH, Bounds, Shadow
 from crossfade.store import Stored, Stores
 from crossfade.telemetry import (
     MISMATCHES_DROPPED,
@@ -242,16 +242,36 @@ def paired_store(parts: Parts, monkeypatch: Any, apart: set[str]) -> list[int]:
     return sizes
 
 
-async def test_gets_beyond_a_few_a_second_are_read_by_few_calls(monkeypatch):
+@pytest.mark.parametrize(("answered", "calls"), [(P, 5), (F, 10)])
+async def test_gets_beyond_a_few_a_second_are_read_by_few_calls(answered, calls, monkeypatch):
     parts = Parts(workers=1)
     sizes = paired_store(parts, monkeypatch, set())
     for number in range(50):
-        parts.shadow.offer(offer(f"c/{number}"))
+        parts.shadow.offer(replace(offer(f"c/{number}"), answered=answered))
     await parts.work(lambda: parts.verdicts().get("match") == 50)
     assert parts.comparer.calls + sum(sizes) == 50
     assert 1 <= parts.comparer.calls <= 5
-    assert len(sizes) <= 5
+    assert len(sizes) <= calls
+    assert max(sizes) == BATCH[answered.other]
     assert parts.shadow.held == 0
+
+
+async def test_a_batch_that_is_complete_waits_for_nobody(monkeypatch):
+    monkeypatch.setattr("crossfade.shadow.BATCH_SECONDS", 60.0)
+    parts = Parts(workers=2)
+    sizes = paired_store(parts, monkeypatch, set())
+    most = BATCH[P]
+
+    async def fill() -> None:
+        # One by one: the first waits, whoever takes it, and the last completes its company.
+        for number in range(1 + 3 * most):
+            parts.shadow.offer(offer(f"c/{number}"))
+            await asyncio.sleep(0)
+
+    filling = asyncio.create_task(fill())
+    await parts.work(lambda: parts.verdicts().get("match", 0) >= 1 + 2 * most)
+    await filling
+    assert sizes[:2] == [most, most]
 
 
 async def test_what_does_not_agree_with_the_others_is_looked_at_by_itself(monkeypatch):
