@@ -2,7 +2,7 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -27,8 +27,9 @@ from crossfade.snapshot import Snapshot
 from crossfade.stores.firestore import INTENTS, UNMIRRORED
 from crossfade.stores.postgres.jobs import Checkpoint, Counts, Job, NewLetter, Partition, add
 from crossfade.stores.postgres.lanes import Connection
-from crossfade.stores.postgres.mirror import Image, Tally
+from crossfade.stores.postgres.mirror import Imaged, Sent, Tally
 from crossfade.stores.postgres.way_back import Request
+from crossfade_api.v1 import document_pb2 as pb
 
 log = structlog.get_logger(__name__)
 
@@ -144,33 +145,27 @@ class ForwardPages:
         lease: float,
     ) -> Partition:
         """One transaction, at the end of which the partition stands behind these documents."""
-        decoded = [wire.parse_document(data, self._stores.database) for data in documents]
-        images = [
-            Image(document.path, document.fields, document.update_time, document.create_time)
-            for document in decoded
-            if not is_own(document.path)
-            and self._stores.control.group.holds(collection_id(document.path))
-        ]
+        sent = list(self._sent(documents))
+        holds = self._stores.control.group.holds
+        collections = Counter(collection_path(each.path) for each in sent)
+        copied = {
+            name for name in collections if not is_own(name) and holds(name.rpartition("/")[2])
+        }
+        images = [each for each in sent if collection_path(each.path) in copied]
         counts: Counts = {}
-        for image in images:
-            add(counts, {collection_id(image.path): {"copied": 1}})
-        position = decoded[-1].path if decoded else partition.position
+        for name in copied:
+            add(counts, {name.rpartition("/")[2]: {"copied": collections[name]}})
+        position = sent[-1].path if sent else partition.position
         tally: Tally = Counter()
         checkpoint = _Progress(partition, position, counts, ended, lease, tally)
-        await self._put_page(
-            page,
-            images,
-            checkpoint,
-            [
-                Request(document.path.removeprefix(f"{INTENTS}/"), document.create_time, ())
-                for document in decoded
-                if document.path.startswith(f"{INTENTS}/")
-                and document.fields.get(UNMIRRORED) is True
-            ],
-            tally,
-        )
-        collections = Counter(collection_path(image.path) for image in images)
-        await self._stores.mirror.statistics.grew(collections)
+        requests = [
+            Request(each.path.removeprefix(f"{INTENTS}/"), each.create_time, ())
+            for each in sent
+            if each.path.startswith(f"{INTENTS}/")
+            and wire.decode_fields(each.message.fields).get(UNMIRRORED) is True
+        ]
+        await self._put_page(page, images, checkpoint, requests, tally)
+        await self._stores.mirror.statistics.grew({name: collections[name] for name in copied})
         return checkpoint.after
 
     async def _bury(
@@ -194,7 +189,7 @@ class ForwardPages:
     async def _put_page(
         self,
         page: Read[Forward],
-        images: Sequence[Image],
+        images: Sequence[Imaged],
         checkpoint: "_Progress",
         requests: Sequence[Request],
         tally: Tally,
@@ -213,6 +208,16 @@ class ForwardPages:
             also=checkpoint,
             tally=tally,
         )
+
+    def _sent(self, documents: Sequence[bytes]) -> Iterator[Sent]:
+        database = self._stores.database
+        root = f"{database.root}/"
+        for data in documents:
+            message = pb.Document.FromString(data)
+            name = message.name
+            path = name[len(root) :] if name.startswith(root) else database.relative(name)
+            created = wire.decode_time(message.create_time)
+            yield Sent(path, message, wire.decode_time(message.update_time), created)
 
     def _path(self, document: bytes) -> str:
         return self._stores.database.relative(wire.identity_of(document)[0])

@@ -282,23 +282,17 @@ class FirestoreStore:
         self, request: bytes, metadata: Metadata, deadline: float
     ) -> AsyncIterator[Page]:
         call = self._run_query(request, timeout=_left(deadline), metadata=metadata)
-        frames: list[bytes] = []
-        size, most, pages = 0, FIRST_PAGE_DOCUMENTS, 0
+        most, pages = FIRST_PAGE_DOCUMENTS, 0
         try:
             while True:
-                with _translated(not_found=FailedPrecondition):
-                    frame = await call.read()
-                if not isinstance(frame, bytes):  # grpc.aio.EOF
-                    break
-                frames.append(frame)
-                size += len(frame)
-                if size >= PAGE_BYTES or len(frames) >= most:
+                frames, ended = await _some(call.read, most)
+                if frames or not pages:
                     yield Page(b"".join(frames))
-                    frames, size, most, pages = [], 0, PAGE_DOCUMENTS, pages + 1
+                if ended:
+                    return
+                most, pages = PAGE_DOCUMENTS, pages + 1
         finally:
             call.cancel()
-        if frames or not pages:
-            yield Page(b"".join(frames))
 
     async def aggregate(
         self,
@@ -673,6 +667,20 @@ def _outcome(reply: api.CommitReply) -> CommitOutcome:
         ),
         wire.decode_time(reply.commit_time),
     )
+
+
+async def _some(read: Callable[[], Awaitable[Any]], most: int) -> tuple[list[bytes], bool]:
+    """The next frames of a query, a page's worth, and whether they were the last ones."""
+    frames: list[bytes] = []
+    size = 0
+    with _translated(not_found=FailedPrecondition):  # once a page: it is called per document
+        while size < PAGE_BYTES and len(frames) < most:
+            frame = await read()
+            if not isinstance(frame, bytes):  # grpc.aio.EOF
+                return frames, True
+            frames.append(frame)
+            size += len(frame)
+    return frames, False
 
 
 # --- deadlines and errors ----------------------------------------------------------------------

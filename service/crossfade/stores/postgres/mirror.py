@@ -12,7 +12,7 @@ newer document whose tombstone is pruned already.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from crossfade.document import Database, Fields, collection_id, collection_path
 from crossfade.errors import Aborted, EpochChanged
@@ -149,6 +149,32 @@ class Image:
     time: int
     create_time: int | None
 
+    @property
+    def live(self) -> bool:
+        return self.fields is not None
+
+    def values(self, table: DocumentTable) -> list[Any]:
+        """Of its row (DocumentTable.values)."""
+        return table.values(self.path, self.fields or {})
+
+
+class Sent(NamedTuple):
+    """The same of a live document, as Firestore sent it: `message` is a Document."""
+
+    path: str
+    message: Any
+    time: int
+    create_time: int
+
+    @property
+    def live(self) -> bool:
+        return True
+
+    def values(self, table: DocumentTable) -> list[Any]:
+        return table.values_sent(self.path, self.message)
+
+
+Imaged: TypeAlias = Image | Sent
 
 Tally: TypeAlias = Counter[tuple[str, str]]
 """Documents by collection id and a word: "beside" for those that have something beside their
@@ -399,7 +425,7 @@ class Mirror:
 
     async def put_page(
         self,
-        images: Sequence[Image],
+        images: Sequence[Imaged],
         *,
         epoch: int,
         generation: int,
@@ -510,7 +536,7 @@ class Mirror:
     async def _put_all(
         self,
         connection: Connection,
-        images: Sequence[Image],
+        images: Sequence[Imaged],
         epoch: int,
         *,
         allow_equal: bool,
@@ -527,7 +553,7 @@ class Mirror:
                 epoch,
                 [escape_path(image.path) for image in images],
                 [image.time for image in images],
-                [image.fields is not None for image in images],
+                [image.live for image in images],
                 allow_equal,
                 seen,
             )
@@ -538,13 +564,12 @@ class Mirror:
             if image.path not in accepted:
                 continue
             table = self._tables.of(image.path)
-            if image.fields is None:
-                deletes.setdefault(table, []).append(table.key_of(image.path))
+            if image.live:
+                values = image.values(table)
+                values += (image.create_time, image.time, epoch)
+                upserts.setdefault(table, []).append(values)
             else:
-                values = table.values(image.path, image.fields)
-                upserts.setdefault(table, []).append(
-                    [*values, image.create_time, image.time, epoch]
-                )
+                deletes.setdefault(table, []).append(table.key_of(image.path))
         if tally is not None:
             for table, rows in upserts.items():
                 table.count(rows, tally)

@@ -6,7 +6,7 @@ update_time, epoch. Texts of statements are composed once; the driver keeps them
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from crossfade.mapping import (
     CollectionMapping,
     DerivedMapping,
     Mappings,
+    Row,
     Watch,
     escape_path,
     from_json,
@@ -31,7 +32,9 @@ from crossfade.stores.postgres import tables
 from crossfade.stores.postgres.bulk import Bulk
 from crossfade.stores.postgres.decoder import make_decoder
 from crossfade.stores.postgres.derivation import derived_source
+from crossfade.stores.postgres.encoder import make_encoder, tagged_fields
 from crossfade.stores.postgres.membership import everything
+from crossfade.wire import decode_fields
 from crossfade_api.v1 import document_pb2 as pb
 
 _preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]
@@ -108,6 +111,7 @@ class DocumentTable:
         self.versions = slice(self.extras.version_epoch, self.extras.epoch)
         self.state = slice(self.extras.epoch, self.extras.now + 1)
         self.decode = make_decoder(mapping)
+        self._encode = None if mapping is None else make_encoder(mapping)
         self._prefix = f"{database.root}/"
 
         self._stored = () if mapping is None or derived else mapping.columns
@@ -238,16 +242,37 @@ class DocumentTable:
 
     def values(self, path: str, fields: Fields) -> list[Any]:
         """The first parameters of a write; create_time (or None), update_time, epoch follow."""
-        key = self.key_of(path)
         if self.mapping is None:
-            parent = collection_path(key)
-            return [key, to_json(fields), parent, parent.rpartition("/")[2]]
+            return self._generic(path, to_json(fields))
         row = self.mapping.to_row(fields)
-        # A derived document has no columns of its own that could have taken anything.
-        if row.misfits is not None and self._watch is not None and self._stored:
-            for name, cause in self.mapping.misfit_causes(row, fields):
+        if row.misfits is not None:
+            self._tell(row, lambda: fields)
+        return self._mapped(path, row)
+
+    def values_sent(self, path: str, message: Any) -> list[Any]:
+        """The same of a Document message as it came, which no values are made of."""
+        if self._encode is None:
+            return self._generic(path, tagged_fields(message.fields))
+        row = self._encode(message.fields)
+        if row.misfits is not None:
+            self._tell(row, lambda: decode_fields(message.fields))
+        return self._mapped(path, row)
+
+    def _generic(self, path: str, fields: Any) -> list[Any]:
+        key = self.key_of(path)
+        parent = collection_path(key)
+        return [key, fields, parent, parent.rpartition("/")[2]]
+
+    def _mapped(self, path: str, row: Row) -> list[Any]:
+        values = row.values if self._stored else ()
+        return [self.key_of(path), *values, row.remainder, row.misfits]
+
+    def _tell(self, row: Row, fields: Callable[[], Fields]) -> None:
+        """Whoever watches is told of what does not fit its column. A derived document has no
+        columns of its own that could have taken anything."""
+        if self.mapping is not None and self._watch is not None and self._stored:
+            for name, cause in self.mapping.misfit_causes(row, fields()):
                 self._watch(self.mapping.collection_id, name, cause)
-        return [key, *(row.values if self._stored else ()), row.remainder, row.misfits]
 
     def count(self, rows: Sequence[Sequence[Any]], tally: "Counter[tuple[str, str]]") -> None:
         """Adds to a tally how many rows, which begin with `values`, have something beside their
