@@ -1,27 +1,33 @@
 """`python -m loadtests.backfill`: what the copy costs against a plain drain and a plain script.
 
 Over the violet documents of the generator, in the embedded Firestore, each in turns in one
-run and told as ratios:
+run, on the same servers, and told as ratios:
 
-- drain: the same ranges, pages and workers, read as raw bytes and dropped (target >= 0.6).
+- drain: the same ranges, pages and workers, read as raw bytes and dropped (target >= 0.6),
+  with a control: drained again after the copy.
 - script: `AsyncClient.stream()` and one ORM insert for each document (target >= 5).
-- memory: the most that a copy's process holds of many documents, against few (<= 1.2).
 - callers: p99 of a live caller beside a copy that is throttled, against without (<= 1.2),
   with a control: without, again.
+- memory, only where asked for (--only memory): the most that a copy's process holds of
+  --many documents, against --few (<= 1.2).
 
-Exit codes: 0 all targets are met; 1 one is not, or a part failed.
+Where two identical cases differ by more than MARGIN nothing is resolved. The copy's CPU is
+told, too: on one machine it has to share the cores that a drain leaves idle.
+
+Exit codes: 0 all targets are met; 1 one is not or is not resolved, or a part failed.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +61,12 @@ from violet.mapping import MAPPINGS
 
 DATABASE = Database("violet")
 DRAIN, SCRIPT, MEMORY, CALLERS = 0.6, 5.0, 1.2, 1.2
+MARGIN = 0.15
 WORKERS, PAGE = 4, 400
+PARTS = ("drain", "script", "callers", "memory")
+DOCUMENTS_PER_TASK = 2.3
+"""Of the sample, about."""
+FEW, MANY = 100_000, 1_000_000
 SCRIPTED = 3_000
 """Documents that the script copies: it is slow, and has no more to it."""
 START_SECONDS = 900.0
@@ -68,12 +79,25 @@ class Failed(Exception):
     """A part of the bench did not do what it should."""
 
 
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """`rate`: documents a second. `own`, `postgresql`: microseconds of CPU for a document, of
+    the copy's process, its start with it, and of PostgreSQL's. `memory`: MiB."""
+
+    rate: float
+    own: float
+    postgresql: float
+    memory: float
+
+
 @dataclass
 class Figures:
-    """One entry a round: documents a second, and ratios of p99."""
+    """One entry a round: documents a second, CPU, and ratios of p99. `again`: the drain after
+    the copy; `memory`: MiB by documents."""
 
     drain: list[float] = field(default_factory=list)
-    copy: list[float] = field(default_factory=list)
+    again: list[float] = field(default_factory=list)
+    copy: list["Copied"] = field(default_factory=list)
     script: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
     control: list[float] = field(default_factory=list)
@@ -175,37 +199,59 @@ async def _drained(store: FirestoreStore, names: NameRange) -> int:
         after = DATABASE.relative(wire.identity_of(last)[0])
 
 
-async def _copy(stack: Stack, url: str, *more: str) -> tuple[float, float]:
-    """Documents a second of a process of its own, from the job's beginning to its end, and the
-    most memory that it held, in MiB."""
+async def _copy(stack: Stack, url: str, *more: str) -> Copied:
+    """By a process of its own; its rate is that of the job from its beginning to its end."""
     environment = os.environ | {
         "FIRESTORE_EMULATOR_HOST": stack.firestore.address,
         "GOOGLE_CLOUD_PROJECT": DATABASE.project,
         "DATABASE_URL": url,
     }
     command = [sys.executable, "-m", "crossfade", "backfill", "--json", "--new", *more]
+    connection = await asyncpg.connect(url)
+    server = psutil.Process(await connection.fetchval("select pg_backend_pid()")).parent()
+    assert server is not None
+    before, ended_before = _family_cpu(server), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdout=asyncio.subprocess.PIPE
     )
     most, watched = 0.0, psutil.Process(process.pid)
     output = asyncio.create_task(process.communicate())
-    while not output.done():
-        if watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
-            most = max(most, watched.memory_info().rss / 1_048_576)
-        await asyncio.wait([output], timeout=0.2)
+    try:
+        while not output.done():
+            if watched.is_running() and watched.status() != psutil.STATUS_ZOMBIE:
+                most = max(most, watched.memory_info().rss / 1_048_576)
+            await asyncio.wait([output], timeout=0.2)
+    except asyncio.CancelledError:
+        process.terminate()
+        await process.wait()
+        raise
     out, _ = await output
     if process.returncode:
         raise Failed(f"the copy ended with {process.returncode}")
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = _family_cpu(server) - before
     told = json.loads(out.splitlines()[-1])
     if told["documents"] != stack.documents:
         raise Failed(f"the copy was of {told['documents']} of {stack.documents} documents")
-    connection = await asyncpg.connect(url)
     seconds = await connection.fetchval(
         "select extract(epoch from ended_at - begun_at)::float8 from crossfade.jobs where id = $1",
         told["job"],
     )
     await connection.close()
-    return stack.documents / seconds, most
+    own = ended.ru_utime + ended.ru_stime - ended_before.ru_utime - ended_before.ru_stime
+    each = 1e6 / stack.documents
+    return Copied(stack.documents / seconds, own * each, spent * each, most)
+
+
+def _family_cpu(parent: psutil.Process) -> float:
+    """Seconds of a server and of its processes, those that have ended with them."""
+    own = parent.cpu_times()
+    total: float = own.user + own.system + own.children_user + own.children_system
+    for child in parent.children():
+        with suppress(psutil.NoSuchProcess):  # counted above by now, or the next time
+            times = child.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 class _Base(DeclarativeBase):
@@ -264,7 +310,8 @@ async def _p99(sidecar: app.Sidecar, seconds: float) -> float:
 
 
 async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) -> None:
-    """The copy runs in a process of its own, and is ended when it was measured."""
+    """The copy runs in a process of its own, and is ended when it was measured. What it copied
+    is copied again in the next round."""
     url = await stack.fresh()
     sidecar = await app.start(stack.settings(url), Telemetry())
     try:
@@ -274,11 +321,10 @@ async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) 
             copying = asyncio.create_task(_copy(stack, url, "--rate", str(RATE)))
             await asyncio.sleep(3)
             beside = await _p99(sidecar, seconds)
+            if copying.done():
+                raise Failed("the copy ended before its callers were measured: more --tasks")
             copying.cancel()
             await asyncio.gather(copying, return_exceptions=True)
-            for child in psutil.Process().children():
-                if "backfill" in child.cmdline():
-                    child.terminate()
             await asyncio.sleep(2)
             again = await _p99(sidecar, seconds)
             figures.beside.append(2 * beside / (alone + again))
@@ -291,86 +337,113 @@ async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) 
 
 
 async def _measure(options: argparse.Namespace, figures: Figures) -> None:
-    sizes = [options.tasks] if options.only and "memory" not in options.only else []
-    sizes = sizes or [max(1, options.tasks // 10), options.tasks]
-    for tasks in sizes:
-        with tempfile.TemporaryDirectory(prefix="crossfade-bench-") as directory:
-            async with _stack(Path(directory), tasks) as stack, AsyncExitStack() as resources:
-                print(f"{stack.documents:,} documents", flush=True)
-                await _part(stack, figures, options, resources, last=tasks == sizes[-1])
-
-
-async def _part(
-    stack: Stack,
-    figures: Figures,
-    options: argparse.Namespace,
-    resources: AsyncExitStack,
-    *,
-    last: bool,
-) -> None:
-    wanted = set(options.only or ("drain", "script", "memory", "callers"))
-    most = 0.0
-    for _ in range(options.rounds if last else 1):
-        url = await stack.fresh()
-        sidecar = await app.start(stack.settings(url), Telemetry())
-        try:
-            async with apart(stack.settings(url), workers=1, settles=False) as own:
-                placed, _ = await plan_firestore(own.both.firestore, MAPPINGS, timeout=120)
-            if last and "drain" in wanted:
-                ranges = [each for _, each in placed if each.collection != INTENTS]
-                figures.drain.append(await _drain(stack, ranges))
-                print(f"  drain {figures.drain[-1]:,.0f}/s", flush=True)
-            if last and "script" in wanted:
-                figures.script.append(await _script(stack, await stack.fresh()))
-                print(f"  script {figures.script[-1]:,.0f}/s", flush=True)
-            if wanted & {"drain", "script", "memory"}:
-                rate, held = await _copy(stack, url, "--workers", str(WORKERS))
-                most = max(most, held)
-                if last:
-                    figures.copy.append(rate)
-                print(f"  copy {rate:,.0f}/s, {held:,.0f} MiB", flush=True)
-        finally:
-            await sidecar.stop(5)
+    wanted = set(options.only or PARTS[:3])
+    if wanted - {"memory"}:
+        async with _measured_on(options.tasks) as stack:
+            if wanted & {"drain", "script"}:
+                for _ in range(options.rounds):
+                    await _round(stack, figures, wanted)
+            if "callers" in wanted:
+                await _callers(stack, figures, options.rounds, options.seconds)
     if "memory" in wanted:
-        figures.memory[stack.documents] = most
-    if last and "callers" in wanted:
-        await _callers(stack, figures, options.rounds, options.seconds)
-    await resources.aclose()
+        for documents in (options.few, options.many):
+            async with _measured_on(int(documents / DOCUMENTS_PER_TASK)) as stack:
+                async with _migrating(stack) as url:
+                    copied = await _copy(stack, url, "--workers", str(WORKERS))
+                print(f"  copy {copied.rate:,.0f}/s, {copied.memory:,.0f} MiB", flush=True)
+                figures.memory[stack.documents] = copied.memory
+
+
+@asynccontextmanager
+async def _measured_on(tasks: int) -> AsyncIterator[Stack]:
+    with tempfile.TemporaryDirectory(prefix="crossfade-bench-") as directory:
+        async with _stack(Path(directory), tasks) as stack:
+            print(f"{stack.documents:,} documents", flush=True)
+            yield stack
+
+
+@asynccontextmanager
+async def _migrating(stack: Stack) -> AsyncIterator[str]:
+    """The URL of a database that is to be copied to, and is empty."""
+    url = await stack.fresh()
+    sidecar = await app.start(stack.settings(url), Telemetry())
+    try:
+        yield url
+    finally:
+        await sidecar.stop(5)
+
+
+async def _round(stack: Stack, figures: Figures, wanted: set[str]) -> None:
+    async with _migrating(stack) as url:
+        async with apart(stack.settings(url), workers=1, settles=False) as own:
+            placed, _ = await plan_firestore(own.both.firestore, MAPPINGS, timeout=120)
+        ranges = [each for _, each in placed if each.collection != INTENTS]
+        if "drain" in wanted:
+            figures.drain.append(await _drain(stack, ranges))
+            print(f"  drain  {figures.drain[-1]:8,.0f}/s", flush=True)
+        copied = await _copy(stack, url, "--workers", str(WORKERS))
+        figures.copy.append(copied)
+        print(
+            f"  copy   {copied.rate:8,.0f}/s, {copied.memory:.0f} MiB; CPU of a document: "
+            f"{copied.own:.0f} µs, and PostgreSQL's {copied.postgresql:.0f}",
+            flush=True,
+        )
+        if "drain" in wanted:
+            figures.again.append(await _drain(stack, ranges))
+            print(f"  again  {figures.again[-1]:8,.0f}/s", flush=True)
+        if "script" in wanted:
+            figures.script.append(await _script(stack, await stack.fresh()))
+            print(f"  script {figures.script[-1]:8,.0f}/s", flush=True)
 
 
 def _judge(figures: Figures) -> bool:
+    """Prints what came of it; whether all is resolved and met."""
     good = True
 
-    def line(name: str, ratio: float, target: float, *, least: bool, more: str = "") -> None:
+    def line(
+        name: str, ratio: float, target: float, *, least: bool, control: float | None = None
+    ) -> None:
         nonlocal good
         met = ratio >= target if least else ratio <= target
-        good = good and met
-        sign = ">=" if least else "<="
-        print(f"{name:46} {ratio:6.2f}  {sign} {target:g}  {'met' if met else 'MISSED'}  {more}")
+        resolved = control is None or abs(control - 1) <= MARGIN
+        good = good and met and resolved
+        word = ("met" if met else "MISSED") if resolved else "not resolved"
+        more = "" if control is None else f"(A/A {control:.2f})"
+        print(f"{name:38} {ratio:6.2f}  {'>=' if least else '<='} {target:g}  {word}  {more}")
 
-    def pairs(base: list[float]) -> float:
-        return statistics.median(a / b for a, b in zip(figures.copy, base, strict=True))
+    def against(base: Sequence[float]) -> float:
+        pairs = zip(figures.copy, base, strict=True)
+        return statistics.median(copied.rate / other for copied, other in pairs)
 
     if figures.drain:
-        line("documents/s, copy / drain", pairs(figures.drain), DRAIN, least=True)
+        both = list(zip(figures.drain, figures.again, strict=True))
+        control = statistics.median(again / first for first, again in both)
+        means = [statistics.mean(pair) for pair in both]
+        line("documents/s, copy / drain", against(means), DRAIN, least=True, control=control)
+        own = statistics.median(copied.own for copied in figures.copy)
+        ratio = 1e6 / own / statistics.median(means)
+        print(f"{'documents per CPU second of the copy, / drain':38} {ratio:6.2f}")
     if figures.script:
-        line("documents/s, copy / script", pairs(figures.script), SCRIPT, least=True)
-    if len(figures.memory) > 1:
+        line("documents/s, copy / script", against(figures.script), SCRIPT, least=True)
+    if figures.memory:
         few, many = (figures.memory[size] for size in sorted(figures.memory))
         line("memory, many / few documents", many / few, MEMORY, least=False)
     if figures.beside:
-        control = f"(control {statistics.median(figures.control):.2f})"
-        ratio = statistics.median(figures.beside)
-        line("p99 of a caller, beside / without", ratio, CALLERS, least=False, more=control)
+        line(
+            "p99 of a caller, beside / without",
+            statistics.median(figures.beside),
+            CALLERS,
+            least=False,
+            control=statistics.median(figures.control),
+        )
     return good
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     figures = Figures()
-    run: Callable[[], Awaitable[None]] = lambda: _measure(options, figures)  # noqa: E731
     try:
-        asyncio.run(run())  # type: ignore[arg-type]
+        asyncio.run(_measure(options, figures))
     except Failed as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -386,12 +459,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks",
         type=int,
-        default=10_000,
-        help="(%(default)s; about twice as many documents; 1,000,000 takes an hour and 12 GB)",
+        default=43_500,
+        help="(%(default)s, which is 100,000 documents; not of the memory)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of a caller's phase")
-    parser.add_argument("--only", action="append", choices=("drain", "script", "memory", "callers"))
+    parser.add_argument("--few", type=int, default=FEW, help="documents, about (%(default)s)")
+    parser.add_argument(
+        "--many",
+        type=int,
+        default=MANY,
+        help="documents, about (%(default)s, which takes a quarter of an hour and 5 GB)",
+    )
+    parser.add_argument("--only", action="append", choices=PARTS, help="(all but memory)")
     return parser
 
 
