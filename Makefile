@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
 .PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres bench-backfill beam
-.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate
+.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate bench-memory
 .PHONY: lint format proto docs schemas collector lock clean
 
 help: ## this list
@@ -81,8 +81,11 @@ bench-postgres: setup ## the PostgreSQL store against the bare driver, a million
 bench-validate: setup ## a full validation against draining the same pages; its memory at a million documents
 	$(BIN)/python -m loadtests.validate
 
-bench-backfill: setup ## the copy against a plain drain and a plain script, as ratios; memory; callers beside it
+bench-backfill: setup ## the copy against a plain drain and a plain script, as ratios; callers beside it
 	$(BIN)/python -m loadtests.backfill
+
+bench-memory: setup ## what a copy holds of a million documents, against a hundred thousand
+	$(BIN)/python -m loadtests.backfill --only memory
 
 lint: setup ## ruff, mypy, import stack, generated code and tables
 	$(BIN)/ruff check .

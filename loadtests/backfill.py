@@ -64,7 +64,7 @@ DRAIN, SCRIPT, MEMORY, CALLERS = 0.6, 5.0, 1.2, 1.2
 MARGIN = 0.15
 WORKERS, PAGE = 4, 400
 PARTS = ("drain", "script", "callers", "memory")
-DOCUMENTS_PER_TASK = 2.3
+DOCUMENTS_PER_TASK = 2.1
 """Of the sample, about."""
 FEW, MANY = 100_000, 1_000_000
 SCRIPTED = 3_000
@@ -459,7 +459,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks",
         type=int,
-        default=43_500,
+        default=47_500,
         help="(%(default)s, which is 100,000 documents; not of the memory)",
     )
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
