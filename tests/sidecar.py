@@ -37,6 +37,8 @@ from crossfade_client import AsyncCrossfade
 DATABASE = Database("test")
 QUIET = {"slow_mirror": "wait"}
 """However busy the machine is, commits go around the mirror only in the tests of that."""
+PATIENT = {"lag": 60.0}
+"""And comparisons are left out only in theirs."""
 
 
 @dataclass
@@ -149,7 +151,7 @@ async def beside(
             mappings="violet",
             **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | QUIET | migration),
         ),
-        shadow=ShadowSettings(**({"behind_bound": 0.2} | (shadow or {}))),
+        shadow=ShadowSettings(**({"behind_bound": 0.2} | PATIENT | (shadow or {}))),
         collections=collections or {},
         groups=groups or {},
         ramp=RampSettings(**(ramp or {})),

@@ -159,7 +159,8 @@ async def test_a_job_goes_on_where_it_was_broken_off(postgres_database: Any):
             job = await begin(own, EVERYTHING)
             assert job.id == first.id
             running_ = asyncio.create_task(work(own, job, pacing=Pacing(3, page=9)).run())
-            await asyncio.wait([running_], timeout=0.1 + 0.003 * (rounds * 7 % 40))
+            # Longer each time: on a busy machine, too, one of them comes to the end of a page.
+            await asyncio.wait([running_], timeout=0.01 * (1 + rounds))
             if running_.done():
                 break
             running_.cancel()
@@ -540,7 +541,7 @@ async def test_a_document_that_cannot_be_stored_becomes_a_dead_letter_whole(
         # It is shown with all others, and holds up a change of authority.
         (dead,) = await both(made).mirror.dead_letters.list(limit=9, timeout=5)
         assert (dead.path, dead.reason, dead.cause) == ("notes/bad", "backfill", "INTERNAL")
-        with pytest.raises(grpc.aio.AioRpcError, match="dead letters"):
+        with pytest.raises(grpc.aio.AioRpcError, match="1 document is a dead letter"):
             await made.stage("live")
         # Tried again, it is copied as every pending document is.
         monkeypatch.setattr(Mirror, "put_page", real)

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from crossfade.document import Fields
-from crossfade.errors import Aborted
+from crossfade.errors import Aborted, FailedPrecondition
 from crossfade.plan import Stage
 from crossfade.store import Intent
 from crossfade.stores.postgres.lanes import Lanes
@@ -267,7 +267,7 @@ async def test_a_sidecar_prunes(postgres_database, stage: str):
 
 async def test_a_copy_that_is_broken_off_holds_nothing_up(postgres_database, monkeypatch):
     async def broken(*_args: Any, **_options: Any) -> None:
-        raise Aborted("broken off")
+        raise FailedPrecondition("broken off")
 
     async with running(await postgres_database(), Stage.SHADOW) as stack:
         monkeypatch.setattr(Mirror, "put_page", broken)

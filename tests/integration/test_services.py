@@ -236,7 +236,7 @@ async def test_traffic_can_be_set_while_firestore_is_away(url):
 # --- gauges --------------------------------------------------------------------------------------
 
 
-# Without a follower, a budget or a settings file there is nothing to show.
+# Without a follower, a budget, a settings file or a job there is nothing to show.
 SWITCHED_ON = {
     telemetry.FOLLOWER_LAG,
     telemetry.BUDGET_LEFT,
@@ -244,7 +244,11 @@ SWITCHED_ON = {
     telemetry.TOKENS_REFUSED,
     telemetry.CERTIFICATE_REFUSED,
     telemetry.UNDER_WAY,  # where calls are limited
-    telemetry.JOB_PROGRESS,  # of jobs that have not ended: tests/unit/test_gauges.py
+    # Of jobs that have not ended: tests/unit/test_gauges.py
+    telemetry.JOB_PROGRESS,
+    telemetry.JOB_DOCUMENTS,
+    telemetry.JOB_PROCESSES,
+    telemetry.JOB_WAITING,
 }
 
 
