@@ -72,6 +72,9 @@ SCRIPTED = 3_000
 START_SECONDS = 900.0
 CALLS, CALL_SECONDS, RATE = 40.0, 20.0, 200.0
 """Calls a second of the live caller, for so long; documents a second of the copy beside it."""
+WARM_SECONDS = 15.0
+BEGUN = """select exists (
+    select from crossfade.job_partitions where job > $1 and position is not null)"""
 COMMIT = 500
 
 
@@ -318,19 +321,35 @@ async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) 
         await _p99(sidecar, 5)
         for _ in range(rounds):
             alone = await _p99(sidecar, seconds)
-            copying = asyncio.create_task(_copy(stack, url, "--rate", str(RATE)))
-            await asyncio.sleep(3)
-            beside = await _p99(sidecar, seconds)
-            if copying.done():
-                raise Failed("the copy ended before its callers were measured: more --tasks")
-            copying.cancel()
-            await asyncio.gather(copying, return_exceptions=True)
+            async with _copying(stack, url):
+                beside = await _p99(sidecar, seconds)
             await asyncio.sleep(2)
             again = await _p99(sidecar, seconds)
             figures.beside.append(2 * beside / (alone + again))
             figures.control.append(again / alone)
     finally:
         await sidecar.stop(5)
+
+
+@asynccontextmanager
+async def _copying(stack: Stack, url: str) -> AsyncIterator[None]:
+    """A throttled copy that has begun. Raises Failed when it ends before the block does."""
+    connection = await asyncpg.connect(url)
+    last = await connection.fetchval("select coalesce(max(id), 0) from crossfade.jobs")
+    copying = asyncio.create_task(_copy(stack, url, "--rate", str(RATE)))
+    try:
+        ends = time.monotonic() + WARM_SECONDS
+        while not copying.done() and not await connection.fetchval(BEGUN, last):
+            if time.monotonic() > ends:
+                raise Failed(f"the copy has not begun in {WARM_SECONDS:.0f} s")
+            await asyncio.sleep(0.1)
+        yield
+        if copying.done():
+            raise Failed("the copy ended before its callers were measured: more --tasks")
+    finally:
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
+        await connection.close()
 
 
 # --- all of it ---------------------------------------------------------------------------------

@@ -4,7 +4,15 @@ import asyncio
 
 import pytest
 
-from crossfade.jobs.pace import LEAST_PAGE, MOST_PAUSE, TARGET_SECONDS, PageSize, Pressure, Rate
+from crossfade.jobs.pace import (
+    BURST_SECONDS,
+    LEAST_PAGE,
+    MOST_PAUSE,
+    TARGET_SECONDS,
+    PageSize,
+    Pressure,
+    Rate,
+)
 
 
 class Clock:
@@ -49,7 +57,7 @@ def test_a_page_comes_to_take_the_time_that_it_should():
 
 
 def test_a_page_of_a_slow_copy_is_no_burst():
-    assert PageSize().next(100.0) <= 100 * TARGET_SECONDS
+    assert PageSize().next(100.0) <= 100 * BURST_SECONDS
     assert PageSize().next(0.5) == 1
 
 

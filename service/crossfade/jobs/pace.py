@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 TARGET_SECONDS = 0.5
 """How long a page should take: short enough that a job that is stopped loses little, and that
 no lock is held for long."""
+BURST_SECONDS = 0.1
+"""What a rate allows in so long is read at once: a page holds up callers for as long as it takes,
+and who names a rate wants them to notice little."""
 LEAST_PAGE, MOST_PAGE = 100, 400
 """A page costs eight statements whatever is in it, so that smaller ones cost more than they spare;
 more rows in one transaction would go alone (see stores/postgres/placement.py)."""
@@ -52,7 +55,7 @@ class PageSize:
         self._size = min(100.0, most)
 
     def next(self, rate: float | None) -> int:
-        size = self._size if rate is None else min(self._size, rate * TARGET_SECONDS)
+        size = self._size if rate is None else min(self._size, rate * BURST_SECONDS)
         return max(1, int(size))
 
     def took(self, documents: int, seconds: float) -> None:
