@@ -12,6 +12,7 @@ from crossfade_api.v1 import document_pb2, violet_pb2
 from crossfade_client._codec import decode_fields
 from tests.sidecar import running
 from tests.violet_caller import Caller, refused, shown, values
+from violet.operations.data import Data
 
 pb = violet_pb2
 NOW = datetime.now(UTC)
@@ -266,6 +267,25 @@ async def test_audio_chunks_of_old_tasks_go(violet, name):
     assert await violet.fields(f"tasks/{name}/audio_chunks/2") is None
     assert (await violet.fields(f"tasks/{name}"))["input_file"]["chunks_cleaned"] is True
     assert not (await violet.tasks.DeleteAudioChunks(request)).ids
+
+
+async def test_audio_chunks_stay_with_a_task_that_is_wanted_again(violet, name, monkeypatch):
+    word, old = f"word {name}", datetime.now(UTC) - timedelta(days=2)
+    await violet.set(f"tasks/{name}", status=word, created_at=old, input_file={"chunked": True})
+    await violet.set(f"tasks/{name}/audio_chunks/0", index=0)
+    find = Data.documents
+
+    async def overtaken(self: Data, *args: Any) -> Any:
+        found = await find(self, *args)
+        await violet.set(f"tasks/{name}", status="pending", created_at=old, input_file={})
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Data, "documents", overtaken)
+        request = pb.DeleteAudioChunksRequest(statuses=[word])
+        assert not (await violet.tasks.DeleteAudioChunks(request)).ids
+    assert await violet.fields(f"tasks/{name}/audio_chunks/0") == {"index": 0}
+    assert (await violet.fields(f"tasks/{name}"))["input_file"] == {}
 
 
 async def test_validators_get_what_they_have_not_seen(violet, name):

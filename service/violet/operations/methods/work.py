@@ -231,6 +231,8 @@ class WorkMethods(TaskMethods):
             task = await transaction.get(path)
             if task is None or transaction.replayed:
                 return transaction.replayed
+            if task.fields.get("status") not in asked or not due(task):
+                return False  # somebody wants it again since it was found
             query = Query(parent=path, collection="audio_chunks", limit=CHUNKS_AT_ONCE + 1)
             chunks = [chunk.path for chunk in await transaction.find(query)]
             some, more = chunks[:CHUNKS_AT_ONCE], len(chunks) > CHUNKS_AT_ONCE
