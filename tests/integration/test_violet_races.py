@@ -298,6 +298,28 @@ async def test_no_response_is_lost_and_the_last_one_completes_the_task(violet, t
     assert (task["status"], task["response_count"]) == ("completed", MANY)
 
 
+async def test_responses_that_come_while_failed_ones_are_dropped_stay(violet, turns, name, uid):
+    miners = [uid + index for index in range(MANY)]
+    failed_one = {"miner_uid": uid - 1, "status": "failed"}
+    await make_task(violet, name, assigned_miners=[uid - 1, *miners], miner_responses=[failed_one])
+    _, failed = await settle(
+        [
+            *(
+                next(turns).tasks.AddMinerResponse(
+                    pb.AddMinerResponseRequest(
+                        task_id=name, miner_uid=each, response=values(status="completed")
+                    )
+                )
+                for each in miners
+            ),
+            next(turns).tasks.DropFailedResponses(pb.TaskRequest(task_id=name)),
+        ]
+    )
+    assert failed == []
+    task = await violet.fields(f"tasks/{name}")
+    assert sorted(each["miner_uid"] for each in task["miner_responses"]) == miners
+
+
 async def test_a_task_that_is_answered_meanwhile_is_not_stale(violet, turns, name, uid):
     word, old = f"word {name}", datetime.now(UTC) - timedelta(hours=1)
     names = [f"{name}-{index}" for index in range(4)]
@@ -419,6 +441,37 @@ async def test_reports_of_one_second_are_all_there_and_all_in_the_consensus(viol
     query = Query("validator_reports").where("miner_uid", "==", uid)
     reports = [report async for report in violet.stack.client.query(query)]
     assert len(reports) == MANY
+
+
+async def test_no_report_of_a_miners_status_is_lost(violet, turns, uid):
+    _, failed = await settle(
+        [
+            next(turns).miners.UpsertMinerStatus(
+                pb.UpsertMinerStatusRequest(
+                    uid=uid, validator_uid=index, fields=values(**{f"f{index}": index})
+                )
+            )
+            for index in range(1, MANY + 1)
+        ]
+    )
+    assert failed == []
+    status = await violet.fields(f"miner_status/{uid}")
+    assert [status[f"f{index}"] for index in range(1, MANY + 1)] == list(range(1, MANY + 1))
+    assert sorted(status["reported_by_validators"]) == list(range(1, MANY + 1))
+
+
+async def test_who_writes_of_a_validator_keeps_what_others_write(violet, turns, uid):
+    _, failed = await settle(
+        [
+            next(turns).miners.PutValidator(
+                pb.PutValidatorRequest(uid=uid, fields=values(**{f"f{index}": index}))
+            )
+            for index in range(MANY)
+        ]
+    )
+    assert failed == []
+    validator = shown(await violet.miners.GetValidator(pb.ValidatorKey(uid=uid)))
+    assert [validator[f"f{index}"] for index in range(MANY)] == list(range(MANY))
 
 
 async def test_no_count_of_a_metric_is_lost(violet, turns, name, uid):

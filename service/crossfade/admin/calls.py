@@ -1,5 +1,6 @@
 """The methods of the admin services, asked from within the process: HTTP is one more way in
-to the same logic, with the same limits and refusals as gRPC."""
+to the same logic, with the same refusals as gRPC. `[limits]` are for gRPC: nobody calls here
+thousands of times, and who may is asked before."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
