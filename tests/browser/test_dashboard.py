@@ -1,6 +1,8 @@
 """The dashboard, in a real browser, against a whole sidecar."""
 
 import asyncio
+import itertools
+import json
 import re
 from typing import Any
 
@@ -11,6 +13,7 @@ from crossfade.admin.api import AdminServer
 from crossfade.checks import checks_of
 from crossfade.plan import Stage
 from crossfade.telemetry import VERDICTS
+from crossfade_api.v1 import admin_pb2
 from tests.browser.looking import judge, keep
 from tests.sidecar import Running, running
 from tests.validated import validated
@@ -152,6 +155,35 @@ async def test_a_step_of_reads_is_looked_at_confirmed_and_told(stack, opened):
         await expect(page.locator("#traffic tr", has_text="users")).to_contain_text("stopped")
 
 
+async def test_a_ramp_is_seen_to_advance(stack, opened, monkeypatch):
+    monkeypatch.setattr("crossfade.jobs.ramp.PERIOD_SECONDS", 0.1)
+    monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr("crossfade.shadow.ALONE_PER_SECOND", 1_000.0)
+    limits = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 1000}
+    reading = True
+
+    async def reader() -> None:
+        while reading:
+            for number in range(8):
+                await stack.client.get(f"tasks/{number}")
+
+    async with opened(place(stack)) as page:
+        readers = asyncio.gather(reader(), reader())
+        await stack.admin.StartRamp(
+            admin_pb2.StartRampRequest(
+                collection="tasks", steps=[60, 100], bake_seconds=3, min_samples=60, **limits
+            )
+        )
+        row = page.locator("#traffic tr", has_text="tasks")
+        await expect(row).to_contain_text("running")
+        await expect(row).to_contain_text("60 %", timeout=30_000)
+        await expect(row).to_contain_text("100 %", timeout=30_000)
+        await expect(row).to_contain_text("done", timeout=30_000)
+        await expect(page.locator("#audit")).to_contain_text("60 %")
+        reading = False
+        await readers
+
+
 async def test_a_refused_change_says_why_and_changes_nothing(stack, opened):
     async with opened(place(stack)) as page:
         await act(page, "next").click()
@@ -202,6 +234,20 @@ async def test_a_job_is_watched_and_paused(stack, opened):
     async with opened(place(stack)) as page:
         card = page.locator("#jobs")
         await expect(card).to_contain_text("of about 1,000 documents")
+        copying = True
+
+        async def copies() -> None:
+            for done in itertools.takewhile(lambda _: copying, range(10, 900)):
+                await stack.sql.execute(
+                    "update crossfade.job_partitions set counts = $1",
+                    json.dumps({"tasks": {"copied": done}}),
+                )
+                await asyncio.sleep(0.1)
+
+        steps = asyncio.create_task(copies())
+        await expect(card).to_contain_text("done in about", timeout=20_000)
+        copying = False
+        await steps
         await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuemax", "100")
         await card.get_by_role("button", name="Pause backfill").click()
         await act(page, "confirm").click()
