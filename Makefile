@@ -34,8 +34,8 @@ model: setup ## every state the protocol can reach: it holds, and without any on
 conformance: setup ## the Python client's own system tests against the embedded Firestore
 	$(BIN)/python -m tests.conformance
 
-conformance-sidecar: setup ## the same against a sidecar in the stages off, shadow, live, complete
-	for stage in off shadow live complete; do \
+conformance-sidecar: setup ## the same against a sidecar in every stage
+	for stage in off dual_write shadow live ramp_down complete; do \
 		$(BIN)/python -m tests.conformance --stage $$stage || exit 1; \
 	done
 

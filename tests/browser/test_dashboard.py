@@ -159,7 +159,7 @@ async def test_a_ramp_is_seen_to_advance(stack, opened, monkeypatch):
     monkeypatch.setattr("crossfade.jobs.ramp.PERIOD_SECONDS", 0.1)
     monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", 0.3)
     monkeypatch.setattr("crossfade.shadow.ALONE_PER_SECOND", 1_000.0)
-    limits = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 1000}
+    limits: Any = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 1000}
     reading = True
 
     async def reader() -> None:

@@ -24,8 +24,10 @@ _POSTGRESQL = (*_SIDECAR, "exceptions_postgresql.toml")
 STAGES: dict[str | None, tuple[tuple[str, ...], int]] = {
     None: (("exceptions.toml",), FLOOR),
     "off": (_SIDECAR, 216),
+    "dual_write": (_SIDECAR, 216),
     "shadow": (_SIDECAR, 216),
     "live": (_POSTGRESQL, 198),
+    "ramp_down": (_POSTGRESQL, 198),
     "complete": (_POSTGRESQL, 198),
 }
 """Of a sidecar in a stage (None: of the embedded Firestore): the lists of what may fail, and how
