@@ -205,8 +205,9 @@ class Transactions:
                 if not outcome.replayed:
                     return result
                 # The same request was done meanwhile: not by what was decided here, so the
-                # answer is what it leads to with that known.
-                earlier = None
+                # answer is what it leads to with that known. A transaction that was refused so
+                # has not ended: what it locked would be held until it runs out.
+                done, earlier = False, None
             except Aborted:
                 earlier = identity
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311 - so that two do not meet again
