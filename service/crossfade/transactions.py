@@ -205,9 +205,8 @@ class Transactions:
                 if not outcome.replayed:
                     return result
                 # The same request was done meanwhile: not by what was decided here, so the
-                # answer is what it leads to with that known. A transaction that was refused so
-                # has not ended: what it locked would be held until it runs out.
-                done, earlier = False, None
+                # answer is what it leads to with that known.
+                earlier = None
             except Aborted:
                 earlier = identity
                 wait = pause * random.uniform(0.5, 1)  # noqa: S311 - so that two do not meet again
@@ -554,13 +553,18 @@ class Transactions:
                 seen = Seen(
                     epochs[written[0]], handle, attempt=attempt, epochs=self._if_several(own)
                 )
-                return await self._documents.commit(writes, call, request_id, seen)
+                outcome = await self._documents.commit(writes, call, request_id, seen)
             except OutcomeUnknown:
                 raise
             except CrossfadeError:
                 # Perhaps it was not even sent, and Firestore would hold what it read.
                 await self._let_go(transaction)
                 raise
+            if outcome.replayed:
+                # Done before, and so refused now, which ends nothing: Firestore would hold what
+                # it read until it runs out.
+                await self._let_go(transaction)
+            return outcome
         opened = await self._use(transaction)
         if opened.read_only and writes:
             raise InvalidArgument("transaction: a read-only transaction cannot write")

@@ -323,6 +323,22 @@ async def test_a_request_that_meets_others_is_done_once(stack):
     assert await fields_of(stack, "notes/counter") == {"n": len(asking) // 2}
 
 
+async def test_a_request_that_was_done_meanwhile_holds_nothing(stack):
+    await put(stack, "notes/1", n=1)
+    transactions = heart(stack)
+    identity = await transactions.begin(call(stack))
+    await transactions.get(identity, ["notes/1"], call(stack))
+
+    async def other(transaction: Any) -> None:
+        transaction.write(Write("notes/2", {"n": 1}))
+
+    await transactions.run(other, call(stack), request_id="one")
+    writes = [Write("notes/2", {"n": 1})]
+    assert (await transactions.commit(identity, writes, call(stack), "one")).replayed
+    await put(stack, "notes/1", n=2)  # a lock would be waited for, and this given up
+    assert await fields_of(stack, "notes/1") == {"n": 2}
+
+
 async def test_a_refusal_is_handed_on_and_nothing_is_done(stack):
     await put(stack, "notes/1", n=1)
 
