@@ -1,7 +1,7 @@
 """`python -m loadtests.backfill`: what the copy costs against a plain drain and a plain script.
 
-Over the violet documents of the generator, in the embedded Firestore, each in turns in one
-run, on the same servers, and told as ratios:
+Over the violet documents of the generator, in the embedded Firestore or (--official) in the
+official emulator, each in turns in one run, on the same servers, and told as ratios:
 
 - drain: the same ranges, pages and workers, read as raw bytes and dropped (target >= 0.6),
   with a control: drained again after the copy.
@@ -19,6 +19,7 @@ Exit codes: 0 all targets are met; 1 one is not or is not resolved, or a part fa
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import resource
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ from crossfade.settings import (
 )
 from crossfade.stores.firestore import INTENTS, FirestoreStore, connect
 from crossfade.telemetry import Telemetry
+from crossfade.write import Write
 from crossfade_client import AsyncCrossfade
+from loadtests.bench import servers
 from tests.postgres_fixture import with_database
 from violet import sample
 from violet.mapping import MAPPINGS
@@ -64,6 +67,7 @@ DRAIN, SCRIPT, MEMORY, CALLERS = 0.6, 5.0, 1.2, 1.2
 MARGIN = 0.15
 WORKERS, PAGE = 4, 400
 PARTS = ("drain", "script", "callers", "memory")
+TASKS, OFFICIAL_TASKS = 47_500, 4_750
 DOCUMENTS_PER_TASK = 2.1
 """Of the sample, about."""
 FEW, MANY = 100_000, 1_000_000
@@ -132,8 +136,10 @@ def _write_journal(directory: Path, tasks: int) -> int:
 
 @dataclass
 class Stack:
+    """`postgres`: a URL; `firestore`: HOST:PORT."""
+
     postgres: str
-    firestore: embedded.EmbeddedFirestore
+    firestore: str
     documents: int
     databases: int = 0
 
@@ -148,21 +154,40 @@ class Stack:
     def settings(self, url: str) -> Settings:
         return Settings(
             server=ServerSettings(port=0),
-            firestore=FirestoreSettings(project=DATABASE.project, emulator=self.firestore.address),
+            firestore=FirestoreSettings(project=DATABASE.project, emulator=self.firestore),
             postgresql=PostgresqlSettings(url=SecretStr(url)),
             migration=MigrationSettings(stage=Stage.DUAL_WRITE, lease=0.5, horizon=0.5),
         )
 
 
+async def _load(firestore: str, tasks: int) -> int:
+    """The same by commits, for a Firestore that has no such journal."""
+    store, count = connect(DATABASE, firestore), 0
+    documents = sample.documents(1, tasks)
+    while few := list(itertools.islice(documents, COMMIT)):
+        await store.commit([Write(path, fields) for path, fields in few], timeout=120)
+        count += len(few)
+    await store.close()
+    return count
+
+
 @asynccontextmanager
-async def _stack(directory: Path, tasks: int) -> AsyncIterator[Stack]:
+async def _stack(directory: Path, tasks: int, *, official: bool = False) -> AsyncIterator[Stack]:
     embedded.START_SECONDS = START_SECONDS
-    documents = _write_journal(directory / "firestore", tasks)
-    async with (
-        embedded.EmbeddedPostgres(directory / "postgresql") as postgres,
-        embedded.EmbeddedFirestore(data_dir=directory / "firestore") as firestore,
-    ):
-        yield Stack(postgres.url, firestore, documents)
+    async with AsyncExitStack() as resources:
+        postgres = await resources.enter_async_context(
+            embedded.EmbeddedPostgres(directory / "postgresql")
+        )
+        if official:
+            which, _, address = resources.enter_context(servers.firestore(directory))
+            if which == "embedded":
+                raise Failed("the official emulator is not installed")
+            documents = await _load(address, tasks)
+        else:
+            documents = _write_journal(directory / "firestore", tasks)
+            firestore = embedded.EmbeddedFirestore(data_dir=directory / "firestore")
+            address = (await resources.enter_async_context(firestore)).address
+        yield Stack(postgres.url, address, documents)
 
 
 # --- what is measured --------------------------------------------------------------------------
@@ -170,7 +195,7 @@ async def _stack(directory: Path, tasks: int) -> AsyncIterator[Stack]:
 
 async def _drain(stack: Stack, ranges: Sequence[NameRange]) -> float:
     """Documents a second."""
-    store = connect(DATABASE, stack.firestore.address)
+    store = connect(DATABASE, stack.firestore)
     left = list(ranges)[::-1]
     counts: list[int] = []
 
@@ -205,7 +230,7 @@ async def _drained(store: FirestoreStore, names: NameRange) -> int:
 async def _copy(stack: Stack, url: str, *more: str) -> Copied:
     """By a process of its own; its rate is that of the job from its beginning to its end."""
     environment = os.environ | {
-        "FIRESTORE_EMULATOR_HOST": stack.firestore.address,
+        "FIRESTORE_EMULATOR_HOST": stack.firestore,
         "GOOGLE_CLOUD_PROJECT": DATABASE.project,
         "DATABASE_URL": url,
     }
@@ -274,7 +299,7 @@ async def _script(stack: Stack, url: str) -> float:
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.firestore import AsyncClient
 
-    os.environ["FIRESTORE_EMULATOR_HOST"] = stack.firestore.address
+    os.environ["FIRESTORE_EMULATOR_HOST"] = stack.firestore
     client = AsyncClient(project=DATABASE.project, credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
     engine = create_async_engine("postgresql+asyncpg://" + url.partition("://")[2])
     async with engine.begin() as connection:
@@ -358,7 +383,7 @@ async def _copying(stack: Stack, url: str) -> AsyncIterator[None]:
 async def _measure(options: argparse.Namespace, figures: Figures) -> None:
     wanted = set(options.only or PARTS[:3])
     if wanted - {"memory"}:
-        async with _measured_on(options.tasks) as stack:
+        async with _measured_on(_tasks(options), official=options.official) as stack:
             if wanted & {"drain", "script"}:
                 for _ in range(options.rounds):
                     await _round(stack, figures, wanted)
@@ -373,10 +398,15 @@ async def _measure(options: argparse.Namespace, figures: Figures) -> None:
                 figures.memory[stack.documents] = copied.memory
 
 
+def _tasks(options: argparse.Namespace) -> int:
+    tasks: int = options.tasks or (OFFICIAL_TASKS if options.official else TASKS)
+    return tasks
+
+
 @asynccontextmanager
-async def _measured_on(tasks: int) -> AsyncIterator[Stack]:
+async def _measured_on(tasks: int, *, official: bool = False) -> AsyncIterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="crossfade-bench-") as directory:
-        async with _stack(Path(directory), tasks) as stack:
+        async with _stack(Path(directory), tasks, official=official) as stack:
             print(f"{stack.documents:,} documents", flush=True)
             yield stack
 
@@ -478,8 +508,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tasks",
         type=int,
-        default=47_500,
-        help="(%(default)s, which is 100,000 documents; not of the memory)",
+        help=f"({TASKS:,}, which is 100,000 documents, of the official emulator "
+        f"{OFFICIAL_TASKS:,}; not of the memory)",
+    )
+    parser.add_argument(
+        "--official",
+        action="store_true",
+        help="the official emulator (which reads a collection whole for every page) instead of "
+        "the embedded Firestore; not of the memory",
     )
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of a caller's phase")
