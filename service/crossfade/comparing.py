@@ -126,8 +126,9 @@ class Comparer:
         if store is StoreName.FIRESTORE:
             self._charge(len(paths))
         started, error = time.perf_counter_ns(), None
+        turns = Turns()
         try:
-            reading = await self._stores[store].get(paths, timeout=self._timeout)
+            reading = await self._stores[store].get(paths, timeout=self._timeout, turns=turns)
         except CrossfadeError as failure:
             error = failure.code
             raise
@@ -139,8 +140,6 @@ class Comparer:
                 )
         held = _by_path(reading)
         found = []
-        turns = Turns()
-        await turns.rest()  # the store has just taken a turn to decode them
         for offer in offers:
             await turns.over()
             theirs = _Look({path: held[path] for path in _paths(offer)})

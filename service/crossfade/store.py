@@ -15,6 +15,7 @@ from crossfade.errors import Unavailable
 from crossfade.groups import Group
 from crossfade.plan import StoreName
 from crossfade.query import Query
+from crossfade.turns import Turns
 from crossfade.write import Write
 
 Version: TypeAlias = tuple[int, int]
@@ -191,8 +192,11 @@ class DocumentStore(Protocol):
     @property
     def name(self) -> StoreName: ...
 
-    async def get(self, paths: Sequence[str], *, timeout: float) -> Reading:
-        """The documents at the paths, all of one moment. Duplicates are answered twice."""
+    async def get(
+        self, paths: Sequence[str], *, timeout: float, turns: Turns | None = None
+    ) -> Reading:
+        """The documents at the paths, all of one moment. Duplicates are answered twice. With
+        `turns` they are decoded in those, because nobody waits for them."""
         ...
 
     def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:

@@ -1,8 +1,9 @@
 """Turns of the event loop, for work that nobody waits for: answers are made on the same loop.
 
 A call is some ten turns of the loop, and before each of them it waits for whoever holds the
-loop. So it is not enough that such work is cut: what is left of it rests between two pieces, in
-which calls get through all of their turns.
+loop. So it is not enough that such work is cut: it goes on only when nothing else wants the loop.
+Calls wait for one short piece of it then, at most, however much there is to do: the work takes
+what they leave over, and not its share.
 """
 
 import asyncio
@@ -12,10 +13,11 @@ TURN_SECONDS = 0.0003
 """As long as a turn of an answer takes. A piece of work is not cut: one large document holds the
 loop for longer."""
 REST_SECONDS = 0.001
-BUSY_SECONDS = 0.003
-"""A rest that became this long was not slept but waited: the loop, or the machine, is busy."""
-MOST_RESTS = 4
-"""In a row, as long as it is busy: the work is slow then, but ends."""
+IDLE_SECONDS = 0.0001
+"""The loop turned twice in less than that: what had come was taken in the first round, and nothing
+was left for the second."""
+MOST_RESTS = 20
+"""In a row, as long as the loop is busy: the work is slow then, but ends."""
 
 
 class Turns:
@@ -30,9 +32,12 @@ class Turns:
             await self.rest()
 
     async def rest(self) -> None:
+        """Until the loop has nothing else to do."""
         for _ in range(MOST_RESTS):
-            before = perf_counter()
             await asyncio.sleep(REST_SECONDS)
+            before = perf_counter()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             self._began = perf_counter()
-            if self._began - before < BUSY_SECONDS:
+            if self._began - before < IDLE_SECONDS:
                 return

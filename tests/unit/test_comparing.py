@@ -52,7 +52,7 @@ class Fake:
         self.before(self.calls)
         self.calls += 1
 
-    async def get(self, paths, *, timeout):
+    async def get(self, paths, *, timeout, turns=None):
         self._call()
         return Reading(tuple(map(self._stored, paths)), 0, self.state)
 

@@ -46,10 +46,10 @@ class Watched(MemoryStore):
         self.watchers = 0
         self.reading: Callable[[At], None] = lambda _: None
 
-    async def get(self, paths: Sequence[str], *, timeout: float, at: At = NOW) -> Reading:
+    async def get(self, paths: Sequence[str], *, at: At = NOW, **options: Any) -> Reading:
         self.gets.append(list(paths))
         self.reading(at)
-        return await super().get(paths, timeout=timeout, at=at)
+        return await super().get(paths, at=at, **options)
 
     async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Page]:
         self.queries += 1

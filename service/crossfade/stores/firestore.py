@@ -62,6 +62,7 @@ from crossfade.store import (
     Version,
     WriteOutcome,
 )
+from crossfade.turns import Turns
 from crossfade.write import Write
 from crossfade_api.v1 import crossfade_pb2 as api
 from crossfade_api.v1 import document_pb2 as pb
@@ -193,9 +194,16 @@ class FirestoreStore:
     # --- reads ---------------------------------------------------------------------------------
 
     async def get(
-        self, paths: Sequence[str], *, timeout: float, exact_times: bool = False, at: At = NOW
+        self,
+        paths: Sequence[str],
+        *,
+        timeout: float,
+        exact_times: bool = False,
+        at: At = NOW,
+        turns: Turns | None = None,
     ) -> Reading:
-        """The documents at the paths, now or at another moment.
+        """The documents at the paths, now or at another moment. Several come one by one, taken
+        in `turns` where nobody waits for them.
 
         One path alone is asked for by GetDocument, which is cheapest but says no
         read_time: that of the reading is then the local clock's, and a missing
@@ -206,7 +214,7 @@ class FirestoreStore:
             reading = await _twice(lambda: self._get_one(paths[0], deadline))
             if reading is not None:
                 return reading
-        return await _twice(lambda: self._get_all(paths, deadline, at))
+        return await _twice(lambda: self._get_all(paths, deadline, at, turns=turns))
 
     async def _get_one(self, path: str, deadline: float) -> Reading | None:
         """None: NOT_FOUND, but of something else (of the database) or not clearly of this."""
@@ -234,7 +242,12 @@ class FirestoreStore:
         return (await _twice(lambda: self._get_all(paths, deadline, NOW, nothing))).documents
 
     async def _get_all(
-        self, paths: Sequence[str], deadline: float, at: At = NOW, mask: bytes = b""
+        self,
+        paths: Sequence[str],
+        deadline: float,
+        at: At = NOW,
+        mask: bytes = b"",
+        turns: Turns | None = None,
     ) -> Reading:
         wanted = {self.database.full(path): path for path in paths}
         request = wire.field_bytes(1, self.database.name.encode()) + b"".join(
@@ -251,6 +264,8 @@ class FirestoreStore:
                     last = max(last, read_time)
                     if stored is not None:
                         found[stored.path] = stored
+                    if turns is not None:
+                        await turns.over()
         finally:
             call.cancel()
         if len(found) < len(wanted):

@@ -37,6 +37,7 @@ from crossfade.store import (
 from crossfade.stores.memory.history import History
 from crossfade.stores.memory.index import Found, Indexes
 from crossfade.stores.memory.transactions import Transaction, Transactions
+from crossfade.turns import Turns
 from crossfade.write import Write
 
 Change: TypeAlias = tuple[str, Document | None]
@@ -300,7 +301,14 @@ class MemoryStore:
 
     # --- the store contract --------------------------------------------------------------------
 
-    async def get(self, paths: Sequence[str], *, timeout: float, at: At = NOW) -> Reading:  # noqa: ARG002
+    async def get(
+        self,
+        paths: Sequence[str],
+        *,
+        timeout: float,  # noqa: ARG002
+        at: At = NOW,
+        turns: Turns | None = None,  # noqa: ARG002 - nothing is decoded here
+    ) -> Reading:
         moment, transaction = self._moment(at)
         read_time = self._read_time(at, transaction)
         documents: list[Stored] = []

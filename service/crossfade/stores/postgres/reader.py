@@ -28,6 +28,7 @@ from crossfade.store import (
 from crossfade.stores.postgres.lanes import Connection, Lanes
 from crossfade.stores.postgres.rows import DocumentTable, DocumentTables
 from crossfade.stores.postgres.statement import Statement, compile_query
+from crossfade.turns import Turns
 from crossfade.wire import document_bytes, encode_time, field_bytes, identity_of
 from crossfade_api.v1 import crossfade_pb2
 
@@ -57,7 +58,9 @@ class Reader:
 
     # --- by path ------------------------------------------------------------------------------
 
-    async def get(self, paths: Sequence[str], timeout: float) -> Reading:
+    async def get(
+        self, paths: Sequence[str], timeout: float, turns: Turns | None = None
+    ) -> Reading:
         """One statement for documents of one table; of several, one snapshot."""
         if len(paths) == 1:
             path = paths[0]
@@ -76,17 +79,23 @@ class Reader:
         if not paths:
             raise InvalidArgument("names: at least one document must be named")
         groups = self._tables.grouped(paths)
-        found: list[tuple[Stored, Any, DocumentTable]] = [None] * len(paths)  # type: ignore[list-item]
         if len(groups) == 1:
-            ((table, positions),) = groups.items()
-            rows = await self._lanes.fetch(*table.many(paths, self._group), timeout=timeout)
-            _place(found, table, positions, paths, rows)
+            ((table, _),) = groups.items()
+            rows = [await self._lanes.fetch(*table.many(paths, self._group), timeout=timeout)]
         else:
             async with self._lanes.transaction(timeout, SNAPSHOT) as connection:
-                for table, positions in groups.items():
-                    wanted = [paths[position] for position in positions]
-                    rows = await connection.fetch(*table.many(wanted, self._group))
-                    _place(found, table, positions, wanted, rows)
+                rows = [
+                    await connection.fetch(
+                        *table.many([paths[position] for position in positions], self._group)
+                    )
+                    for table, positions in groups.items()
+                ]
+        found: list[tuple[Stored, Any, DocumentTable]] = [None] * len(paths)  # type: ignore[list-item]
+        for (table, positions), several in zip(groups.items(), rows, strict=True):
+            for position, row in zip(positions, several, strict=True):
+                found[position] = (table.stored(row, paths[position]), row, table)
+                if turns is not None:
+                    await turns.over()
         return _reading(found)
 
     async def load(
@@ -266,17 +275,6 @@ def _matching(found: _Found) -> tuple[list[Document], dict[str, tuple[DocumentTa
 
 def _last(key: str) -> str:
     return key.rpartition("/")[2]
-
-
-def _place(
-    found: list[tuple[Stored, Any, DocumentTable]],
-    table: DocumentTable,
-    positions: Sequence[int],
-    paths: Sequence[str],
-    rows: Sequence[Any],
-) -> None:
-    for position, path, row in zip(positions, paths, rows, strict=True):
-        found[position] = (table.stored(row, path), row, table)
 
 
 def _one(stored: Stored, row: Any, table: DocumentTable) -> Reading:

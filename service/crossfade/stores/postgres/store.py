@@ -14,6 +14,7 @@ from crossfade.stores.postgres.lanes import Lanes
 from crossfade.stores.postgres.ranges import Ranges
 from crossfade.stores.postgres.reader import Reader
 from crossfade.stores.postgres.rows import DocumentTables
+from crossfade.turns import Turns
 from crossfade.write import Write
 
 
@@ -41,8 +42,10 @@ class PostgresStore:
         self.ranges = Ranges(lanes, tables)
         self._committer = Committer(lanes, tables, self._reader, group, enforce=enforce)
 
-    def get(self, paths: Sequence[str], *, timeout: float) -> Coroutine[Any, Any, Reading]:
-        return self._reader.get(paths, timeout)
+    def get(
+        self, paths: Sequence[str], *, timeout: float, turns: Turns | None = None
+    ) -> Coroutine[Any, Any, Reading]:
+        return self._reader.get(paths, timeout, turns)
 
     def query(self, query: Query, *, timeout: float) -> AsyncIterator[Page]:
         return self._reader.query(query, timeout)
