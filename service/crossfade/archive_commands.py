@@ -12,8 +12,9 @@ from cyclopts import Parameter
 
 from crossfade.admin_commands import sidecar_channel
 from crossfade.backfill_commands import LOOK_SECONDS, Amount, Json, quiet_logs
+from crossfade.loading import load
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
-from crossfade.settings import Settings, load
+from crossfade.settings import Settings
 
 if TYPE_CHECKING:
     from crossfade.budget import Budget

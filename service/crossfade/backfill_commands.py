@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
+from crossfade.loading import load
 from crossfade.probes import CannotStart
-from crossfade.settings import Settings, load
+from crossfade.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -33,18 +33,13 @@ from crossfade.archive_commands import archive, restore
 from crossfade.backfill_commands import backfill, jobs
 from crossfade.groups_commands import groups
 from crossfade.latency_commands import latency
+from crossfade.loading import explain, file_of, load
+from crossfade.mismatch_commands import mismatches
 from crossfade.probes import CannotStart, probe_firestore, probe_postgresql
+from crossfade.ramp_commands import ramp
 from crossfade.schema_commands import drift, schema
-from crossfade.settings import (
-    LogSettings,
-    PostgresqlSettings,
-    Settings,
-    SettingsError,
-    explain,
-    file_of,
-    load,
-)
-from crossfade.stage_commands import audit, mismatches, ramp, rollback, stage, traffic
+from crossfade.settings import LogSettings, PostgresqlSettings, Settings, SettingsError
+from crossfade.stage_commands import audit, rollback, stage, traffic
 from crossfade.validate_commands import validate
 
 OK, FAILED, BAD_START = 0, 1, 2

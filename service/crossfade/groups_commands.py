@@ -6,8 +6,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from crossfade.loading import load
 from crossfade.probes import probe_postgresql
-from crossfade.settings import load
 
 OK = 0
 Config = Annotated[

@@ -4,17 +4,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from crossfade.probes import CannotStart
-from crossfade.stage_commands import (
+from crossfade.asking import (
     DEFAULT_ADDRESS,
     OK,
     READ_SECONDS,
     Address,
     Json,
-    _run,
-    _show,
     duration,
+    run,
+    show,
 )
+from crossfade.probes import CannotStart
 
 if TYPE_CHECKING:
     from crossfade_api.v1 import admin_pb2
@@ -47,12 +47,12 @@ def latency(
         request = admin_pb2.GetLatencyRequest(since_seconds=seconds, collection=collection)
         reply = await admin.GetLatency(request, timeout=READ_SECONDS)
         rows = (row for found in reply.comparisons for row in _rows(found))
-        _show(reply, json_, COLUMNS, rows)
+        show(reply, json_, COLUMNS, rows)
         if not reply.comparisons and not json_:
             print("no read was compared in this time")
         return OK
 
-    return _run(address, work)
+    return run(address, work)
 
 
 def _rows(found: "admin_pb2.LatencyComparison") -> list[tuple[str, ...]]:

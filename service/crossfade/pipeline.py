@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions
 from crossfade.apart import Apart, apart
 from crossfade.jobs.backfill import work
 from crossfade.jobs.work import Pacing
-from crossfade.settings import load
+from crossfade.loading import load
 
 
 class CopyPartition(beam.DoFn):  # type: ignore[misc]

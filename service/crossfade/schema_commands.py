@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
+from crossfade.loading import load
 from crossfade.probes import CannotStart, probe_postgresql
-from crossfade.settings import Settings, load
+from crossfade.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from crossfade.asking import moment
 from crossfade.backfill_commands import (
     LOOK_SECONDS,
     Amount,
@@ -24,9 +25,9 @@ from crossfade.backfill_commands import (
     who,
 )
 from crossfade.groups import DEFAULT
+from crossfade.loading import load
 from crossfade.probes import CannotStart
-from crossfade.settings import Settings, field_paths, load
-from crossfade.stage_commands import moment
+from crossfade.settings import Settings, field_paths
 
 if TYPE_CHECKING:
     from crossfade.jobs.validating import Stack

@@ -14,12 +14,7 @@ import pytest
 
 from crossfade.cli import main
 from crossfade.doors import Doors, check_exposure
-from crossfade.settings import (
-    AccessSettings,
-    ServerSettings,
-    Settings,
-    SettingsError,
-)
+from crossfade.settings import AccessSettings, ServerSettings, Settings, SettingsError
 from crossfade.telemetry import CERTIFICATE_REFUSED, Telemetry
 from crossfade_api.v1 import crossfade_pb2
 from crossfade_client import AsyncCrossfade, Crossfade, UnavailableError

@@ -5,8 +5,8 @@ from typing import Any
 import grpc
 import pytest
 
+from crossfade.loading import load
 from crossfade.plan import Stage
-from crossfade.settings import load
 from crossfade.telemetry import READS, SETTINGS_REFUSED
 from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc
 from tests.sidecar import DATABASE, Running, eventually, running

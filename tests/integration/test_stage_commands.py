@@ -8,10 +8,10 @@ import grpc
 import pytest
 
 from crossfade import cli, logs
+from crossfade.asking import duration, moment, share
 from crossfade.errors import Unavailable
 from crossfade.plan import Stage
 from crossfade.settings import LogSettings
-from crossfade.stage_commands import duration, moment, share
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade_api.v1 import admin_pb2
 from crossfade_client import Query

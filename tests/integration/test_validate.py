@@ -27,10 +27,7 @@ from crossfade.jobs.validating import Asked
 from crossfade.jobs.work import Pacing
 from crossfade.plan import Stage, StoreName
 from crossfade.probes import CannotStart
-from crossfade.settings import (
-    CollectionSettings,
-    RuleSettings,
-)
+from crossfade.settings import CollectionSettings, RuleSettings
 from crossfade.store import DocumentStore
 from crossfade.stores.postgres.jobs import JobState
 from crossfade.validate_commands import opened

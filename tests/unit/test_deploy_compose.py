@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from crossfade import settings
+from crossfade import loading, settings
 from crossfade.doors import check_exposure
 from crossfade.plan import Stage
 
@@ -173,7 +173,7 @@ def load(monkeypatch, tmp_path):
                     monkeypatch.setenv(name, value)
         for name, value in environment("sidecar", **given).items():
             monkeypatch.setenv(name, value)
-        return settings.load()
+        return loading.load()
 
     return load
 

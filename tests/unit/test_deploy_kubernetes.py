@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crossfade import admin, settings
+from crossfade import admin, loading, settings
 from crossfade.doors import check_exposure
 from crossfade.plan import Stage
 
@@ -41,7 +41,7 @@ def found(monkeypatch, tmp_path) -> settings.Settings:
         value = variable.get("value", "postgresql://crossfade:secret@db.internal:5432/violet")
         monkeypatch.setenv(variable["name"], value)
     monkeypatch.setenv("CROSSFADE_CONFIG", str(config))
-    return settings.load()
+    return loading.load()
 
 
 def test_there_is_one_of_each():

@@ -8,9 +8,10 @@ from crossfade.errors import FailedPrecondition
 from crossfade.groups import DEFAULT, Group, Groups, groups_of, shown, sources
 from crossfade.identities import FIRESTORE, POSTGRESQL, UNBOUND, Identities, kind_of, reads_only
 from crossfade.jobs.regroup import Standing, plan
+from crossfade.loading import load
 from crossfade.mapping import DerivedMapping
 from crossfade.plan import Stage, StoreName
-from crossfade.settings import GroupSettings, Settings, SettingsError, load
+from crossfade.settings import GroupSettings, Settings, SettingsError
 from crossfade.starting import check_groups
 from violet.mapping import MAPPINGS
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from crossfade.diff import Kind
+from crossfade.loading import load
 from crossfade.plan import STAGES, Stage, StoreName
 from crossfade.rules import Rule
 from crossfade.settings import (
@@ -17,7 +18,6 @@ from crossfade.settings import (
     Section,
     Settings,
     SettingsError,
-    load,
 )
 
 URL = "postgresql://u:s3cret@db.example:5433/violet"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from crossfade.jobs.settings_watch import Changed, SettingsWatch
-from crossfade.settings import Settings, load
+from crossfade.loading import load
+from crossfade.settings import Settings
 
 GOOD = "[migration]\nread_percent = 5\n[collections.tasks]\nshadow_rate = 0.5\n"
 
