@@ -196,11 +196,14 @@ async def test_racing_writes_blame_nobody(url, stage, monkeypatch):
         assert sum(verdicts.values()) == asked.total() - left_out
         assert left_out < asked.total() / 10
         # And with the writes at an end, the same reads do find what is wrong.
-        await stack.client.set("notes/1", {"n": 1})
+        await stack.client.set("notes/1", {"status": "a", "n": 1})
         await stack.settled()
-        await spoil(stack, "notes/1", '{"n": 2}')
-        await stack.client.get("notes/1")
-        await counted(stack, "wrong")
+        for number, (kind, read) in enumerate(KINDS.items()):
+            await spoil(stack, "notes/1", f'{{"status": "a", "n": {number + 2}}}')
+            await read(stack.client, "notes")
+            await counted(stack, "wrong", number + 1)
+            await stack.settled()  # it is repaired
+            assert verdicts[kind, "wrong"] == 1
 
 
 # --- a mirror that hangs -----------------------------------------------------------------------
