@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .DEFAULT_GOAL := help
 .PHONY: help setup run test model conformance conformance-sidecar differential fuzz rehearse load
 .PHONY: chaos bench-quick bench-outage bench-firestore bench-postgres bench-backfill beam
-.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate bench-memory plan
+.PHONY: bench-shadow bench-telemetry rehearse-ramp bench-validate bench-memory plan hang
 .PHONY: lint format proto docs schemas collector lock clean
 
 help: ## this list
@@ -50,6 +50,9 @@ fuzz: setup ## hostile requests to the embedded Firestore; CROSSFADE_FUZZ_SEED a
 chaos: setup ## 500 kills at every step of the protocol, every fault, each law without its mechanism
 	FAULT_ALL=1 $(BIN)/pytest -q tests/fault/test_faults.py tests/fault/test_long_faults.py
 	$(BIN)/python -m tests.fault
+
+hang: setup ## a mirror that says nothing for 30 s; the tests have a shorter one in proportion
+	HANG_SECONDS=30 $(BIN)/pytest -q tests/integration/test_shadow_reads.py -k hangs
 
 plan: setup ## every command that replaces a script of the migration plan, in order
 	$(BIN)/pytest -q tests/acceptance/plan_scripts.py

@@ -94,6 +94,7 @@ class Authority:
     ) -> Reading:
         at = At(read_time=read_time)
         snapshot = await self._controls[group].admit(call.left)
+        call.served(snapshot.authority.value)
         if snapshot.authority is StoreName.FIRESTORE:
             return await self.needs_firestore().get(paths, timeout=call.left(), at=at)
         reading = await self.postgres_of(group).get(paths, timeout=call.left())
@@ -140,10 +141,12 @@ class Authority:
         """The Firestore to ask for something that is asked of the authority of these groups
         alone; None where that is PostgreSQL. Raises FailedPrecondition there for a read_time,
         and where they have different authorities."""
+        call.check_unpinned()
         snapshots = [*(await self._controls.admit(names, call.left)).values()]
         authority = snapshots[0].authority
         if any(snapshot.authority is not authority for snapshot in snapshots):
             raise FailedPrecondition(spans("the read", [self._controls[name] for name in names]))
+        call.served(authority.value)
         if authority is StoreName.FIRESTORE:
             return self.needs_firestore()
         if at.read_time is not None:

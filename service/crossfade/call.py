@@ -4,7 +4,7 @@ are recorded."""
 import time
 from dataclasses import dataclass
 
-from crossfade.errors import DeadlineExceeded
+from crossfade.errors import DeadlineExceeded, InvalidArgument
 from crossfade.plan import StoreName
 from crossfade.telemetry import Telemetry
 from crossfade.tracing import Trace
@@ -15,7 +15,7 @@ class Call:
     """`deadline`: `time.monotonic()` seconds. `trace` is None where traces go nowhere.
 
     `pin`: the store that the caller wants its reads answered by, as it is. `served_by`: the
-    store that did answer, for callers that ask.
+    stores that did answer, for callers that ask.
     """
 
     telemetry: Telemetry
@@ -34,6 +34,24 @@ class Call:
         if left <= 0:
             raise DeadlineExceeded("the deadline is over")
         return left
+
+    def served(self, by: str) -> None:
+        """A store answered, and how, in the words for the caller; of a call that reads more
+        than once each is told once. Nothing is kept for a caller that asked for nothing."""
+        if self.asked is None:
+            return
+        if not self.served_by:
+            self.served_by = by
+        elif by not in self.served_by.split(", "):
+            self.served_by += f", {by}"
+
+    def check_unpinned(self) -> None:
+        """Called where no store can be chosen. Raises InvalidArgument where one was."""
+        if self.pin is not None:
+            raise InvalidArgument(
+                "x-crossfade-store: only reads have a choice of store: those of now, of named "
+                "collections, and outside of transactions"
+            )
 
     def record(
         self,

@@ -45,7 +45,7 @@ class Dispatch:
         return reading or await self._read_each(paths, names, call)
 
     async def _read_each(self, paths: tuple[str, ...], names: Sequence[str], call: Call) -> Reading:
-        calls = {name: replace(call) for name in names}
+        calls = {name: replace(call, served_by="") for name in names}
         wanted = {
             name: tuple(path for path in paths if self._groups.of(collection_id(path)) == name)
             for name in names
@@ -54,7 +54,8 @@ class Dispatch:
             *(self._hearts[name].read(wanted[name], calls[name]) for name in names)
         )
         found = {stored.path: stored for reading in readings for stored in reading.documents}
-        call.served_by = ", ".join(f"{name}: {calls[name].served_by}" for name in names)
+        for name in names:
+            call.served(f"{name}: {calls[name].served_by}")
         read_time = max(reading.read_time for reading in readings)
         return Reading(tuple(found[path] for path in paths), read_time)
 

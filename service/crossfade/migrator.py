@@ -105,7 +105,7 @@ class Migrator:
         for _ in range(ATTEMPTS):
             snapshot = self.control.snapshot
             if call.pin is not None:
-                call.served_by = f"{call.pin}; pinned"
+                call.served(f"{call.pin}; pinned")
                 return await self._get(call.pin, "pinned", paths, snapshot, call)
             snapshot = await self.control.admit(call.left)
             route = snapshot.route(paths)
@@ -126,7 +126,7 @@ class Migrator:
                 continue
             collection = collection_id(paths[0])
             self._telemetry.count(READS, collection, answered.value)
-            call.served_by = _served_by(answered, route)
+            _tell(call, answered, route)
             if route.shadow is not None:
                 await self._compare(
                     route, answered, collection, paths, reading.documents, snapshot, call
@@ -231,7 +231,7 @@ class Migrator:
                 after = [await each.control.refresh() for each in whole]
                 if any(now.epoch != was.epoch for now, was in zip(after, under, strict=True)):
                     continue
-            call.served_by = authority.value
+            call.served(authority.value)
             for each, snapshot in zip(whole, under, strict=True):
                 await each.answered(authority, reading.documents, snapshot, call)
             return reading
@@ -275,7 +275,7 @@ class Migrator:
                 await pages.aclose()
                 await self.control.refresh()
                 continue
-            call.served_by = _served_by(answered, route)
+            _tell(call, answered, route)
             kept, size, error = [first], len(first.frames), None
             try:
                 yield first
@@ -340,7 +340,7 @@ class Migrator:
         self, query: Query, store: StoreName, snapshot: Snapshot, call: Call
     ) -> AsyncIterator[Page]:
         """A store's own result, as it is: fresh or not, compared with nothing."""
-        call.served_by = f"{store}; pinned"
+        call.served(f"{store}; pinned")
         error = None
         pages = TimedPages(self._stores[store].query(query, timeout=call.left()))
         try:
@@ -390,8 +390,10 @@ class Migrator:
         for _ in range(ATTEMPTS):
             snapshot = self.control.snapshot
             if call.pin is not None:
-                call.served_by = f"{call.pin}; pinned"
-                return await self._aggregate(call.pin, query, aggregations, snapshot, call)
+                call.served(f"{call.pin}; pinned")
+                return await self._aggregate(
+                    call.pin, query, aggregations, snapshot, call, "pinned"
+                )
             snapshot = await self.control.admit(call.left)
             route = snapshot.route_query(query.collection, _shape(query))
             answered, found = route.answer, None
@@ -415,7 +417,7 @@ class Migrator:
                 await self.control.refresh()
                 continue
             self._telemetry.count(READS, query.collection, answered.value)
-            call.served_by = _served_by(answered, route)
+            _tell(call, answered, route)
             if route.shadow is not None:
                 asked = Totals(query, tuple(aggregations))
                 await self._compare(
@@ -455,6 +457,7 @@ class Migrator:
         aggregations: Sequence[Aggregation],
         snapshot: Snapshot,
         call: Call,
+        role: str = "answered",
     ) -> Aggregated:
         asked = cast(Aggregating, self._stores[store])
         started, error = time.time_ns(), None
@@ -465,7 +468,7 @@ class Migrator:
             raise
         finally:
             collection, stage = query.collection or "", snapshot.stage.value
-            call.record("aggregate", store.value, "answered", collection, stage, started, error)
+            call.record("aggregate", store.value, role, collection, stage, started, error)
 
     # --- commit -----------------------------------------------------------------------------
 
@@ -484,8 +487,6 @@ class Migrator:
         so any more, or was read before a change of authority. `beside`: those of the other
         groups that it writes; raises FailedPrecondition where they have another authority.
         """
-        if call.pin is not None:
-            raise InvalidArgument("x-crossfade-store: only reads have a choice of store")
         for _ in range(ATTEMPTS):
             snapshot = await self.begin(call, seen)
             others = [(each, await each.begin(call, seen)) for each in beside]
@@ -631,11 +632,15 @@ def _unders(parts: Sequence[tuple[Migrator, Snapshot]]) -> tuple[Under, ...]:
     )
 
 
-def _served_by(answered: StoreName, route: Route) -> str:
-    """`mirror`: by the percent. `fallback`: because the authority could not be asked."""
+def _tell(call: Call, answered: StoreName, route: Route) -> None:
+    """Which store answered. `mirror`: by the percent. `fallback`: because the authority could
+    not be asked."""
+    if call.asked is None:
+        return
     if answered is route.authority:
-        return answered.value
-    return f"{answered.value}; {'mirror' if route.by_mirror else 'fallback'}"
+        call.served(answered.value)
+    else:
+        call.served(f"{answered}; {'mirror' if route.by_mirror else 'fallback'}")
 
 
 def _shape(query: Query) -> str:

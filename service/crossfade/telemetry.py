@@ -119,7 +119,7 @@ VERDICTS = Counter(
 SHADOW_DROPPED = Counter(
     "crossfade.shadow.dropped",
     "{read}",
-    "Shadow reads not made, by cause: queue, memory, rate, age, load or budget",
+    "Shadow reads not made, by cause: queue, memory, rate, age, load, budget or gate",
     (COLLECTION, "crossfade.reason"),
 )
 RULED_OUT = Counter(

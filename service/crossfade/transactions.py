@@ -242,6 +242,7 @@ class Transactions:
         """The id of a new transaction. `read_time` (microseconds): what a read-only one sees;
         `retry`: the one whose place it takes. Raises InvalidArgument, FailedPrecondition (a
         time that is not kept), ResourceExhausted."""
+        call.check_unpinned()
         if not self._several:
             snapshot = await self._controls[DEFAULT].admit(call.left)
             epochs = {DEFAULT: snapshot.epoch}
@@ -434,6 +435,7 @@ class Transactions:
         begun anew, InvalidArgument where it is over."""
         touched = self._groups.spanned(paths)
         transaction, authority = await self._current(transaction, touched, call)
+        call.served(authority.value)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
             return await self.authority.needs_firestore().get(paths, timeout=call.left(), at=at)
@@ -460,6 +462,7 @@ class Transactions:
         """The query's pages as the transaction sees them."""
         touched = self.authority.reached(query)
         transaction, authority = await self._current(transaction, touched, call)
+        call.served(authority.value)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
             firestore = self.authority.needs_firestore()
@@ -489,6 +492,7 @@ class Transactions:
         """The aggregations by alias, and the time of the read."""
         touched = self.authority.reached(query)
         transaction, authority = await self._current(transaction, touched, call)
+        call.served(authority.value)
         if authority is StoreName.FIRESTORE:
             at = At(transaction=self._note(transaction, touched))
             found = await self.authority.needs_firestore().aggregate(

@@ -23,7 +23,7 @@ from crossfade.settings import TelemetrySettings
 from crossfade.stores.firestore import FirestoreStore
 from crossfade.telemetry import Telemetry
 from crossfade.write import Write
-from crossfade_api.v1 import crossfade_pb2, crossfade_pb2_grpc
+from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc
 from crossfade_client import AsyncCrossfade, Increment, NotFoundError, Query
 from tests.postgres_fixture import MakeDatabase
 from tests.sidecar import Running, eventually, running
@@ -269,6 +269,13 @@ async def test_a_flag_of_not_sampled_stands_where_everything_is_sampled(url):
 # --- shadow reads --------------------------------------------------------------------------------
 
 
+async def samples(stack: Running) -> list[str]:
+    """The trace ids of the samples of mismatches."""
+    await stack.sidecar.shadow._samples.flush()
+    reply = await stack.admin.ListMismatches(admin_pb2.ListMismatchesRequest())
+    return [each.latest.trace_id for each in reply.mismatches]
+
+
 async def test_a_shadow_read_is_a_trace_of_its_own_with_link_and_verdict(url):
     async with traced(url, shadow_rate=1.0) as sidecar:
         await sidecar.stack.copy()
@@ -299,6 +306,8 @@ async def test_a_shadow_read_is_a_trace_of_its_own_with_link_and_verdict(url):
         await sidecar.client.get("tasks/1")
         (shadow,) = await sidecar.ended("shadow")
         assert attributes(shadow)["crossfade.verdict"] == "wrong"
+        (call,) = sidecar.calls()
+        assert await samples(sidecar.stack) == [format(context(call).trace_id, "032x")]
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -529,6 +538,7 @@ async def test_a_collector_gets_what_was_not_chosen_but_went_wrong(url, collecto
         await stack.sql.execute("update violet.tasks set remainder = null where id = '1'")
         await stack.client.get("tasks/1")
         await stack.settled()
+        sampled = await samples(stack)
         (pair,) = [e for e in telemetry.paired.comparisons() if e.operation == "get"]
         assert pair.count == 4
         await asyncio.to_thread(telemetry.close)
@@ -539,6 +549,7 @@ async def test_a_collector_gets_what_was_not_chosen_but_went_wrong(url, collecto
     assert plain(call.attributes)["crossfade.kept"] == "mismatch"
     assert plain(shadow.attributes)["crossfade.verdict"] == "wrong"
     assert [link.span_id for link in shadow.links] == [call.span_id]
+    assert sampled == [call.trace_id.hex()]
     assert SECRET.encode() not in collected.raw
     difference = collected.metrics["crossfade.paired.difference"].histogram.data_points
     assert [(point.count, point.HasField("sum")) for point in difference] == [(4, False)]

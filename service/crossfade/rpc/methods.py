@@ -8,13 +8,18 @@ from crossfade.access import Role
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """`documents`: field 1 of the reply's messages is a document each, which limits count."""
+    """`documents`: field 1 of the reply's messages is a document each, which limits count.
+    `choice`: its callers may choose the store that answers."""
 
     role: Role
     documents: bool = False
+    choice: bool = False
 
 
-READS, FINDS = Needs(Role.READER), Needs(Role.READER, documents=True)
+READS = Needs(Role.READER, choice=True)
+FINDS = Needs(Role.READER, documents=True, choice=True)
+LOOKS = Needs(Role.READER)
+"""At what the authority alone is asked, or at nothing that is stored."""
 WRITES = Needs(Role.WRITER)
 ADMINISTERS = Needs(Role.ADMIN)
 
@@ -24,7 +29,7 @@ _SERVICES: Mapping[str, Mapping[str, Needs]] = {
         "BatchGetDocuments": FINDS,
         "Query": FINDS,
         "Aggregate": READS,
-        "Watch": READS,
+        "Watch": LOOKS,
         "Commit": WRITES,
     },
     "google.firestore.v1.Firestore": {
@@ -33,13 +38,13 @@ _SERVICES: Mapping[str, Mapping[str, Needs]] = {
         "BatchGetDocuments": FINDS,
         "RunQuery": FINDS,
         "RunAggregationQuery": READS,
-        "ExecutePipeline": READS,
-        "PartitionQuery": READS,
-        "ListCollectionIds": READS,
-        "Listen": READS,
+        "ExecutePipeline": LOOKS,
+        "PartitionQuery": LOOKS,
+        "ListCollectionIds": LOOKS,
+        "Listen": LOOKS,
         # Transactions lock nothing before they are committed.
-        "BeginTransaction": READS,
-        "Rollback": READS,
+        "BeginTransaction": LOOKS,
+        "Rollback": LOOKS,
         "CreateDocument": WRITES,
         "UpdateDocument": WRITES,
         "DeleteDocument": WRITES,

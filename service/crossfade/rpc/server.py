@@ -209,7 +209,7 @@ class Wrapper:
                     passage = gate.enter(name, needs, context, call)
                     passage.asked(len(data))
                 if call.asked:
-                    self._ask(call)
+                    self._ask(call, needs)
                 answer = await method(data, call)
                 if passage is not None:
                     passage.answers(answer)
@@ -247,7 +247,7 @@ class Wrapper:
                     passage = gate.enter(name, needs, context, call)
                     passage.asked(len(data))
                 if call.asked:
-                    self._ask(call)
+                    self._ask(call, needs)
                 async for frame in method(data, call):
                     if passage is not None:
                         passage.answers(frame)
@@ -277,6 +277,8 @@ class Wrapper:
                 if gate is not None:
                     passage = gate.enter(name, needs, context, call)
                     requests = passage.requests(requests)
+                if call.asked:
+                    self._ask(call, needs)
                 async with aclosing(method(requests)) as frames:
                     async for frame in frames:
                         if passage is not None:
@@ -310,7 +312,7 @@ class Wrapper:
             current.set(trace)  # each call is handled in a context of its own
         return Call(self._telemetry, time.monotonic() + timeout, trace, asked)
 
-    def _ask(self, call: Call) -> None:
+    def _ask(self, call: Call, needs: Needs) -> None:
         """What the caller's metadata ask for. Raises InvalidArgument, PermissionDenied."""
         for key, value in (call.asked or {}).items():
             if key == STORE_METADATA:
@@ -322,6 +324,8 @@ class Wrapper:
                     raise PermissionDenied(
                         f"{key}: callers may not choose the store; [migration] allow_pin lets them"
                     )
+                if not needs.choice:
+                    call.check_unpinned()
             elif key != EXPLAIN_METADATA:
                 raise InvalidArgument(
                     f"{key}: unknown; there are {STORE_METADATA} and {EXPLAIN_METADATA}"

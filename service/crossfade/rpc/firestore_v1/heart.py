@@ -74,11 +74,15 @@ class Heart:
             )
         return self
 
-    def _call(self, timeout: float | None = None) -> Call:
+    def _call(self, timeout: float | None = None, at: At = NOW) -> Call:
+        """`at`: what it reads. Raises InvalidArgument where a caller chose a store for a read
+        that is the authority's."""
         call = _CALL.get()
-        if call is not None:
-            return call
-        return Call(self._telemetry, time.monotonic() + (timeout or 60.0))
+        if call is None:
+            return Call(self._telemetry, time.monotonic() + (timeout or 60.0))
+        if at is not NOW:
+            call.check_unpinned()
+        return call
 
     # --- reads --------------------------------------------------------------------------------
 
@@ -86,7 +90,7 @@ class Heart:
         return time.time_ns() // 1_000
 
     async def get(self, paths: Sequence[str], *, timeout: float, at: At = NOW) -> Reading:
-        call = self._call(timeout)
+        call = self._call(timeout, at)
         for path in paths:
             _check_visible(path)
         if not paths:
@@ -101,7 +105,7 @@ class Heart:
         return await self._documents.read(tuple(paths), call)
 
     async def query(self, query: Query, *, timeout: float, at: At = NOW) -> AsyncIterator[Page]:
-        call = self._call(timeout)
+        call = self._call(timeout, at)
         _check_visible(query.parent)
         _check_visible(query.collection or "")
         everything = query.collection is None
@@ -124,7 +128,7 @@ class Heart:
     async def aggregate(
         self, query: Query, aggregations: Sequence[Aggregation], *, timeout: float, at: At = NOW
     ) -> tuple[dict[str, Value], int]:
-        call = self._call(timeout)
+        call = self._call(timeout, at)
         _check_visible(query.parent)
         _check_visible(query.collection or "")
         if at.transaction is not None and at.transaction not in self._doomed:
