@@ -49,6 +49,7 @@ def archive(
     ] = "firestore",
     rate: Amount | None = None,
     ignore_budget: Annotated[bool, Switch] = False,
+    patience: Amount = 60.0,
     json_: Json = False,
     config: Config = None,
 ) -> int:
@@ -67,6 +68,8 @@ def archive(
     :param rate: Documents a second, at most.
     :param ignore_budget: Spends more than [shadow] daily_reads has left of the day; without it
         the archive waits for the next day (UTC).
+    :param patience: Seconds for which the store may be away. One that refuses because of a quota
+        is asked again until it does not.
     :param json_: Progress as JSON lines on stdout; the last one is the manifest.
     """
     from crossfade.errors import CrossfadeError
@@ -81,7 +84,7 @@ def archive(
         async with _opened(settings, needed=source != "firestore") as stores:
             name = stores.authority if source == "authority" else StoreName(source)
             billed = name is StoreName.FIRESTORE and not ignore_budget
-            brake = Brake(rate, await _budget(settings, stores) if billed else None)
+            brake = Brake(rate, await _budget(settings, stores) if billed else None, patience)
             pages, estimate = await _source(settings, stores, name, brake)
             stages = {group: each.stage.value for group, each in stores.snapshots.items()}
             of = archiving.Source(name, stores.database.name, stages)
@@ -107,6 +110,7 @@ def restore(
     to: StoreChoice,
     overwrite: Annotated[bool, Switch] = False,
     address: Annotated[str | None, Parameter(env_var="CROSSFADE_ADDRESS")] = None,
+    patience: Amount = 60.0,
     json_: Json = False,
     config: Config = None,
 ) -> int:
@@ -125,6 +129,8 @@ def restore(
     :param to: The store that is meant.
     :param overwrite: Also documents that are newer than the archive.
     :param address: HOST:PORT of a sidecar, or unix:PATH.
+    :param patience: Seconds for which the store may be away. One that refuses because of a quota
+        is asked again until it does not.
     :param json_: Progress as JSON lines on stdout; the last one is what came of the documents.
     """
     from crossfade.errors import CrossfadeError
@@ -140,12 +146,18 @@ def restore(
         manifest = await asyncio.to_thread(archiving.verified, directory)
         async with _opened(settings, needed=to == "postgresql") as stores:
             target, intent = await _target(settings, stores, StoreName(to), address)
+            brake = Brake(patience=patience)
             restorer = Restorer(
-                target, stores.database, intent=intent, overwrite=overwrite, timeout=TIMEOUT
+                target,
+                stores.database,
+                intent=intent,
+                overwrite=overwrite,
+                timeout=TIMEOUT,
+                brake=brake,
             )
             doing = restorer.run(archiving.documents_of(directory, manifest))
             with CountLine("restored", as_json=json_) as line:
-                await _followed(doing, line, manifest["documents"], Brake())
+                await _followed(doing, line, manifest["documents"], brake)
         found = restorer.restored
         if json_:
             counts = {str(outcome): count for outcome, count in found.counts.items()}
@@ -237,6 +249,7 @@ async def _source(
     settings: Settings, stores: _Stores, name: "StoreName", brake: "Brake"
 ) -> "tuple[archiving.PagesFrom, int | None]":
     """The pages of a store, and about how many documents there are."""
+    from crossfade.errors import ResourceExhausted
     from crossfade.jobs import archive as archiving
     from crossfade.jobs.partitions import NameRange
     from crossfade.jobs.planning import count_in
@@ -251,7 +264,8 @@ async def _source(
                 postgres.ranges, after, timeout=TIMEOUT, brake=brake
             )
 
-        return pages, int(await lanes.fetchval(_LIVE, timeout=TIMEOUT))
+        live = int(await lanes.fetchval(_LIVE, timeout=TIMEOUT))
+        return archiving.patient(pages, brake), live
     if settings.firestore.emulator is not None:
         await probe_firestore(settings.firestore.emulator)
     firestore = connect(stores.database, settings.firestore.emulator)
@@ -262,9 +276,12 @@ async def _source(
             firestore, stores.database, after, timeout=TIMEOUT, brake=brake
         )
 
-    count = await count_in(firestore, NameRange("", None, None), timeout=TIMEOUT)
+    try:
+        count = await count_in(firestore, NameRange("", None, None), timeout=TIMEOUT)
+    except ResourceExhausted:
+        count = None  # the pages will wait for the quota
     brake.spend(0, 1 + (count or 0) // 1_000)
-    return pages_of_firestore, count
+    return archiving.patient(pages_of_firestore, brake), count
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crossfade import admin_commands
+from crossfade import admin_commands, archive_commands
 from crossfade.admin_commands import (
     CA_VARIABLE,
     CERT_VARIABLE,
@@ -23,16 +24,27 @@ from crossfade.budget import Budget
 from crossfade.cli import main
 from crossfade.content import fields_bytes
 from crossfade.document import Document, is_own
-from crossfade.errors import FailedPrecondition
+from crossfade.errors import FailedPrecondition, ResourceExhausted, Unavailable
 from crossfade.jobs import archive as archiving
 from crossfade.jobs import brake as brakes
-from crossfade.jobs.archive import Source, archive, documents_of, pages_of_firestore, verified
+from crossfade.jobs.archive import (
+    Source,
+    archive,
+    documents_of,
+    pages_of_firestore,
+    patient,
+    verified,
+)
 from crossfade.jobs.backfill import backfill
 from crossfade.jobs.brake import Brake
+from crossfade.jobs.pace import Pressure
 from crossfade.jobs.restore import Outcome, Restorer, decide
 from crossfade.jobs.work import OF_BUDGET
 from crossfade.plan import Stage, StoreName
+from crossfade.rpc import firestore_v1
+from crossfade.rpc.firestore_v1 import faults
 from crossfade.store import Intent
+from crossfade.stores.firestore import connect
 from crossfade.write import Write
 from crossfade_api.v1 import document_pb2 as pb
 from tests import strategies
@@ -426,3 +438,71 @@ def slowly(stack: Running, rate: float) -> archiving.PagesFrom:
 
 async def _waits_or_ends(brake: Brake, task: asyncio.Task[None]) -> bool:
     return task.done() or brake.waits_for == OF_BUDGET
+
+
+async def test_a_store_that_refuses_is_waited_for_by_an_archive_and_by_a_restore(
+    url, tmp_path, monkeypatch, capsys
+):
+    """Some of the refusals come after the commit was done."""
+    monkeypatch.setattr(archive_commands, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(brakes, "Pressure", partial(Pressure, pause=0.02))
+    documents = {f"{name}/{n:03}": {"n": n} for name in "abc" for n in range(200)}
+    async with running(url, Stage.OFF) as stack:
+        await put(stack, documents)
+        before = await held(stack.direct, list(documents))
+        calm = await archived(stack, tmp_path / "calm")
+        # Of this seed the look at the control document, before a restore begins, is answered.
+        failing = faults.parse(None, ["0.4:RESOURCE_EXHAUSTED", "0.1:UNAVAILABLE"], 3)
+        server = await firestore_v1.serve(stack.stores, "127.0.0.1", 0, failing)
+        monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", server.address)
+        monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", DATABASE.project)
+
+        async def typed(*words: str) -> tuple[set[str], dict[str, Any]]:
+            """What was waited for, and the last line."""
+            assert await asyncio.to_thread(main, [*words, "--json"]) == 0
+            told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            return {each["waits_for"] for each in told if "waits_for" in each}, told[-1]
+
+        waits, last = await typed("archive", str(tmp_path / "refused"))
+        assert "a store (RESOURCE_EXHAUSTED)" in waits
+        assert last["manifest"]["collections"] == calm["collections"]
+        for start in range(0, len(documents), 100):
+            gone = [Write(path, None) for path in list(documents)[start : start + 100]]
+            await stack.direct.commit(gone, timeout=30)
+        waits, last = await typed("restore", str(tmp_path / "refused"), "--to", "firestore")
+        assert "a store (RESOURCE_EXHAUSTED)" in waits
+        # What was done without an answer is the same when it is read anew.
+        counts = last["restored"]
+        assert counts.pop("created") + counts.pop("same") == len(documents)
+        assert set(counts.values()) == {0}
+        assert await held(stack.direct, list(documents)) == before
+        await server.stop(0)
+
+
+async def test_a_store_that_stays_away_ends_an_archive_and_a_restore(tmp_path):
+    nobody = connect(DATABASE, "127.0.0.1:1")
+    for_long = Brake(patience=0.3)
+
+    def pages(after: str | None) -> archiving.Pages:
+        return pages_of_firestore(nobody, DATABASE, after, timeout=30, brake=for_long)
+
+    source = Source(StoreName.FIRESTORE, DATABASE.name)
+    with pytest.raises(Unavailable):
+        await anext(archive(tmp_path / "a", source, patient(pages, for_long)))
+    assert for_long.waits_for == "a store (UNAVAILABLE)"
+    restorer = Restorer(nobody, DATABASE, brake=Brake(patience=0.3))
+    with pytest.raises(Unavailable):
+        await anext(restorer.run([Document("a/1", {"n": 1}, 1, 1)]))
+    await nobody.close()
+
+
+def test_a_quota_is_waited_for_without_an_end():
+    brake = Brake(patience=0.0)
+    for _ in range(3):
+        brake.refused(ResourceExhausted("the day's quota"))
+        time.sleep(0.001)
+    with pytest.raises(Unavailable):
+        brake.refused(Unavailable("and then it went away"))
+    brake.spend(1, 0)
+    assert brake.waits_for == ""
+    brake.refused(Unavailable("just now"))

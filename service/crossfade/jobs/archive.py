@@ -22,7 +22,7 @@ from crossfade.archived import from_line, to_line
 from crossfade.content import Content, fields_bytes
 from crossfade.document import Database, Document, collection_id, is_own
 from crossfade.errors import FailedPrecondition
-from crossfade.jobs.brake import Brake
+from crossfade.jobs.brake import REFUSALS, Brake
 from crossfade.jobs.compare import PAST_OWN
 from crossfade.jobs.partitions import NameRange
 from crossfade.jobs.planning import within
@@ -119,6 +119,24 @@ async def pages_of_postgresql(
         brake.spend(len(documents), 0)
         yield documents, position
         await brake.allow(chunk)
+
+
+def patient(pages: PagesFrom, brake: Brake) -> PagesFrom:
+    """The same pages. Where the store refuses one, or does not answer, it is asked again, later;
+    how long for, the brake says."""
+
+    async def again(after: str | None) -> Pages:
+        while True:
+            try:
+                async for documents, position in pages(after):
+                    yield documents, position
+                    after = position
+            except REFUSALS as error:
+                brake.refused(error)
+            else:
+                return
+
+    return again
 
 
 # --- writing -----------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 A document that is newer than the archive is left alone, unless it is to be overwritten.
 Every write has a precondition on what was read just before, so that nobody's write is
 undone that came in between; and it may be broken off and begun again: what is there already
-is passed over.
+is passed over. So a batch that the store refused, or did not answer, is simply read anew.
 """
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -13,6 +13,7 @@ from enum import StrEnum
 from crossfade import redaction
 from crossfade.document import Database, Document, check_document, identical
 from crossfade.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound
+from crossfade.jobs.brake import REFUSALS, Brake
 from crossfade.store import DocumentStore, Intent, Stored
 from crossfade.wire import parse_document
 from crossfade.write import Write
@@ -74,12 +75,14 @@ class Restorer:
         intent: Callable[[], Intent | None] = lambda: None,
         overwrite: bool = False,
         timeout: float = 30.0,
+        brake: Brake | None = None,
     ) -> None:
         self._store = store
         self._database = database
         self._intent = intent
         self._overwrite = overwrite
         self._timeout = timeout
+        self._brake = brake or Brake()
         self.restored = Restored()
 
     async def run(self, documents: Iterable[Document]) -> AsyncIterator[int]:
@@ -91,16 +94,28 @@ class Restorer:
             yield done
 
     async def _batch(self, batch: Sequence[Document]) -> None:
-        if not await self._once(batch):
+        if not await self._done(batch):
             # Somebody writes one of them: that is not the others' fault.
             for document in batch:
                 await self._alone(document)
 
     async def _alone(self, document: Document) -> None:
         for _ in range(ATTEMPTS):
-            if await self._once([document]):
+            if await self._done([document]):
                 return
         self.restored.count(Outcome.MOVED, document.path)
+
+    async def _done(self, batch: Sequence[Document]) -> bool:
+        """As _once, as soon as the store answers."""
+        while True:
+            await self._brake.allow(len(batch))
+            try:
+                done = await self._once(batch)
+            except REFUSALS as error:
+                self._brake.refused(error)
+            else:
+                self._brake.spend(len(batch), 0)
+                return done
 
     async def _once(self, batch: Sequence[Document]) -> bool:
         """False: nothing was done, because what was read is not there any more."""
