@@ -27,7 +27,16 @@ def _parse(text: str) -> _Armed | None:
     return _Armed(name, SIGNALS[action], int(number))
 
 
-_armed = _parse(os.environ.get(VARIABLE, ""))
+_armed: _Armed | None = None
+
+
+def arm() -> None:
+    """As the environment says, which a process that was forked may have of its own."""
+    global _armed  # noqa: PLW0603 - one of a process
+    _armed = _parse(os.environ.get(VARIABLE, ""))
+
+
+arm()
 
 
 def reach(name: str) -> None:

@@ -10,10 +10,13 @@ job that a dead process held are anybody's (10). FAULT_MUTATION: a name of `muta
 import os
 import sys
 
-from crossfade import barrier, cli, pending
+from crossfade import barrier, cli, failpoints, pending
 from crossfade.jobs import work
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """The command of `sys.argv`, under the environment as it is now."""
+    failpoints.arm()
     pending.LEASE_SECONDS = float(os.environ.get("FAULT_LEASE", pending.LEASE_SECONDS))
     barrier.COORDINATOR_SECONDS = float(
         os.environ.get("FAULT_COORDINATOR", barrier.COORDINATOR_SECONDS)
@@ -23,4 +26,8 @@ if __name__ == "__main__":
         from tests.fault.mutations import MUTATIONS
 
         MUTATIONS[mutation].switch_off()
-    sys.exit(cli.main())
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,7 +6,6 @@ which is shown when a start fails, and by `World` when a test does.
 """
 
 import asyncio
-import ctypes
 import os
 import pwd
 import signal
@@ -23,6 +22,8 @@ from typing import ClassVar, Self
 import asyncpg
 import psutil
 
+from tests.fault.forks import Forked, end_with_the_parent
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
@@ -33,8 +34,6 @@ MUTATION = os.environ.get("FAULT_MUTATION", "")
 
 
 _PORTS = SystemRandom()
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def free_port() -> int:
@@ -60,12 +59,6 @@ class ChildError(Exception):
     """A process did not start; the message has what it said."""
 
 
-def _end_with_the_parent() -> None:
-    """In the child: SIGKILL when the test's process is gone, however that ended (Linux)."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 class Child:
     """A process of its own session. `async with` starts and ends it."""
 
@@ -77,7 +70,7 @@ class Child:
         self.log = directory / f"{name}.log"
         self.port = free_port()
         self.starts = 0
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._said = 0
 
     @property
@@ -126,8 +119,12 @@ class Child:
         assert not self.running
         self.starts += 1
         self._said = self.log.stat().st_size if self.log.exists() else 0
+        self._process = self.begun()
+
+    def begun(self) -> subprocess.Popen[bytes] | Forked:
+        """The process, as it begins."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            return subprocess.Popen(
                 self.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -136,7 +133,7 @@ class Child:
                 env=self.environment(),
                 user=self.user(),
                 start_new_session=True,
-                preexec_fn=_end_with_the_parent,  # noqa: PLW1509 - one system call
+                preexec_fn=end_with_the_parent,  # noqa: PLW1509 - one system call
             )
 
     async def answers(self) -> None:
@@ -322,8 +319,9 @@ class SidecarProcess(Child):
         self.variables = variables
         self.fail_point = ""
 
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "tests.fault.child", "serve", "--port", str(self.port)]
+    def begun(self) -> Forked:
+        arguments = ["serve", "--port", str(self.port)]
+        return Forked(arguments, environment=self.environment(), log=self.log, cwd=ROOT)
 
     def environment(self) -> dict[str, str]:
         more = {"CROSSFADE_FAIL_POINT": self.fail_point, "FAULT_MUTATION": MUTATION}
