@@ -204,6 +204,7 @@ async def _settled(own: "Apart", job: "Job", line: Any) -> tuple[int, int]:
 
 def _conclude(job: "Job", left: int, dead: int) -> None:
     from crossfade.display import print_table
+    from crossfade.job_display import effort_text
 
     words = sorted({word for counts in job.counts.values() for word in counts})
     rows = [
@@ -212,7 +213,7 @@ def _conclude(job: "Job", left: int, dead: int) -> None:
     ]
     if rows:
         print_table(("collection", *words), rows)
-    parts = [f"job {job.id} {job.state.value}", f"{job.documents:,} documents"]
+    parts = [f"job {job.id} {job.state.value}", f"{job.documents:,} documents", effort_text(job)]
     parts += [job.reason] if job.reason else []
     if swept := job.outcome.get("swept"):
         parts.append(f"{swept} that only the mirror had were looked at")

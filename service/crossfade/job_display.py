@@ -12,12 +12,16 @@ from rich.live import Live
 from rich.text import Text
 
 from crossfade.display import PLAIN_SECONDS, console
+from crossfade.jobs.effort import REASONS, STORE
 from crossfade.stores.postgres.jobs import Job
 
 WINDOW_SECONDS = 15.0
 """The rate is that of so many seconds."""
 REMAINDERS = ("beside", "misfits", "unmapped")
 """Words for documents that do not fit their columns as a whole."""
+
+WAITS = {reason: what for what, reason in REASONS.items()} | {STORE: "a store"}
+"""What was waited for, as a sentence calls it."""
 
 
 class Pace:
@@ -60,6 +64,9 @@ def told(job: Job, rate: float | None, left: float | None, waits_for: str) -> di
         "partitions_done": job.partitions_done,
         "processes": job.processes,
         "letters": job.letters,
+        "pages": job.pages,
+        "retries": job.retries,
+        "waited": {reason: round(seconds, 1) for reason, seconds in job.waited.items()},
         "waits_for": waits_for,
         "collections": {
             # What has a ":" are digests and the like.
@@ -88,9 +95,25 @@ def job_text(job: Job, rate: float | None, left: float | None, waits_for: str) -
         parts.append(f"{job.letters} NOT STORED")
     if job.processes > 1:
         parts.append(f"{job.processes} processes")
+    if retries := sum(job.retries.values()):
+        parts.append(f"{retries:,} read again")
     if waits_for:
         parts.append(f"waits for {waits_for}")
     return " | ".join(parts)
+
+
+def effort_text(job: Job) -> str:
+    """What was spent on a job that has ended."""
+    parts = [f"{job.pages:,} pages"]
+    if retries := job.retries:
+        codes = ", ".join(f"{code} {count:,}" for code, count in retries.items())
+        parts.append(f"{sum(retries.values()):,} read again ({codes})")
+    parts += [
+        f"waited {duration(seconds)} for {WAITS[reason]}"
+        for reason, seconds in job.waited.items()
+        if round(seconds)
+    ]
+    return "; ".join(parts)
 
 
 def duration(seconds: float) -> str:

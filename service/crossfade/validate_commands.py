@@ -141,7 +141,7 @@ def _write(path: Path, text: str) -> None:
 
 async def _run(stack: "Stack", job: "Job", pacing: "Pacing", *, as_json: bool) -> Mapping[str, Any]:
     """The report, when the job is done."""
-    from crossfade.job_display import JobLine
+    from crossfade.job_display import JobLine, effort_text
     from crossfade.jobs import validating
     from crossfade.stores.postgres.jobs import JobState
 
@@ -161,6 +161,8 @@ async def _run(stack: "Stack", job: "Job", pacing: "Pacing", *, as_json: bool) -
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
         line.update(job)
+    if not as_json:
+        print(f"job {job.id} {job.state.value}; {effort_text(job)}")
     return await validating.report_of(stack, job)
 
 

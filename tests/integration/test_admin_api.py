@@ -413,6 +413,7 @@ async def test_open_streams_do_not_hold_up_the_end(postgres_database):
 async def test_jobs_are_shown_paused_resumed_and_cancelled(stack, ask):
     (job,) = (await got(ask("/jobs")))["jobs"]
     assert (job["kind"], job["state"]) == ("backfill", "done"), "the fixture's copy"
+    assert (job["pages"] > 0, job["retries"], job["waited"]) == (True, {}, {})
     assert (await got(ask("/jobs?kind=validate")))["jobs"] == []
     path = f"/jobs/{job['id']}"
     await refused(ask(f"{path}/pause", {}), 409, "FAILED_PRECONDITION")

@@ -37,9 +37,9 @@ from crossfade.jobs.archive import (
 )
 from crossfade.jobs.backfill import backfill
 from crossfade.jobs.brake import Brake
+from crossfade.jobs.effort import OF_BUDGET
 from crossfade.jobs.pace import Pressure
 from crossfade.jobs.restore import Outcome, Restorer, decide
-from crossfade.jobs.work import OF_BUDGET
 from crossfade.plan import Stage, StoreName
 from crossfade.rpc import firestore_v1
 from crossfade.rpc.firestore_v1 import faults

@@ -17,6 +17,7 @@ from crossfade.errors import Aborted, FailedPrecondition, Internal, NotFound
 from crossfade.jobs import work as engine
 from crossfade.jobs.backfill import Asked, Backfilling, begin, work
 from crossfade.jobs.both import Both
+from crossfade.jobs.effort import RESUMED
 from crossfade.jobs.forecast import forecast
 from crossfade.jobs.forward_pages import ForwardPages
 from crossfade.jobs.work import Pacing
@@ -24,6 +25,7 @@ from crossfade.plan import Stage
 from crossfade.rehearse import load
 from crossfade.rpc import firestore_v1
 from crossfade.rpc.firestore_v1 import faults
+from crossfade.rpc.jobs import job_message
 from crossfade.stores.firestore import connect
 from crossfade.stores.postgres.jobs import Job, JobState
 from crossfade.stores.postgres.mirror import Mirror
@@ -145,6 +147,7 @@ async def test_two_processes_share_a_job(postgres_database: Any):
         assert [each.state for each in ends] == [JobState.DONE, JobState.DONE]
         assert ends[0].documents == len(documents)
         assert min(pages["one"], pages["two"]) > 3
+        assert (await own.jobs.get(job.id)).pages == pages.total(), "both are added up"
         await agree(made, documents)
 
 
@@ -348,7 +351,8 @@ async def test_pause_resume_and_cancel(postgres_database: Any):
         channel = grpc.aio.insecure_channel(made.sidecar.address)
         over_grpc = jobs_pb2_grpc.JobsStub(channel)
         job = await begin(own, replace(EVERYTHING, rate=600.0))
-        task = await _paged(work(own, job, pacing=Pacing(2, page=5)), own, job, 20)
+        doing = work(own, job, pacing=Pacing(2, page=5))
+        task = await _paged(doing, own, job, 20)
 
         async def control(action: Any) -> Any:
             request = jobs_pb2.ControlJobRequest(id=job.id, action=action, who="a test")
@@ -361,6 +365,7 @@ async def test_pause_resume_and_cancel(postgres_database: Any):
         await asyncio.sleep(0.7)
         assert (await own.jobs.get(job.id)).documents == before
         assert not task.done()
+        assert doing.waits_for == RESUMED
 
         listed = await over_grpc.ListJobs(jobs_pb2.ListJobsRequest())
         assert [(each.id, each.state, each.rate) for each in listed.jobs] == [
@@ -374,6 +379,7 @@ async def test_pause_resume_and_cancel(postgres_database: Any):
         ended = await asyncio.wait_for(task, 10)
         assert ended.state is JobState.CANCELLED
         assert ended.documents < len(documents)
+        assert ended.waited["pause"] > 0.5
         with pytest.raises(grpc.aio.AioRpcError, match="has ended"):
             await control(jobs_pb2.JOB_ACTION_RESUME)
         with pytest.raises(NotFound):
@@ -425,11 +431,13 @@ async def test_a_job_waits_for_the_next_days_budget(postgres_database: Any):
             assert spent <= (days + 1) * 60 + 25
             days += 1
             now += 86_400
-            doing.waits_for = ""
+            doing.effort.waits_for = ""
             for _ in range(3):
                 await budget.refill()
         assert days > 1
         assert (await task).documents == len(documents)
+        assert (await task).waited["budget"] > 0
+        assert not (await task).retries
         assert seen.counts(JOB_PAGES)["backfill", "default"] >= len(documents) / 25
 
 
@@ -456,12 +464,19 @@ async def test_a_store_that_refuses_is_asked_less_and_everything_is_copied(postg
             least = min(least, doing._pressure.allowed)
 
         doing._told = told
+        began = time.monotonic()
         ended = await doing.run()
         assert (ended.state, ended.documents) == (JobState.DONE, len(documents))
         assert least < 4
         refused = seen.counts(JOB_RETRIES)
         assert refused["backfill", "default", "RESOURCE_EXHAUSTED"] > 0
         assert seen.read_gauge(JOB_WAITING) == {}
+        # Whoever looks at the job is told what the process alone would know.
+        shown = job_message(ended)
+        assert shown.pages == seen.counts(JOB_PAGES)["backfill", "default"]
+        assert {("backfill", "default", code): n for code, n in shown.retries.items()} == refused
+        assert list(shown.waited) == ["store"]
+        assert 0.1 < shown.waited["store"] < time.monotonic() - began
         await agree(made, documents)
         await firestore.close()
         await server.stop(0)

@@ -272,7 +272,7 @@ async def test_a_validation_waits_for_the_next_days_budget_and_callers_never_do(
                 assert time.monotonic() - began < 5.0, "nobody waits with it"
                 assert not running_.done()
             now += 86_400
-            doing.waits_for = ""
+            doing.effort.waits_for = ""
             await budget.refill()
         assert (await running_).state is JobState.DONE
         assert days >= 3
@@ -400,7 +400,11 @@ async def test_a_validation_that_is_killed_goes_on_where_it_was(url, tmp_path):
         )
         told, _ = await asyncio.wait_for(done.communicate(), 60)
         assert done.returncode == 0
-        report = json.loads(told.decode().splitlines()[-1])["report"]
+        *_, last, end = (json.loads(line) for line in told.decode().splitlines())
+        # Of all processes together, the one that was killed as far as it could tell.
+        assert last["pages"] >= 2
+        assert (last["retries"], last["waited"], "effort" in last["outcome"]) == ({}, {}, False)
+        report = end["report"]
         assert report["totals"]["match"] == report["totals"]["firestore"] == len(paths)
         assert (
             await stack.sql.fetchval("select count(*) from crossfade.jobs where kind = 'validate'")

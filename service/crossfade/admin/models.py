@@ -422,6 +422,15 @@ class Job(Reply):
     letters: int
     counts: list[JobCounts]
     rate: float | None = Field(default=None, description="Documents a second, at most.")
+    pages: int = Field(description="That its processes have done, about.")
+    retries: dict[str, int] = Field(
+        description="Pages that were read again, by the store's error.",
+        examples=[{"RESOURCE_EXHAUSTED": 3}],
+    )
+    waited: dict[str, float] = Field(
+        description="Seconds that its processes waited, by what for: budget, store, pause.",
+        examples=[{"budget": 3600.0}],
+    )
 
 
 class Jobs(Reply):

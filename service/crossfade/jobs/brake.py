@@ -11,8 +11,8 @@ import structlog
 
 from crossfade.budget import Budget
 from crossfade.errors import InfrastructureError, ResourceExhausted
+from crossfade.jobs.effort import OF_BUDGET
 from crossfade.jobs.pace import TARGET_SECONDS, Pressure, Rate
-from crossfade.jobs.work import OF_BUDGET
 
 log = structlog.get_logger(__name__)
 

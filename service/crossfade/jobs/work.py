@@ -25,6 +25,7 @@ from crossfade.errors import (
     InfrastructureError,
     ResourceExhausted,
 )
+from crossfade.jobs.effort import OF_BUDGET, RESUMED, Effort
 from crossfade.jobs.pace import MOST_PAGE, TARGET_SECONDS, PageSize, Pressure, Rate
 from crossfade.stores.postgres.jobs import Job, Jobs, JobState, JobStopped, Partition, Renewal
 from crossfade.telemetry import JOB_PAGES, JOB_RETRIES, JOB_WAITING, Labels, Telemetry
@@ -36,11 +37,6 @@ CLAIM_SECONDS = 10.0
 LOOK_SECONDS = 0.2
 MOST_SLEEP = 0.5
 """At most so long nobody looks whether the job was stopped."""
-
-OF_BUDGET = "the day's budget of Firestore reads"
-RESUMED = "being resumed"
-REASONS = {OF_BUDGET: "budget", RESUMED: "pause"}
-"""What the work waits for, as the metrics call it; anything else is a store."""
 
 T = TypeVar("T")
 
@@ -128,8 +124,12 @@ class Work(Generic[T]):
         self._failing_since: float | None = None
         self._telemetry = telemetry or Telemetry()
         self._telemetry.gauge(JOB_WAITING, self._waiting)
-        self.waits_for = ""
+        self.effort = Effort()
+
+    @property
+    def waits_for(self) -> str:
         """What the work waits for, for whoever shows it; empty: for nothing."""
+        return self.effort.waits_for
 
     async def run(self) -> Job:
         """Until the job has ended, or is done but for what others hold and do. Raises the
@@ -145,6 +145,7 @@ class Work(Generic[T]):
             heart.cancel()
             with suppress(asyncio.CancelledError):
                 await heart
+            await self._record()
         if self._state is JobState.RUNNING and self._pacing.number is None:
             await self._end()
         return await self._jobs.get(self._job.id)
@@ -228,7 +229,7 @@ class Work(Generic[T]):
                 partition = await pages.settle(partition, page, CLAIM_SECONDS)
                 size.took(page.documents, time.monotonic() - began)
             self._failing_since = None
-            self.waits_for = ""
+            self.effort.page()
             self._telemetry.count(JOB_PAGES, self._job.kind, self._job.group)
             ended = page.ended
             self._told()
@@ -242,7 +243,7 @@ class Work(Generic[T]):
             limit = size.next(self._rate.documents)
             if self._budget is not None and delay <= 0:
                 if not self._budget.afford():
-                    self.waits_for = OF_BUDGET
+                    self.effort.waits_for = OF_BUDGET
                     delay = MOST_SLEEP
                 elif (held := self._budget.held) is not None:
                     limit = min(limit, max(1, held))
@@ -260,7 +261,7 @@ class Work(Generic[T]):
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         self._pressure.refused()
-        self.waits_for = f"a store ({error.code})"
+        self.effort.retry(error.code)
         log.info("a job waits for a store", job=self._job.id, error=error.code)
         if isinstance(error, ResourceExhausted):
             return  # a quota is not an outage: it comes back, if only tomorrow
@@ -269,10 +270,8 @@ class Work(Generic[T]):
         await asyncio.sleep(LOOK_SECONDS)
 
     def _waiting(self) -> dict[Labels, float]:
-        if not self.waits_for:
-            return {}
-        reason = REASONS.get(self.waits_for, "store")
-        return {(self._job.kind, self._job.group, reason): 1.0}
+        reason = self.effort.reason
+        return {(self._job.kind, self._job.group, reason): 1.0} if reason else {}
 
     # --- all of them --------------------------------------------------------------------------
 
@@ -284,6 +283,15 @@ class Work(Generic[T]):
                 await self._look()
                 for pages in list(self._pages):
                     await pages.renew()
+            await self._record()
+
+    async def _record(self) -> None:
+        """What was spent is added to what the table says of the job."""
+        words = self.effort.take()
+        try:
+            await self._jobs.spend(self._job.id, words)
+        except CrossfadeError:
+            self.effort.back(words)  # with the next time
 
     async def _look(self) -> Renewal:
         renewal = await self._jobs.renew(self._job.id, self.holder, self._claims, CLAIM_SECONDS)
@@ -291,7 +299,8 @@ class Work(Generic[T]):
             log.info("a job is told", job=self._job.id, state=renewal.state.value)
         if not self._state.ended:
             self._state = renewal.state
-        self.waits_for = RESUMED if renewal.state is JobState.PAUSED else self.waits_for
+        if renewal.state is JobState.PAUSED:
+            self.effort.waits_for = RESUMED
         self._asked_rate = renewal.options.get("rate")
         self._set_rate(renewal.others)
         return renewal

@@ -80,6 +80,9 @@ def job_message(job: Job) -> jobs_pb2.Job:
             jobs_pb2.CollectionCounts(collection=name, counts=counts)
             for name, counts in sorted(job.counts.items())
         ],
+        pages=job.pages,
+        retries=job.retries,
+        waited=job.waited,
     )
     wire.encode_time(to_micros(job.begun_at), shown.begun_at)
     if job.ended_at is not None:

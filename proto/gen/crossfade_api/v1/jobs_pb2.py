@@ -25,17 +25,21 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63rossfade/v1/jobs.proto\x12\x0c\x63rossfade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0fListJobsRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.crossfade.v1.Job\"e\n\x11\x43ontrolJobRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x17.crossfade.v1.JobAction\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x9f\x03\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0b\n\x03who\x18\x07 \x01(\t\x12,\n\x08\x62\x65gun_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npartitions\x18\n \x01(\x05\x12\x17\n\x0fpartitions_done\x18\x0b \x01(\x05\x12\x11\n\tprocesses\x18\x0c \x01(\x05\x12\x15\n\x08\x65stimate\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tdocuments\x18\x0e \x01(\x03\x12\x0f\n\x07letters\x18\x0f \x01(\x03\x12.\n\x06\x63ounts\x18\x10 \x03(\x0b\x32\x1e.crossfade.v1.CollectionCounts\x12\x11\n\x04rate\x18\x11 \x01(\x01H\x01\x88\x01\x01\x42\x0b\n\t_estimateB\x07\n\x05_rate\"\x91\x01\n\x10\x43ollectionCounts\x12\x12\n\ncollection\x18\x01 \x01(\t\x12:\n\x06\x63ounts\x18\x02 \x03(\x0b\x32*.crossfade.v1.CollectionCounts.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*k\n\tJobAction\x12\x1a\n\x16JOB_ACTION_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_ACTION_PAUSE\x10\x01\x12\x15\n\x11JOB_ACTION_RESUME\x10\x02\x12\x15\n\x11JOB_ACTION_CANCEL\x10\x03\x32\x90\x01\n\x04Jobs\x12\x46\n\x08ListJobs\x12\x1d.crossfade.v1.ListJobsRequest\x1a\x1b.crossfade.v1.ListJobsReply\x12@\n\nControlJob\x12\x1f.crossfade.v1.ControlJobRequest\x1a\x11.crossfade.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63rossfade/v1/jobs.proto\x12\x0c\x63rossfade.v1\x1a\x1fgoogle/protobuf/timestamp.proto\".\n\x0fListJobsRequest\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\x05\"0\n\rListJobsReply\x12\x1f\n\x04jobs\x18\x01 \x03(\x0b\x32\x11.crossfade.v1.Job\"e\n\x11\x43ontrolJobRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\'\n\x06\x61\x63tion\x18\x02 \x01(\x0e\x32\x17.crossfade.v1.JobAction\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xed\x04\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x13\n\x0b\x63ollections\x18\x04 \x03(\t\x12\r\n\x05state\x18\x05 \x01(\t\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12\x0b\n\x03who\x18\x07 \x01(\t\x12,\n\x08\x62\x65gun_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npartitions\x18\n \x01(\x05\x12\x17\n\x0fpartitions_done\x18\x0b \x01(\x05\x12\x11\n\tprocesses\x18\x0c \x01(\x05\x12\x15\n\x08\x65stimate\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x11\n\tdocuments\x18\x0e \x01(\x03\x12\x0f\n\x07letters\x18\x0f \x01(\x03\x12.\n\x06\x63ounts\x18\x10 \x03(\x0b\x32\x1e.crossfade.v1.CollectionCounts\x12\x11\n\x04rate\x18\x11 \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05pages\x18\x12 \x01(\x03\x12/\n\x07retries\x18\x13 \x03(\x0b\x32\x1e.crossfade.v1.Job.RetriesEntry\x12-\n\x06waited\x18\x14 \x03(\x0b\x32\x1d.crossfade.v1.Job.WaitedEntry\x1a.\n\x0cRetriesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a-\n\x0bWaitedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_estimateB\x07\n\x05_rate\"\x91\x01\n\x10\x43ollectionCounts\x12\x12\n\ncollection\x18\x01 \x01(\t\x12:\n\x06\x63ounts\x18\x02 \x03(\x0b\x32*.crossfade.v1.CollectionCounts.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*k\n\tJobAction\x12\x1a\n\x16JOB_ACTION_UNSPECIFIED\x10\x00\x12\x14\n\x10JOB_ACTION_PAUSE\x10\x01\x12\x15\n\x11JOB_ACTION_RESUME\x10\x02\x12\x15\n\x11JOB_ACTION_CANCEL\x10\x03\x32\x90\x01\n\x04Jobs\x12\x46\n\x08ListJobs\x12\x1d.crossfade.v1.ListJobsRequest\x1a\x1b.crossfade.v1.ListJobsReply\x12@\n\nControlJob\x12\x1f.crossfade.v1.ControlJobRequest\x1a\x11.crossfade.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'crossfade.v1.jobs_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_JOB_RETRIESENTRY']._loaded_options = None
+  _globals['_JOB_RETRIESENTRY']._serialized_options = b'8\001'
+  _globals['_JOB_WAITEDENTRY']._loaded_options = None
+  _globals['_JOB_WAITEDENTRY']._serialized_options = b'8\001'
   _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._loaded_options = None
   _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._serialized_options = b'8\001'
-  _globals['_JOBACTION']._serialized_start=841
-  _globals['_JOBACTION']._serialized_end=948
+  _globals['_JOBACTION']._serialized_start=1047
+  _globals['_JOBACTION']._serialized_end=1154
   _globals['_LISTJOBSREQUEST']._serialized_start=74
   _globals['_LISTJOBSREQUEST']._serialized_end=120
   _globals['_LISTJOBSREPLY']._serialized_start=122
@@ -43,11 +47,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTROLJOBREQUEST']._serialized_start=172
   _globals['_CONTROLJOBREQUEST']._serialized_end=273
   _globals['_JOB']._serialized_start=276
-  _globals['_JOB']._serialized_end=691
-  _globals['_COLLECTIONCOUNTS']._serialized_start=694
-  _globals['_COLLECTIONCOUNTS']._serialized_end=839
-  _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._serialized_start=794
-  _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._serialized_end=839
-  _globals['_JOBS']._serialized_start=951
-  _globals['_JOBS']._serialized_end=1095
+  _globals['_JOB']._serialized_end=897
+  _globals['_JOB_RETRIESENTRY']._serialized_start=782
+  _globals['_JOB_RETRIESENTRY']._serialized_end=828
+  _globals['_JOB_WAITEDENTRY']._serialized_start=830
+  _globals['_JOB_WAITEDENTRY']._serialized_end=875
+  _globals['_COLLECTIONCOUNTS']._serialized_start=900
+  _globals['_COLLECTIONCOUNTS']._serialized_end=1045
+  _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._serialized_start=1000
+  _globals['_COLLECTIONCOUNTS_COUNTSENTRY']._serialized_end=1045
+  _globals['_JOBS']._serialized_start=1157
+  _globals['_JOBS']._serialized_end=1301
 # @@protoc_insertion_point(module_scope)

@@ -116,6 +116,46 @@ Global___ControlJobRequest: _TypeAlias = ControlJobRequest  # noqa: Y015
 class Job(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RetriesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class WaitedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     GROUP_FIELD_NUMBER: _builtins.int
@@ -133,6 +173,9 @@ class Job(_message.Message):
     LETTERS_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
     RATE_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    WAITED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     kind: _builtins.str
     group: _builtins.str
@@ -154,6 +197,8 @@ class Job(_message.Message):
     """Documents that could not be stored."""
     rate: _builtins.float
     """Documents a second, at most; not set for no limit."""
+    pages: _builtins.int
+    """Pages that its processes have done so far, about: each tells every few seconds."""
     @_builtins.property
     def collections(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Root collections; none for everything."""
@@ -166,6 +211,14 @@ class Job(_message.Message):
 
     @_builtins.property
     def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___CollectionCounts]: ...
+    @_builtins.property
+    def retries(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Pages that they had to read again, by the name of the store's error."""
+
+    @_builtins.property
+    def waited(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Seconds in which they waited, by what for: budget, store, pause."""
+
     def __init__(
         self,
         *,
@@ -186,10 +239,13 @@ class Job(_message.Message):
         letters: _builtins.int = ...,
         counts: _abc.Iterable[Global___CollectionCounts] | None = ...,
         rate: _builtins.float | None = ...,
+        pages: _builtins.int = ...,
+        retries: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        waited: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "_rate", b"_rate", "begun_at", b"begun_at", "ended_at", b"ended_at", "estimate", b"estimate", "rate", b"rate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "_rate", b"_rate", "begun_at", b"begun_at", "collections", b"collections", "counts", b"counts", "documents", b"documents", "ended_at", b"ended_at", "estimate", b"estimate", "group", b"group", "id", b"id", "kind", b"kind", "letters", b"letters", "partitions", b"partitions", "partitions_done", b"partitions_done", "processes", b"processes", "rate", b"rate", "reason", b"reason", "state", b"state", "who", b"who"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_estimate", b"_estimate", "_rate", b"_rate", "begun_at", b"begun_at", "collections", b"collections", "counts", b"counts", "documents", b"documents", "ended_at", b"ended_at", "estimate", b"estimate", "group", b"group", "id", b"id", "kind", b"kind", "letters", b"letters", "pages", b"pages", "partitions", b"partitions", "partitions_done", b"partitions_done", "processes", b"processes", "rate", b"rate", "reason", b"reason", "retries", b"retries", "state", b"state", "waited", b"waited", "who", b"who"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__estimate: _TypeAlias = _typing.Literal["estimate"]  # noqa: Y015
     _WhichOneofArgType__estimate: _TypeAlias = _typing.Literal["_estimate", b"_estimate"]  # noqa: Y015

@@ -98,6 +98,14 @@ _END = """update crossfade.jobs set state = $2, reason = $3, outcome = outcome |
 where id = $1 and state = 'running' and ($2 <> 'done' or not exists (
     select from crossfade.job_partitions where job = $1 and not done))"""
 _NOTE = "update crossfade.jobs set outcome = outcome || $2::jsonb where id = $1"
+# Several processes add to the same words.
+_SPEND = """update crossfade.jobs set outcome = outcome || jsonb_build_object('effort', (
+    select jsonb_object_agg(word, total) from (
+        select word, sum(count::float8) as total from (
+            select * from jsonb_each_text(coalesce(outcome -> 'effort', '{}'))
+            union all select * from jsonb_each_text($2::jsonb)) each (word, count)
+        group by word) totals))
+where id = $1"""
 _UNBURIED = """select count(*) from crossfade.job_letters l where job = $1 and not exists (
     select from crossfade.pending p where p.path = l.path)"""
 _PENDING = """select count(*) filter (where not dead) as left, count(*) filter (where dead) as dead
@@ -172,6 +180,26 @@ class Job:
     processes: int
     counts: Counts = field(default_factory=dict)
     letters: int = 0
+    effort: Mapping[str, float] = field(default_factory=dict)
+    """What all processes spent on it so far (see jobs/effort.py)."""
+
+    @property
+    def pages(self) -> int:
+        return int(self.effort.get("pages", 0))
+
+    @property
+    def retries(self) -> dict[str, int]:
+        """Pages that were read again, by a store's error."""
+        return {code: int(count) for code, count in self._spent("retries.").items()}
+
+    @property
+    def waited(self) -> dict[str, float]:
+        """Seconds of all processes, by what they waited for: budget, store, pause."""
+        return self._spent("waited.")
+
+    def _spent(self, kind: str) -> dict[str, float]:
+        words = sorted(word for word in self.effort if word.startswith(kind))
+        return {word.removeprefix(kind): self.effort[word] for word in words}
 
     @property
     def documents(self) -> int:
@@ -395,6 +423,11 @@ class Jobs:
         """Adds to what came of it."""
         await self._lanes.execute(_NOTE, job, dict(outcome), timeout=self._timeout)
 
+    async def spend(self, job: int, words: Mapping[str, float]) -> None:
+        """Adds to what was spent on it (see jobs/effort.py)."""
+        if words:
+            await self._lanes.execute(_SPEND, job, dict(words), timeout=self._timeout)
+
     async def pending(self, job: Job) -> tuple[int, int]:
         """How many documents that it queued are still to be settled, and are dead letters."""
         intents = [intent_of(job.id), f"sweep-{job.token}"]
@@ -459,6 +492,8 @@ def _job(row: Any) -> Job:
     counts: Counts = {}
     for counted in row["counted"]:
         add(counts, _counts(counted))
+    outcome = dict(row["outcome"])
+    effort = outcome.pop("effort", {})
     return Job(
         id=row["id"],
         kind=row["kind"],
@@ -473,7 +508,7 @@ def _job(row: Any) -> Job:
         epoch=row["epoch"],
         generation=row["generation"],
         estimate=row["estimate"],
-        outcome=row["outcome"],
+        outcome=outcome,
         begun_at=row["begun_at"],
         ended_at=row["ended_at"],
         partitions=row["partitions"],
@@ -481,6 +516,7 @@ def _job(row: Any) -> Job:
         processes=row["holders"],
         counts=counts,
         letters=row["letters"],
+        effort=effort,
     )
 
 

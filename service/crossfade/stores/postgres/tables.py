@@ -250,7 +250,8 @@ jobs = Table(
     Column("generation", BigInteger, nullable=False),
     # Documents that there were at the beginning, about; null: nobody could tell.
     Column("estimate", BigInteger),
-    # What came of it as a whole, such as how many documents the sweep found.
+    # What came of it as a whole, such as how many documents the sweep found; under `effort`
+    # what the processes spent on it (see jobs/effort.py).
     Column("outcome", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("begun_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("ended_at", DateTime(timezone=True)),
