@@ -15,7 +15,18 @@ import yaml
 from crossfade import prometheus
 from crossfade.plan import STAGES
 from crossfade.settings import TelemetrySettings
-from crossfade.telemetry import INSTRUMENTS, SYSTEMS, Gauge
+from crossfade.telemetry import (
+    FALLBACK_READS,
+    INSTRUMENTS,
+    MIRROR_LAG,
+    OLDEST_PENDING,
+    RECOPIES,
+    REPAIRS,
+    SHADOW_DROPPED,
+    SYSTEMS,
+    VERDICTS,
+    Instrument,
+)
 from crossfade.verdict import Verdict
 from tests.promql import Selector, groupings, selectors
 
@@ -302,13 +313,55 @@ def test_a_panel_asks_for_what_there_is(title, expression):
     assert check(expression)
 
 
-def test_every_gauge_is_on_the_dashboard():
-    asked = {each.name for _, expression in dashboard_queries() for each in selectors(expression)}
+def shown_by(panel: dict[str, Any]) -> set[str]:
+    """The series that a panel asks for, by way of a record, too."""
+    found: set[str] = set()
+    left = [target["expr"] for target in panel.get("targets", [])]
+    while left:
+        names = {each.name for each in selectors(left.pop())} - found
+        found |= names
+        left += [RECORDS[name] for name in names if name in RECORDS]
+    return found
 
-    for item in INSTRUMENTS:
-        if isinstance(item, Gauge):
-            (name,) = prometheus.series(item.name, item.unit, item.kind)
-            assert name in asked, f"nobody sees {item.name}"
+
+def series_of(item: Instrument) -> set[str]:
+    return set(prometheus.series(item.name, item.unit, item.kind))
+
+
+@pytest.mark.parametrize("item", INSTRUMENTS, ids=lambda item: item.name)
+def test_every_instrument_is_on_a_panel(item):
+    assert any(series_of(item) & shown_by(panel) for panel in PANELS), "nobody sees it"
+
+
+@pytest.mark.parametrize(
+    ("title", "item", "by"),
+    [
+        ("Repairs", RECOPIES, {"crossfade_outcome"}),
+        ("Repairs", REPAIRS, {"crossfade_verdict"}),
+        ("Mirror lag", MIRROR_LAG, {"crossfade_way"}),
+        ("Age of the oldest", OLDEST_PENDING, set()),
+        ("Verdicts", VERDICTS, {"crossfade_verdict"}),
+        ("Bad verdicts", VERDICTS, {"crossfade_verdict"}),
+        ("Reads that went elsewhere", FALLBACK_READS, {"db_system_name"}),
+        ("Not compared, or excused", SHADOW_DROPPED, {"crossfade_reason"}),
+    ],
+)
+def test_what_an_operator_looks_for_has_its_panel(title, item, by):
+    """Recopies, lag, verdicts, fallback, dropped comparisons: where, and told apart by what."""
+    (panel,) = [each for each in PANELS if each["title"] == title]
+    assert panel["type"] == "timeseries"
+    lines = [
+        target for target in panel["targets"] if series_of(item) & shown_by({"targets": [target]})
+    ]
+    assert lines, f"{title} does not show {item.name}"
+    for line in lines:
+        assert by <= set(re.findall(r"\{\{(\w+)\}\}", line["legendFormat"]))
+
+
+def test_a_panel_of_a_record_shows_what_it_is_made_of():
+    shown = shown_by({"targets": [{"expr": "crossfade:verdicts:increase10m"}]})
+    assert series_of(VERDICTS) <= shown
+    assert not series_of(RECOPIES) & shown
 
 
 def test_legends_name_labels_that_are_left():
