@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from crossfade import redaction
+from crossfade.budget import PERIOD_SECONDS as BUDGET_SECONDS
 from crossfade.budget import Budget
 from crossfade.diff import diff
 from crossfade.document import Document, is_own
 from crossfade.jobs import validating
+from crossfade.jobs.effort import OF_BUDGET
 from crossfade.jobs.report import to_html
 from crossfade.jobs.scan import scan
 from crossfade.jobs.validate import How
@@ -27,11 +29,13 @@ from crossfade.jobs.validating import Asked
 from crossfade.jobs.work import Pacing
 from crossfade.plan import Stage, StoreName
 from crossfade.probes import CannotStart
-from crossfade.settings import CollectionSettings, RuleSettings
+from crossfade.settings import CollectionSettings, RuleSettings, ShadowSettings
 from crossfade.store import DocumentStore
 from crossfade.stores.postgres.jobs import JobState
+from crossfade.telemetry import SHADOW_DROPPED, STORE_ERRORS
 from crossfade.validate_commands import opened
 from crossfade.write import Write
+from crossfade_client import Write as ClientWrite
 from tests.days import Days
 from tests.sidecar import DATABASE, Running, eventually, running
 from tests.validated import settings_of, validated
@@ -277,6 +281,62 @@ async def test_a_validation_waits_for_the_next_days_budget_and_callers_never_do(
         assert (await running_).state is JobState.DONE
         assert days >= 3
         assert (await validating.report_of(on, job))["equal"]
+
+
+async def test_a_validation_goes_on_when_the_budget_is_raised_and_callers_never_wait(url):
+    """Half of the day's reads are the sidecar's, which compares what callers read."""
+    shadow: Any = {"daily_reads": 200, "behind_bound": 0.2}
+    async with running(
+        url, Stage.SHADOW, shadow_rate=1.0, read_percent=100, shadow=shadow
+    ) as stack:
+        await stack.copy()
+        paths = [f"free/{number:03}" for number in range(240)]
+        for start in range(0, len(paths), 60):
+            few = paths[start : start + 60]
+            await stack.client.commit([ClientWrite.set(path, {"n": 1}) for path in few])
+
+        async def given() -> int:
+            return int(await stack.sql.fetchval("select sum(reserved) from crossfade.budget"))
+
+        async def read_until_nothing_is_compared() -> bool:
+            found = await asyncio.gather(*(stack.client.get(path) for path in paths[:20]))
+            assert all(each.fields == {"n": 1} for each in found)
+            await stack.settled()
+            return stack.count(SHADOW_DROPPED, "budget") > 0
+
+        async with opened(settings_of(stack, shadow=ShadowSettings(**shadow))) as on:
+            jobs = on.side.both.jobs
+            job = await validating.begin(on, Asked(small=0))
+            doing = validating.work(on, job, pacing=Pacing(workers=1, page=20))
+            running_ = asyncio.create_task(doing.run())
+
+            async def waits() -> bool:
+                assert not running_.done()
+                return doing.waits_for == OF_BUDGET and await given() == 200
+
+            await eventually(waits, 30)
+            compared = (await jobs.get(job.id)).documents
+            assert 0 < compared <= 100 + 20
+            await eventually(read_until_nothing_is_compared, 30)
+            await stack.client.set("free/of-budget", {"n": 1})
+            await stack.settled()
+            assert (await stack.client.get("free/of-budget")).fields == {"n": 1}
+            assert stack.telemetry.counts(STORE_ERRORS) == {}
+            # Looked at again every second, and there is no more to be had.
+            await asyncio.sleep(BUDGET_SECONDS + 0.2)
+            assert ((await jobs.get(job.id)).documents, await given()) == (compared, 200)
+            running_.cancel()
+            await asyncio.gather(running_, return_exceptions=True)
+        raised = ShadowSettings(**shadow | {"daily_reads": 2_000})
+        async with opened(settings_of(stack, shadow=raised)) as on:
+            again = await validating.begin(on, Asked(small=0))
+            assert again.id == job.id
+            ended = await validating.work(on, again, pacing=Pacing(workers=1, page=20)).run()
+            assert ended.state is JobState.DONE
+            report = await validating.report_of(on, job)
+        assert (report["equal"], report["totals"]["match"]) == (True, len(paths) + 1)
+        assert ended.waited["budget"] > BUDGET_SECONDS
+        assert await given() > 200
 
 
 async def test_each_group_is_validated_by_itself(url):
