@@ -94,6 +94,9 @@ def _run(arguments: list[str], environment: dict[str, str], log: Path, cwd: Path
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it is /dev/null
+    # With them goes its end of a pipe by which the fork server lives: it shall end with the test.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

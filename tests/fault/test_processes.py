@@ -1,11 +1,17 @@
 """The processes of the fault tests come and go as they are told, and keep their data."""
 
+import asyncio
+import json
+import os
 import signal
+import sys
 
+import psutil
 import pytest
 
 from crossfade.stores.postgres.lanes import Lanes
 from crossfade_client import CrossfadeError
+from tests.fault.processes import ROOT, SidecarProcess
 from tests.fault.world import Server, Sidecar, skew, world
 from tests.sidecar import eventually
 
@@ -81,3 +87,44 @@ async def test_the_clock_of_postgresql_can_be_shifted(fault_server, fault_direct
         )
         await lanes.close()
         assert 3590 < ahead < 3610
+
+
+LEFT_ALONE = """
+import json, sys, time
+from pathlib import Path
+from tests.fault.forks import Forked
+
+environment, log, cwd = json.loads(sys.argv[1])
+words = ["firestore", "--port", "0", "--http-port", "0"]
+print(Forked(words, environment=environment, log=Path(log), cwd=Path(cwd)).pid, flush=True)
+time.sleep(60)
+"""
+
+
+async def test_what_was_forked_ends_with_the_test_however_that_ended(fault_directory):
+    environment = SidecarProcess("alone", fault_directory, {}).environment()
+    log = fault_directory / "alone.log"
+    test = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LEFT_ALONE),
+        json.dumps([environment, str(log), str(ROOT)]),
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert test.stdout is not None
+    forked = psutil.Process(int(await asyncio.wait_for(test.stdout.readline(), 60)))
+    server = forked.parent()
+    assert server is not None
+    assert server.ppid() == test.pid
+
+    async def answers() -> bool:
+        assert forked.is_running()
+        return "http " in log.read_text()
+
+    await eventually(answers, 60)
+    test.kill()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, [forked, server], 20)
+    for each in alive:
+        each.kill()
+    await asyncio.wait_for(test.wait(), 20)
+    assert not alive
