@@ -246,6 +246,13 @@ async def test_a_job_is_watched_and_paused(stack, opened):
 
         steps = asyncio.create_task(copies())
         await expect(card).to_contain_text("done in about", timeout=20_000)
+        await expect(card).not_to_contain_text("read again")
+        spent = {"retries.ABORTED": 2, "retries.UNAVAILABLE": 1, "waited.store": 7.5}
+        await stack.sql.execute(
+            "update crossfade.jobs set outcome = outcome || $1", json.dumps({"effort": spent})
+        )
+        await expect(card).to_contain_text("3 pages read again")
+        await expect(card).to_contain_text("waited 7.5\u00a0s (store)")
         copying = False
         await steps
         await expect(card.get_by_role("progressbar")).to_have_attribute("aria-valuemax", "100")

@@ -23,6 +23,8 @@ function speed(job) {
   return passed ? (held.at(-1).documents - held[0].documents) / passed : null;
 }
 
+const total = (numbers) => Object.values(numbers).reduce((sum, each) => sum + each, 0);
+
 export function jobsCard(state, act) {
   const found = state.jobs?.jobs;
   return card("jobs", "Backfill and other jobs", null,
@@ -52,6 +54,8 @@ function row(job, act) {
       left !== null && `done in about ${seconds(left)}`,
       job.letters ? `${many(job.letters, "dead letter")}` : "",
       job.state === "running" && many(job.processes, "process", "processes"),
+      total(job.retries) > 0 && `${many(total(job.retries), "page")} read again`,
+      total(job.waited) >= 1 && `waited ${seconds(total(job.waited))} (${Object.keys(job.waited).join(", ")})`,
       job.ended_at ? `ended ${ago(job.ended_at)}` : `begun ${ago(job.begun_at)}`,
       job.reason,
     ].filter(Boolean).join(", ")));
