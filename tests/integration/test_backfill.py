@@ -476,7 +476,8 @@ async def test_a_store_that_refuses_is_asked_less_and_everything_is_copied(postg
         assert shown.pages == seen.counts(JOB_PAGES)["backfill", "default"]
         assert {("backfill", "default", code): n for code, n in shown.retries.items()} == refused
         assert list(shown.waited) == ["store"]
-        assert 0.1 < shown.waited["store"] < time.monotonic() - began
+        # From a refusal to the next page of any worker, so that may be short.
+        assert 0 < shown.waited["store"] < time.monotonic() - began
         await agree(made, documents)
         await firestore.close()
         await server.stop(0)
