@@ -308,9 +308,9 @@ def test_a_plan_that_is_none_is_refused(steps, words):
 
 
 def test_the_guard_hears_of_failures_alone():
-    assert breach(GOOD, LIMITS) is None
-    assert breach(Figures(), LIMITS) is None
-    assert breach(replace(GOOD, bad=500), LIMITS).startswith("verdicts: 500")
+    assert breach(judge(GOOD, LIMITS)) is None
+    assert breach(judge(Figures(), LIMITS)) is None
+    assert breach(judge(replace(GOOD, bad=500), LIMITS)).startswith("verdicts: 500")
 
 
 # --- a rehearsal -------------------------------------------------------------------------------

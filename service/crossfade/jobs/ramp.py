@@ -8,7 +8,6 @@ does it again.
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from uuid import uuid4
 
@@ -17,7 +16,19 @@ import structlog
 from crossfade.controls import Controls
 from crossfade.errors import CrossfadeError
 from crossfade.figures import EVERY, Tally, figures, tallies
-from crossfade.ramp import Answer, Limits, Plan, State, Status, Verb, advance, breach, judge
+from crossfade.ramp import (
+    Answer,
+    Limits,
+    Plan,
+    State,
+    Status,
+    Verb,
+    advance,
+    breach,
+    judge,
+    with_recent,
+)
+from crossfade.recent import Recent, judge_recent
 from crossfade.snapshot import Traffic
 from crossfade.stores.postgres.audit import Audit, Change
 from crossfade.stores.postgres.ramps import Ramp, Ramps
@@ -29,6 +40,8 @@ PERIOD_SECONDS = 1.0
 IDLE_SECONDS = 15.0
 """Between two reports while no ramp runs anywhere and nobody guards: for the checks of a
 change of stage that is recent enough, and a report writes some kilobytes a collection."""
+RECENT_SECONDS = 10.0
+"""For so long the sums are kept for ramps alone: their own figures begin at their baseline."""
 LEASE_SECONDS = 5.0
 """A sidecar that has not looked for so long has lost its ramps to another one."""
 
@@ -53,12 +66,11 @@ class Ramping:
         self._ramps = ramps
         self._audit = audit
         self._telemetry = telemetry
-        self._guard = guard
+        self._guard = None if guard is None else guard[0]
         self._clock = clock
         self._id = uuid4().hex
         self._reported = 0.0
-        self._history: deque[tuple[float, Mapping[str, Tally]]] = deque()
-        """What the sums were, for as long as the guard looks back."""
+        self._recent = Recent(RECENT_SECONDS if guard is None else guard[1])
 
     async def run(self) -> None:
         """Runs for ever."""
@@ -85,11 +97,12 @@ class Ramping:
         if idle and self._clock() - self._reported < IDLE_SECONDS:
             return
         sums = await self._report()
+        self._recent.add(self._clock(), sums)
         ramps = await self._ramps.claim(self._id, LEASE_SECONDS)
         for ramp in ramps:
             await self._carry_on(ramp, sums)
         if self._guard is not None:
-            await self._watch(sums, *self._guard)
+            await self._watch(sums, self._guard)
 
     async def _report(self) -> Mapping[str, Tally]:
         await self._ramps.report(self._id, tallies(self._telemetry))
@@ -108,7 +121,9 @@ class Ramping:
                 return  # it was stopped, and the percent set by hand
             await self._set(ramp.collection, percent)
         seen = figures(_of(sums, ramp.collection), ramp.baseline)
-        move = advance(ramp.plan, ramp.state, seen, self._clock())
+        limits, settled = ramp.plan.limits, ramp.state.since + ramp.plan.settle
+        recent = judge_recent(self._recent.parts(ramp.collection, settled), seen, limits)
+        move = advance(ramp.plan, ramp.state, seen, self._clock(), recent)
         if move.verb is Verb.HOLD and move.state.status is ramp.state.status:
             begins = move.state.settled and not ramp.state.settled
             if begins or move.reason != ramp.reason:
@@ -122,7 +137,7 @@ class Ramping:
             return
         if after > percent:
             await self._set(ramp.collection, after)
-        answers = judge(seen, ramp.plan.limits)
+        answers = with_recent(judge(seen, limits), recent)
         self._telemetry.count(RAMP_MOVES, ramp.collection or "*", move.verb.value)
         await self._tell(
             "ramp",
@@ -136,23 +151,19 @@ class Ramping:
 
     # --- the guard ----------------------------------------------------------------------------
 
-    async def _watch(self, sums: Mapping[str, Tally], limits: Limits, window: float) -> None:
-        now = self._clock()
-        self._history.append((now, sums))
-        while len(self._history) > 1 and self._history[1][0] <= now - window:
-            self._history.popleft()
-        before = self._history[0][1]
+    async def _watch(self, sums: Mapping[str, Tally], limits: Limits) -> None:
         for collection in sorted({*sums, *self._controls.traffic()}):
             percent = self._percent(collection)
             if not percent or not self._comparable(collection):
                 continue
-            seen = figures(_of(sums, collection), _of(before, collection))
-            why = breach(seen, limits)
+            seen = self._recent.window(collection)
+            recent = judge_recent(self._recent.parts(collection), seen, limits)
+            answers = with_recent(judge(seen, limits), recent)
+            why = breach(answers)
             if why is None or await self._ramping(collection):
                 continue
             await self._set(collection, 0.0)
             self._telemetry.count(RAMP_MOVES, collection or "*", "guard")
-            answers = judge(seen, limits)
             await self._tell("guard", collection, f"{percent:g} %", "0 %", why, "guard", answers)
 
     async def _ramping(self, collection: str) -> bool:

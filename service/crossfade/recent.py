@@ -1,0 +1,128 @@
+"""Trouble that has just begun: what the last seconds show, and those before them hide. Pure.
+
+A minute of good reads hides the first seconds of bad ones, all the more as slow reads are few
+reads: callers that wait for one make no other. A hundredth of the window's reads may come
+together only after the window is over. So the last seconds are judged by themselves as well,
+in parts of a second, as shares with their confidence bounds like everything else. PostgreSQL's
+p99 is beyond the limit where surely more than a hundredth of its reads took longer than the
+limit: four slow reads of four tell that, and no quantile of four reads tells anything.
+
+Against false alarms: two of the parts have to fail, for one hiccup (a checkpoint, a connection
+that was lost) is over within one; the bounds are those of a confidence that a look every second
+does not wear out; and Firestore is taken as the worse of its window and its last seconds, so
+that what slows down the sidecar itself is held against neither store. How often the stores differ
+is not judged here: a single mismatch among few comparisons would weigh too much, and the
+window tells of several at once.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from crossfade.durations import bound
+from crossfade.figures import EVERY, Tally, between, shown, total
+from crossfade.ramp import Answer, Calls, Figures, Limits, Outcome, judge_errors, lower_bound
+
+PARTS, FAILING = 5, 2
+PART_SECONDS = 0.9
+"""A look every second comes a little earlier or later."""
+CONFIDENCE = 0.999
+SLOWEST = 0.01
+"""The share of the reads that a p99 leaves above it."""
+
+
+class Recent:
+    """The sums of the last `seconds`, as they were at every look."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._looks: deque[tuple[float, Mapping[str, Tally]]] = deque()
+
+    def add(self, now: float, sums: Mapping[str, Tally]) -> None:
+        looks = self._looks
+        looks.append((now, sums))
+        while len(looks) > 1 and looks[1][0] <= now - self._seconds:
+            looks.popleft()
+
+    def window(self, collection: str) -> Figures:
+        """What was counted in all of the time."""
+        return shown(
+            between(_of(self._looks[-1][1], collection), _of(self._looks[0][1], collection))
+        )
+
+    def parts(self, collection: str, since: float = 0.0) -> list[Tally]:
+        """What was counted in each of the last seconds, those that began before `since` left out;
+        the newest first."""
+        found: list[Tally] = []
+        end, held = self._looks[-1]
+        for at, sums in reversed(self._looks):
+            if len(found) == PARTS or at < since:
+                break
+            if end - at >= PART_SECONDS:
+                found.append(between(_of(held, collection), _of(sums, collection)))
+                end, held = at, sums
+        return found
+
+
+def judge_recent(parts: Sequence[Tally], whole: Figures, limits: Limits) -> tuple[Answer, ...]:
+    """The answers that fail by the last seconds alone. `whole`: the figures of the longer time."""
+    lately = shown(total(parts))
+    found = (
+        _judge_errors(parts, whole.firestore, lately, limits),
+        _judge_latency(parts, _slower(whole.firestore, lately.firestore), lately, limits),
+    )
+    return tuple(each for each in found if each is not None)
+
+
+def _judge_errors(
+    parts: Sequence[Tally], firestore: Calls, lately: Figures, limits: Limits
+) -> Answer | None:
+    strict = replace(limits, confidence=CONFIDENCE)
+
+    def answer(figures: Figures) -> Answer:
+        worse = _worse_errors(firestore, figures.firestore)
+        return judge_errors(replace(figures, firestore=worse), strict)
+
+    if sum(answer(shown(part)).outcome is Outcome.FAIL for part in parts) < FAILING:
+        return None
+    # The parts that fail may not be sure any more together with those that do not.
+    found = answer(lately)
+    return replace(found, outcome=Outcome.FAIL, reason=f"in the last seconds {found.reason}")
+
+
+def _judge_latency(
+    parts: Sequence[Tally], firestore: Calls, lately: Figures, limits: Limits
+) -> Answer | None:
+    if firestore.count < limits.min_samples or not firestore.p99:
+        return None
+    allowed = limits.max_p99_ratio * firestore.p99
+    counted = [(_slow(part, allowed), sum(part.buckets["postgresql"])) for part in parts]
+    if sum(lower_bound(slow, of, CONFIDENCE) > SLOWEST for slow, of in counted) < FAILING:
+        return None
+    slow, of = (sum(column) for column in zip(*counted, strict=True))
+    return Answer(
+        "p99 ratio",
+        Outcome.FAIL,
+        f"in the last seconds {slow} of {of} reads of PostgreSQL took longer than "
+        f"{limits.max_p99_ratio:g} times Firestore's p99 of {firestore.p99 * 1e3:.1f} ms, "
+        f"{SLOWEST:.0%} are allowed; their p99 was {(lately.postgresql.p99 or 0.0) * 1e3:.0f} ms",
+    )
+
+
+def _slow(part: Tally, seconds: float) -> int:
+    """PostgreSQL's reads that surely took longer: those of the buckets wholly above."""
+    buckets = part.buckets["postgresql"]
+    return sum(n for index, n in enumerate(buckets) if n and index and bound(index - 1) >= seconds)
+
+
+def _worse_errors(one: Calls, other: Calls) -> Calls:
+    return max(one, other, key=lambda each: (each.errors / max(each.count, 1), each.count))
+
+
+def _slower(whole: Calls, lately: Calls) -> Calls:
+    """As many reads as in the whole time, with the greater p99."""
+    return replace(whole, p99=max(whole.p99 or 0.0, lately.p99 or 0.0))
+
+
+def _of(sums: Mapping[str, Tally], collection: str) -> Tally:
+    return sums.get(collection or EVERY, Tally())
