@@ -68,51 +68,52 @@ def judge_recent(parts: Sequence[Tally], whole: Figures, limits: Limits) -> tupl
     """The answers that fail by the last seconds alone. `whole`: the figures of the longer time."""
     lately = shown(total(parts))
     found = (
-        _judge_errors(parts, whole.firestore, lately, limits),
-        _judge_latency(parts, _slower(whole.firestore, lately.firestore), lately, limits),
+        _judge_errors(parts, whole.firestore, limits),
+        _judge_latency(parts, _slower(whole.firestore, lately.firestore), limits),
     )
     return tuple(each for each in found if each is not None)
 
 
-def _judge_errors(
-    parts: Sequence[Tally], firestore: Calls, lately: Figures, limits: Limits
-) -> Answer | None:
+def _judge_errors(parts: Sequence[Tally], firestore: Calls, limits: Limits) -> Answer | None:
     strict = replace(limits, confidence=CONFIDENCE)
 
     def answer(figures: Figures) -> Answer:
         worse = _worse_errors(firestore, figures.firestore)
         return judge_errors(replace(figures, firestore=worse), strict)
 
-    if sum(answer(shown(part)).outcome is Outcome.FAIL for part in parts) < FAILING:
+    failing = [part for part in parts if answer(shown(part)).outcome is Outcome.FAIL]
+    if len(failing) < FAILING:
         return None
-    # The parts that fail may not be sure any more together with those that do not.
-    found = answer(lately)
-    return replace(found, outcome=Outcome.FAIL, reason=f"in the last seconds {found.reason}")
+    found = answer(shown(total(failing)))
+    return replace(found, outcome=Outcome.FAIL, reason=f"{_within(failing)} {found.reason}")
 
 
-def _judge_latency(
-    parts: Sequence[Tally], firestore: Calls, lately: Figures, limits: Limits
-) -> Answer | None:
+def _judge_latency(parts: Sequence[Tally], firestore: Calls, limits: Limits) -> Answer | None:
     if firestore.count < limits.min_samples or not firestore.p99:
         return None
     allowed = limits.max_p99_ratio * firestore.p99
-    counted = [(_slow(part, allowed), sum(part.buckets["postgresql"])) for part in parts]
-    if sum(lower_bound(slow, of, CONFIDENCE) > SLOWEST for slow, of in counted) < FAILING:
+
+    def slow(part: Tally) -> tuple[int, int]:
+        """PostgreSQL's reads that surely took longer, those of the buckets wholly above; of all."""
+        buckets = part.buckets["postgresql"]
+        above = (n for at, n in enumerate(buckets) if n and at and bound(at - 1) >= allowed)
+        return sum(above), sum(buckets)
+
+    failing = [part for part in parts if lower_bound(*slow(part), CONFIDENCE) > SLOWEST]
+    if len(failing) < FAILING:
         return None
-    slow, of = (sum(column) for column in zip(*counted, strict=True))
+    hits, reads = slow(total(failing))
     return Answer(
         "p99 ratio",
         Outcome.FAIL,
-        f"in the last seconds {slow} of {of} reads of PostgreSQL took longer than "
+        f"{_within(failing)} {hits} of {reads} reads of PostgreSQL took longer than "
         f"{limits.max_p99_ratio:g} times Firestore's p99 of {firestore.p99 * 1e3:.1f} ms, "
-        f"{SLOWEST:.0%} are allowed; their p99 was {(lately.postgresql.p99 or 0.0) * 1e3:.0f} ms",
+        f"{SLOWEST:.0%} are allowed",
     )
 
 
-def _slow(part: Tally, seconds: float) -> int:
-    """PostgreSQL's reads that surely took longer: those of the buckets wholly above."""
-    buckets = part.buckets["postgresql"]
-    return sum(n for index, n in enumerate(buckets) if n and index and bound(index - 1) >= seconds)
+def _within(failing: Sequence[Tally]) -> str:
+    return f"within {len(failing)} of the last {PARTS} seconds"
 
 
 def _worse_errors(one: Calls, other: Calls) -> Calls:

@@ -149,7 +149,7 @@ def test_an_answer_that_fails_by_the_whole_time_is_told_by_that():
     guarded = Guarded(200, 50).calmed()
     whole = judge(guarded.recent.window("notes"), LIMITS)
     (late,) = [guarded.after(ours=failing(0.5)) for _ in range(2)][-1]
-    assert late.reason.startswith("in the last seconds ")
+    assert late.reason.startswith("within 2 of the last 5 seconds ")
     assert [each for each in with_recent(whole, (late,)) if each.outcome is Outcome.FAIL] == [late]
     failed = replace(whole[1], outcome=Outcome.FAIL)
     assert with_recent((failed,), (late,)) == (failed,)
