@@ -6,6 +6,8 @@ from typing import Any
 import grpc
 import pytest
 
+from crossfade.errors import Unavailable
+from crossfade.jobs.ramp import Ramping
 from crossfade.plan import Stage
 from crossfade.telemetry import RAMP_MOVES
 from crossfade_api.v1 import admin_pb2
@@ -152,6 +154,28 @@ async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(url, m
         assert found.setbacks >= 1
 
 
+async def test_a_step_that_was_not_done_to_its_end_is_done_by_the_next_look(url, monkeypatch):
+    """As after a sidecar that died: what it remembered is told of, and done."""
+    async with ramping(url) as stack:
+        died: list[float] = []
+
+        async def dies(self: Ramping, collection: str, percent: float) -> None:
+            if percent == 50 and not died:
+                died.append(percent)
+                raise Unavailable("it died")
+            await real(self, collection, percent)
+
+        real = Ramping._set
+        monkeypatch.setattr(Ramping, "_set", dies)
+        await begin(stack, steps=[5, 50])
+        await until(stack, percent=50)
+        (entry, *_) = await audited(stack, "ramp")
+        assert (entry.before, entry.after) == ("5 %", "50 %")
+        await applied(stack, 50)
+        await until(stack, status="done")
+        assert died == [50]
+
+
 async def test_a_ramp_survives_the_sidecar_that_carried_it(url):
     async with ramping(url) as stack:
         await begin(stack, bake_seconds=1.0)
@@ -189,6 +213,8 @@ async def test_a_ramp_can_be_stopped_and_leaves_the_reads_where_they_are(url):
         await stack.admin.StopRamp(admin_pb2.StopRampRequest(collection="notes", who="me"))
         found = await ramp_of(stack)
         assert (found.status, found.reason) == ("stopped", "stopped by me")
+        (entry, _) = await audited(stack, "ramp")
+        assert (entry.before, entry.after, entry.who) == ("running", "stopped", "me")
 
 
 async def test_a_ramp_that_is_none_is_refused(url):

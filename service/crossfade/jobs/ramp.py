@@ -1,9 +1,10 @@
 """Carries ramps on, and guards the reads that PostgreSQL answers.
 
 Every sidecar reports what it counted and looks every second; a ramp is carried on by
-the one that holds its lease, whichever that is, so it survives any of them. What a move
-does to the traffic is done first and remembered second: a sidecar that dies in between
-does it again.
+the one that holds its lease, whichever that is, so it survives any of them. A move back is
+done before it is remembered, and one forward after: a sidecar that dies in between leaves
+fewer reads in PostgreSQL, and the next look does the rest. A move and its row of the audit trail
+are one statement.
 """
 
 import asyncio
@@ -17,7 +18,6 @@ from crossfade.controls import Controls
 from crossfade.errors import CrossfadeError
 from crossfade.figures import EVERY, Tally, figures, tallies
 from crossfade.ramp import (
-    Answer,
     Limits,
     Plan,
     State,
@@ -88,8 +88,9 @@ class Ramping:
         await self._set(collection, 0.0)
         baseline = await self._report()
         state = State(since=self._clock())
-        await self._ramps.start(collection, plan, state, _of(baseline, collection), who)
-        await self._tell("ramp", collection, "none", "0 %", f"begun: {plan.steps}", who)
+        told = Change(who, "ramp", "none", "0 %", f"begun: {plan.steps}", collection)
+        await self._ramps.start(collection, plan, state, _of(baseline, collection), told)
+        _log(told)
 
     async def look(self) -> None:
         """Reports, moves what is due to move, and guards the rest."""
@@ -114,40 +115,41 @@ class Ramping:
     async def _carry_on(self, ramp: Ramp, sums: Mapping[str, Tally]) -> None:
         if not self._comparable(ramp.collection):
             return
-        # What a move did to the traffic may not have been done, or be undone meanwhile.
-        percent = ramp.state.percent(ramp.plan)
-        if self._percent(ramp.collection) != percent:
-            if not await self._ramps.move(self._id, ramp, ramp.state, ramp.reason, None):
+        limits, percent = ramp.plan.limits, ramp.state.percent(ramp.plan)
+        seen = figures(_of(sums, ramp.collection), ramp.baseline)
+        parts = self._recent.parts(ramp.collection, ramp.state.since + ramp.plan.settle)
+        recent = judge_recent(parts, seen, limits)
+        move = advance(ramp.plan, ramp.state, seen, self._clock(), recent)
+        after = move.state.percent(ramp.plan)
+        # What a move did to the traffic may not have been done, or be undone meanwhile. One that
+        # goes back now may have been done already, by a sidecar that could not tell any more.
+        if after >= percent and self._percent(ramp.collection) != percent:
+            if not await self._ramps.move(self._id, ramp, ramp.state, ramp.reason):
                 return  # it was stopped, and the percent set by hand
             await self._set(ramp.collection, percent)
-        seen = figures(_of(sums, ramp.collection), ramp.baseline)
-        limits, settled = ramp.plan.limits, ramp.state.since + ramp.plan.settle
-        recent = judge_recent(self._recent.parts(ramp.collection, settled), seen, limits)
-        move = advance(ramp.plan, ramp.state, seen, self._clock(), recent)
         if move.verb is Verb.HOLD and move.state.status is ramp.state.status:
             begins = move.state.settled and not ramp.state.settled
             if begins or move.reason != ramp.reason:
                 fresh = _of(sums, ramp.collection) if begins else None
-                await self._ramps.move(self._id, ramp, move.state, move.reason, fresh)
+                await self._ramps.move(self._id, ramp, move.state, move.reason, baseline=fresh)
             return
-        after = move.state.percent(ramp.plan)
         if after < percent:
             await self._set(ramp.collection, after)  # at once, whatever becomes of the rest
-        if not await self._ramps.move(self._id, ramp, move.state, move.reason, None):
-            return
-        if after > percent:
-            await self._set(ramp.collection, after)
-        answers = with_recent(judge(seen, limits), recent)
-        self._telemetry.count(RAMP_MOVES, ramp.collection or "*", move.verb.value)
-        await self._tell(
+        told = Change(
+            ramp.who,
             "ramp",
-            ramp.collection,
             f"{percent:g} %",
             f"{after:g} %",
             move.reason,
-            ramp.who,
-            answers,
+            ramp.collection,
+            with_recent(judge(seen, limits), recent),
         )
+        if not await self._ramps.move(self._id, ramp, move.state, move.reason, told=told):
+            return
+        self._telemetry.count(RAMP_MOVES, ramp.collection or "*", move.verb.value)
+        _log(told)
+        if after > percent:
+            await self._set(ramp.collection, after)
 
     # --- the guard ----------------------------------------------------------------------------
 
@@ -164,7 +166,9 @@ class Ramping:
                 continue
             await self._set(collection, 0.0)
             self._telemetry.count(RAMP_MOVES, collection or "*", "guard")
-            await self._tell("guard", collection, f"{percent:g} %", "0 %", why, "guard", answers)
+            told = Change("guard", "guard", f"{percent:g} %", "0 %", why, collection, answers)
+            _log(told)
+            await self._audit.add(told)
 
     async def _ramping(self, collection: str) -> bool:
         """Whether a ramp sees to it, by figures of its own."""
@@ -187,25 +191,16 @@ class Ramping:
     async def _set(self, collection: str, percent: float) -> None:
         await self._controls.of(collection).set_traffic(collection, Traffic(read_percent=percent))
 
-    async def _tell(
-        self,
-        action: str,
-        collection: str,
-        before: str,
-        after: str,
-        why: str,
-        who: str,
-        answers: tuple[Answer, ...] = (),
-    ) -> None:
-        log.warning(
-            "reads are shifted",
-            action=action,
-            collection=collection or "*",
-            before=before,
-            after=after,
-            reason=why,
-        )
-        await self._audit.add(Change(who, action, before, after, why, collection, answers))
+
+def _log(told: Change) -> None:
+    log.warning(
+        "reads are shifted",
+        action=told.action,
+        collection=told.collection or "*",
+        before=told.before,
+        after=told.after,
+        reason=told.reason,
+    )
 
 
 def _of(sums: Mapping[str, Tally], collection: str) -> Tally:
