@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from crossfade.plan import Stage, StoreName
+from crossfade.plan import Stage
+from crossfade.stores.postgres.store import PostgresStore
 from loadtests.ramp import CAUGHT_BY, SPOIL, Options, Rehearsal
 from loadtests.troubled import troubled
 from tests.sidecar import running
@@ -51,8 +52,8 @@ async def test_a_ramp_goes_back_from_a_mirror_in_trouble_and_then_to_its_end(
     async with running(url, Stage.SHADOW, shadow_rate=1.0, shadow=shadow) as stack:
         await stack.copy()
         said = ""
-        mirror: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
-        monkeypatch.setattr(mirror, "get", troubled(mirror.get, lambda: said))
+        get = troubled(PostgresStore.get, lambda: said)
+        monkeypatch.setattr(PostgresStore, "get", get)
 
         async def inject(kind: str) -> None:
             nonlocal said
