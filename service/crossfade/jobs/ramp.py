@@ -40,8 +40,9 @@ PERIOD_SECONDS = 1.0
 IDLE_SECONDS = 15.0
 """Between two reports while no ramp runs anywhere and nobody guards: for the checks of a
 change of stage that is recent enough, and a report writes some kilobytes a collection."""
-RECENT_SECONDS = 10.0
-"""For so long the sums are kept for ramps alone: their own figures begin at their baseline."""
+RECENT_SECONDS = 60.0
+"""For so long the sums are kept where no guard looks back. A ramp's own figures begin at its last
+move: what Firestore's reads took a moment before is as good, and known sooner."""
 LEASE_SECONDS = 5.0
 """A sidecar that has not looked for so long has lost its ramps to another one."""
 
@@ -118,7 +119,7 @@ class Ramping:
         limits, percent = ramp.plan.limits, ramp.state.percent(ramp.plan)
         seen = figures(_of(sums, ramp.collection), ramp.baseline)
         parts = self._recent.parts(ramp.collection, ramp.state.since + ramp.plan.settle)
-        recent = judge_recent(parts, seen, limits)
+        recent = judge_recent(parts, self._recent.window(ramp.collection), limits)
         move = advance(ramp.plan, ramp.state, seen, self._clock(), recent)
         after = move.state.percent(ramp.plan)
         # What a move did to the traffic may not have been done, or be undone meanwhile. One that
