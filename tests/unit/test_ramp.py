@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from crossfade.plan import Stage, StoreName, decide, plan
 from crossfade.ramp import (
     MAX_SETBACKS,
+    Answer,
     Calls,
     Figures,
     Limits,
@@ -231,6 +232,16 @@ def test_a_failure_steps_back_at_once_and_says_why(seen, percent, words):
     assert (counting.verb, counting.state.settled) == (Verb.HOLD, True)
     resumed = advance(PLAN, counting.state, GOOD, 162.0)
     assert (resumed.verb, resumed.state.step) == (Verb.ADVANCE, move.state.step + 1)
+
+
+def test_what_fails_by_the_last_seconds_alone_takes_it_back_once_it_has_settled():
+    late = Answer("p99 ratio", Outcome.FAIL, "4 of 4 were slow")
+    at_25 = State(step=1, since=100.0, settled=True)
+    move = advance(PLAN, at_25, GOOD, 101.0, (late,))
+    assert (move.verb, move.state.step) == (Verb.BACK, 0)
+    assert move.reason == "p99 ratio: 4 of 4 were slow"
+    unsettled = replace(at_25, settled=False)
+    assert advance(PLAN, unsettled, GOOD, 101.0, (late,)).state == unsettled
 
 
 def test_a_ramp_that_fails_again_and_again_stops_at_nothing():
