@@ -303,8 +303,9 @@ class Move:
 def advance(
     plan: Plan, state: State, figures: Figures, now: float, recent: tuple[Answer, ...] = ()
 ) -> Move:
-    """The next move. `figures` are those since the ramp has settled at its present percent: where
-    the move's state is settled for the first time, counting begins. `recent`: what fails by the
+    """The next move. `figures` are those since the ramp has settled at its present percent, before
+    that those since it had at the former: where the move's state is settled for the first time,
+    counting begins. `recent`: what fails by the
     last seconds of that time alone.
 
     One step forward at most, after the bake and when every judgement passes. Back at once
@@ -314,6 +315,11 @@ def advance(
     if state.status is not Status.RUNNING:
         return Move(Verb.HOLD, state, f"the ramp is {state.status}")
     if not state.settled:
+        # Whenever a read was begun, what it found wrong is wrong now, and may be mended (and
+        # never be heard of again) before counting begins.
+        wrong = judge_verdicts(figures, plan.limits)
+        if wrong.outcome is Outcome.FAIL and state.step >= 0:
+            return _back(state, [wrong], now)
         if now - state.since < plan.settle:
             return Move(Verb.HOLD, state, "reads that were begun before are still under way")
         return Move(Verb.HOLD, replace(state, settled=True), "counting begins")

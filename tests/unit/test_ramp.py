@@ -234,6 +234,15 @@ def test_a_failure_steps_back_at_once_and_says_why(seen, percent, words):
     assert (resumed.verb, resumed.state.step) == (Verb.ADVANCE, move.state.step + 1)
 
 
+def test_wrong_data_take_it_back_before_it_has_settled():
+    wrong = replace(GOOD, bad=500)
+    move = advance(PLAN, State(step=2, since=100.0), wrong, 100.5)
+    assert (move.verb, move.state.step, move.state.settled) == (Verb.BACK, -1, False)
+    # There is nothing more to take back, and what was counted is told but once.
+    again = advance(PLAN, move.state, wrong, 101.5)
+    assert (again.verb, again.state) == (Verb.HOLD, move.state)
+
+
 def test_what_fails_by_the_last_seconds_alone_takes_it_back_once_it_has_settled():
     late = Answer("p99 ratio", Outcome.FAIL, "4 of 4 were slow")
     at_25 = State(step=1, since=100.0, settled=True)
