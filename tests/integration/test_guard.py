@@ -13,7 +13,7 @@ from tests.sidecar import Running, eventually
 PROMISED = 10.0
 SLOW = 2.0
 # Far from what a busy machine does to the one store or the other.
-RATIOS = {"wrong": 1000, "errors": 1000, "latency": 20}
+RATIOS = {"wrong": 1000, "errors": 1000, "latency": 12}
 CHECKS = {"wrong": "verdicts", "errors": "error rates", "latency": "p99 ratio"}
 
 

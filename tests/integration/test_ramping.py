@@ -132,7 +132,7 @@ async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(url, m
         monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", slow + 0.5)
     async with ramping(url, readers=12, pause=0.03) as stack:
         # Far from what a busy machine does to the one store or the other.
-        ratio = 15 if kind == "latency" else 1000
+        ratio = 12 if kind == "latency" else 1000
         await begin(stack, steps=[5, 50], max_p99_ratio=ratio)
         await until(stack, percent=50)
         await applied(stack, 50)
