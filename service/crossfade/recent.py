@@ -108,7 +108,7 @@ def _judge_latency(parts: Sequence[Tally], firestore: Calls, limits: Limits) -> 
         Outcome.FAIL,
         f"{_within(failing)} {hits} of {reads} reads of PostgreSQL took longer than "
         f"{limits.max_p99_ratio:g} times Firestore's p99 of {firestore.p99 * 1e3:.1f} ms, "
-        f"{SLOWEST:.0%} are allowed",
+        f"{100 * SLOWEST:g} % are allowed",
     )
 
 
