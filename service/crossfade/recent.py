@@ -8,11 +8,11 @@ p99 is beyond the limit where surely more than a hundredth of its reads took lon
 limit: four slow reads of four tell that, and no quantile of four reads tells anything.
 
 Against false alarms: two of the parts have to fail, for one hiccup (a checkpoint, a connection
-that was lost) is over within one; the bounds are those of a confidence that a look every second
-does not wear out; and Firestore is taken as the worse of its window and its last seconds, so
-that what slows down the sidecar itself is held against neither store. How often the stores differ
-is not judged here: a single mismatch among few comparisons would weigh too much, and the
-window tells of several at once.
+that was lost) is over within one, unless the slow reads lasted two seconds each; the bounds are
+those of a confidence that a look every second does not wear out; and Firestore is taken as the
+worse of its window and its last seconds, so that what slows down the sidecar itself is held
+against neither store. How often the stores differ is not judged here: a single mismatch among
+few comparisons would weigh too much, and the window tells of several at once.
 """
 
 from collections import deque
@@ -92,24 +92,31 @@ def _judge_latency(parts: Sequence[Tally], firestore: Calls, limits: Limits) -> 
     if firestore.count < limits.min_samples or not firestore.p99:
         return None
     allowed = limits.max_p99_ratio * firestore.p99
-
-    def slow(part: Tally) -> tuple[int, int]:
-        """PostgreSQL's reads that surely took longer, those of the buckets wholly above; of all."""
-        buckets = part.buckets["postgresql"]
-        above = (n for at, n in enumerate(buckets) if n and at and bound(at - 1) >= allowed)
-        return sum(above), sum(buckets)
-
-    failing = [part for part in parts if lower_bound(*slow(part), CONFIDENCE) > SLOWEST]
-    if len(failing) < FAILING:
+    failing = [part for part in parts if _surely_slow(part, allowed)]
+    # Reads that lasted so long have seen the trouble of more than one part. Where callers wait
+    # for a store that hangs, they all come back at once, and then not for a long time.
+    lasting = [part for part in failing if _surely_slow(part, max(allowed, float(FAILING)))]
+    if len(failing) < FAILING and not lasting:
         return None
-    hits, reads = slow(total(failing))
+    slow, reads = _slow(total(failing), allowed)
     return Answer(
         "p99 ratio",
         Outcome.FAIL,
-        f"{_within(failing)} {hits} of {reads} reads of PostgreSQL took longer than "
+        f"{_within(failing)} {slow} of {reads} reads of PostgreSQL took longer than "
         f"{limits.max_p99_ratio:g} times Firestore's p99 of {firestore.p99 * 1e3:.1f} ms, "
         f"{100 * SLOWEST:g} % are allowed",
     )
+
+
+def _surely_slow(part: Tally, seconds: float) -> bool:
+    return lower_bound(*_slow(part, seconds), CONFIDENCE) > SLOWEST
+
+
+def _slow(part: Tally, seconds: float) -> tuple[int, int]:
+    """PostgreSQL's reads that surely took longer, those of the buckets wholly above; of all."""
+    buckets = part.buckets["postgresql"]
+    above = (n for at, n in enumerate(buckets) if n and at and bound(at - 1) >= seconds)
+    return sum(above), sum(buckets)
 
 
 def _within(failing: Sequence[Tally]) -> str:

@@ -101,6 +101,13 @@ def test_slow_reads_are_few_reads_and_show_all_the_same(trouble):
     assert Guarded(200, 50).seconds_until_it_goes(ours=trouble, count=4) <= 3
 
 
+def test_reads_that_hang_to_their_deadline_show_when_the_first_are_over():
+    """Four callers, all of whom come back at once, and not again for another five seconds."""
+    guarded = Guarded(200, 50).calmed()
+    assert not any(guarded.goes(count=0) for _ in range(4))
+    assert guarded.goes(ours=lambda _: (5.0, True), count=4)
+
+
 def test_one_hiccup_is_no_trouble_and_the_second_is():
     guarded = Guarded(200, 50).calmed()
     stall = slow(100.0)
