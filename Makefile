@@ -60,7 +60,7 @@ plan: setup ## every command that replaces a script of the migration plan, in or
 rehearse: setup ## walk a throwaway stack through every stage and compare both stores
 	$(BIN)/crossfade rehearse
 
-rehearse-ramp: setup ## a whole ramp under 100,000 reads, with a mirror that is spoilt on its way
+rehearse-ramp: setup ## three ramps under 100,000 reads each: a mirror that is spoilt, that fails, that is slow
 	$(BIN)/python -m loadtests.ramp
 
 load: setup ## Locust against a throwaway stack, HTML report in build/

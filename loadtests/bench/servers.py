@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -117,10 +117,17 @@ def bare_handler(directory: Path, dsn: str, name: str) -> Iterator[tuple[int, st
 
 @contextmanager
 def sidecar(
-    directory: Path, name: str, *, dsn: str, emulator: str, mirror: str, more: str = ""
+    directory: Path,
+    name: str,
+    *,
+    dsn: str,
+    emulator: str,
+    mirror: str,
+    more: str = "",
+    program: Sequence[str] = (),
 ) -> Iterator[tuple[int, str]]:
     """Process id and HOST:PORT of a sidecar in stage dual_write. `more`: sections of its
-    settings, as TOML."""
+    settings, as TOML. `program`: what is run in the place of `crossfade`."""
     config = directory / f"{name}.toml"
     config.write_text(
         f"""
@@ -140,7 +147,7 @@ shadow_rate = 0.01
 level = "warning"
 {more}"""
     )
-    command = [*_crossfade(), "serve", "--config", str(config)]
+    command = [*(program or _crossfade()), "serve", "--config", str(config)]
     errors = directory / f"{name}.txt"
     with started(command, errors, "sidecar ", clean_environment()) as (process, address):
         yield process.pid, address

@@ -104,25 +104,42 @@ def tallies(telemetry: Telemetry) -> dict[str, Tally]:
 
 
 def figures(now: Tally, before: Tally) -> Figures:
+    """What is judged of the time between two tallies."""
+    return shown(between(now, before))
+
+
+def between(now: Tally, before: Tally) -> Tally:
     """What was counted between two tallies. Never negative, whatever was forgotten meanwhile."""
 
-    def calls(store: str) -> Calls:
-        buckets = [
-            max(a - b, 0)
-            for a, b in zip_longest(
-                now.buckets.get(store, []), before.buckets.get(store, []), fillvalue=0
-            )
-        ]
-        return Calls(
-            max(now.counts.get(store, 0) - before.counts.get(store, 0), 0),
-            max(now.errors.get(store, 0) - before.errors.get(store, 0), 0),
-            quantile(buckets, 0.99),
-        )
+    def risen(now: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+        return {store: max(now.get(store, 0) - before.get(store, 0), 0) for store in STORES}
 
     compared = max(now.compared - before.compared, 0)
-    return Figures(
+    return Tally(
         compared,
         min(max(now.bad - before.bad, 0), compared),
-        calls("firestore"),
-        calls("postgresql"),
+        risen(now.counts, before.counts),
+        risen(now.errors, before.errors),
+        {
+            store: [
+                max(a - b, 0)
+                for a, b in zip_longest(
+                    now.buckets.get(store, []), before.buckets.get(store, []), fillvalue=0
+                )
+            ]
+            for store in STORES
+        },
     )
+
+
+def shown(tally: Tally) -> Figures:
+    """A tally as it is judged."""
+
+    def calls(store: str) -> Calls:
+        return Calls(
+            tally.counts.get(store, 0),
+            tally.errors.get(store, 0),
+            quantile(tally.buckets.get(store, []), 0.99),
+        )
+
+    return Figures(tally.compared, tally.bad, calls("firestore"), calls("postgresql"))

@@ -300,9 +300,13 @@ class Move:
     reason: str
 
 
-def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
-    """The next move. `figures` are those since the ramp has settled at its present percent: where
-    the move's state is settled for the first time, counting begins.
+def advance(
+    plan: Plan, state: State, figures: Figures, now: float, recent: tuple[Answer, ...] = ()
+) -> Move:
+    """The next move. `figures` are those since the ramp has settled at its present percent, before
+    that those since it had at the former: where the move's state is settled for the first time,
+    counting begins. `recent`: what fails by the
+    last seconds of that time alone.
 
     One step forward at most, after the bake and when every judgement passes. Back at once
     when one fails: to the step before, or, where the data differ, to 0: wrong data are no
@@ -311,10 +315,15 @@ def advance(plan: Plan, state: State, figures: Figures, now: float) -> Move:
     if state.status is not Status.RUNNING:
         return Move(Verb.HOLD, state, f"the ramp is {state.status}")
     if not state.settled:
+        # Whenever a read was begun, what it found wrong is wrong now, and may be mended (and
+        # never be heard of again) before counting begins.
+        wrong = judge_verdicts(figures, plan.limits)
+        if wrong.outcome is Outcome.FAIL and state.step >= 0:
+            return _back(state, [wrong], now)
         if now - state.since < plan.settle:
             return Move(Verb.HOLD, state, "reads that were begun before are still under way")
         return Move(Verb.HOLD, replace(state, settled=True), "counting begins")
-    answers = judge(figures, plan.limits)
+    answers = with_recent(judge(figures, plan.limits), recent)
     failed = [answer for answer in answers if answer.outcome is Outcome.FAIL]
     if failed and state.step < 0:
         # There is nothing to take back: it is looked at anew until it is well.
@@ -346,7 +355,15 @@ def _back(state: State, failed: list[Answer], now: float) -> Move:
     return Move(Verb.BACK, moved, why)
 
 
-def breach(figures: Figures, limits: Limits) -> str | None:
+def with_recent(answers: tuple[Answer, ...], recent: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """The answers, with those in the place of their namesakes that fail by the last seconds."""
+    by_name = {each.name: each for each in recent}
+    return tuple(
+        each if each.outcome is Outcome.FAIL else by_name.get(each.name, each) for each in answers
+    )
+
+
+def breach(answers: Iterable[Answer]) -> str | None:
     """For the guard: why the percent has to go to 0 now; None: it need not."""
-    failed = [each for each in judge(figures, limits) if each.outcome is Outcome.FAIL]
+    failed = [each for each in answers if each.outcome is Outcome.FAIL]
     return "; ".join(f"{each.name}: {each.reason}" for each in failed) or None

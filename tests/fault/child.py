@@ -4,7 +4,8 @@ waiting times of a test and, for one test, one mechanism of the protocol switche
 FAULT_LEASE: seconds that a writer's pending rows are left to it (15 in production, which
 every kill would have to wait for). FAULT_COORDINATOR: seconds after which a silent
 coordinator of a barrier is taken for dead (5). FAULT_CLAIM: seconds after which the parts of a
-job that a dead process held are anybody's (10). FAULT_MUTATION: a name of `mutations.py`.
+job that a dead process held are anybody's (10). FAULT_SETTLE: seconds after a ramp's move before
+reads count (6). FAULT_MUTATION: a name of `mutations.py`.
 """
 
 import os
@@ -12,6 +13,7 @@ import sys
 
 from crossfade import barrier, cli, failpoints, pending
 from crossfade.jobs import work
+from crossfade.rpc import ramps
 
 
 def main() -> int:
@@ -22,6 +24,7 @@ def main() -> int:
         os.environ.get("FAULT_COORDINATOR", barrier.COORDINATOR_SECONDS)
     )
     work.CLAIM_SECONDS = float(os.environ.get("FAULT_CLAIM", work.CLAIM_SECONDS))
+    ramps.SETTLE_SECONDS = float(os.environ.get("FAULT_SETTLE", ramps.SETTLE_SECONDS))
     if mutation := os.environ.get("FAULT_MUTATION"):
         from tests.fault.mutations import MUTATIONS
 

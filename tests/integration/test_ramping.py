@@ -1,21 +1,19 @@
-"""Ramps and the guard over real stores: wrong data, errors and latency in the mirror."""
+"""Ramps over real stores: wrong data, errors and latency in the mirror; stages and their checks."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import pytest
 
 from crossfade.errors import Unavailable
-from crossfade.plan import Stage, StoreName
+from crossfade.jobs.ramp import Ramping
+from crossfade.plan import Stage
 from crossfade.telemetry import RAMP_MOVES
 from crossfade_api.v1 import admin_pb2
+from tests.ramped import DOCUMENTS, LIMITS, audited, percent, ramping, trouble
 from tests.sidecar import Running, eventually, running
 from tests.validated import validated
-
-LIMITS = {"max_mismatch": 0.05, "max_error_delta": 0.2, "max_p99_ratio": 50, "min_samples": 60}
 
 
 @pytest.fixture(autouse=True)
@@ -31,33 +29,6 @@ def quick(monkeypatch):
 @pytest.fixture
 async def url(postgres_database) -> str:
     return await postgres_database()
-
-
-@asynccontextmanager
-async def ramping(url: str, **options: Any) -> AsyncIterator[Running]:
-    """Stage shadow, copied, with readers of a few documents whose every read is compared."""
-    async with running(
-        url, Stage.SHADOW, shadow_rate=1.0, shadow={"repair": False, "lag": 5.0}, **options
-    ) as stack:
-        await stack.copy()
-        for number in range(20):
-            await stack.client.set(f"notes/{number}", {"n": number})
-        await stack.settled()
-        reading = True
-
-        async def reader(first: int) -> None:
-            number = first
-            while reading:
-                number = (number + 1) % 20
-                await stack.client.get(f"notes/{number}")
-                await asyncio.sleep(0.002)
-
-        readers = [asyncio.create_task(reader(first)) for first in range(3)]
-        try:
-            yield stack
-        finally:
-            reading = False
-            await asyncio.gather(*readers)
 
 
 async def begin(stack: Running, **changes: Any) -> admin_pb2.Ramp:
@@ -89,10 +60,6 @@ async def until(stack: Running, **wanted: Any) -> admin_pb2.Ramp:
     return await ramp_of(stack)
 
 
-def percent(stack: Running) -> float:
-    return stack.sidecar.control.snapshot.plan_of("notes").threshold / 100
-
-
 async def applied(stack: Running, wanted: float) -> None:
     """The ramp's own record comes first: reads follow it in a moment."""
 
@@ -100,11 +67,6 @@ async def applied(stack: Running, wanted: float) -> None:
         return percent(stack) == wanted
 
     await eventually(follows)
-
-
-async def audited(stack: Running, action: str) -> list[admin_pb2.AuditEntry]:
-    reply = await stack.admin.ListAudit(admin_pb2.ListAuditRequest(collection="notes"))
-    return [entry for entry in reply.entries if entry.action == action]
 
 
 async def test_a_ramp_goes_to_its_end_and_tells_of_every_step(url):
@@ -162,49 +124,56 @@ async def test_wrong_data_take_the_reads_back_to_0_and_it_goes_on_when_they_are_
         assert stack.telemetry.counts(RAMP_MOVES)["notes", "back"] >= 1
 
 
-@pytest.mark.parametrize("trouble", ["errors", "latency"])
-async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(
-    url, monkeypatch, trouble
-):
-    if trouble == "latency":
-        # As long as a read takes that is begun in trouble.
-        monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", 6.0)
-    async with ramping(url) as stack:
+@pytest.mark.parametrize("kind", ["errors", "latency"])
+async def test_a_mirror_that_fails_or_is_slow_takes_the_reads_a_step_back(url, monkeypatch, kind):
+    slow = 2.0
+    if kind == "latency":
+        # A little longer than a read takes that is begun in trouble.
+        monkeypatch.setattr("crossfade.rpc.ramps.SETTLE_SECONDS", slow + 0.5)
+    async with ramping(url, readers=12, pause=0.03) as stack:
         # Far from what a busy machine does to the one store or the other.
-        await begin(stack, max_p99_ratio=20 if trouble == "latency" else 1000)
+        ratio = 12 if kind == "latency" else 1000
+        await begin(stack, steps=[5, 50], max_p99_ratio=ratio)
         await until(stack, percent=50)
         await applied(stack, 50)
-        mirror: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
-        real = mirror.get
-
-        async def troubled(paths: Any, *, timeout: float) -> Any:
-            if trouble == "errors":
-                raise Unavailable("away")
-            await asyncio.sleep(4.0)
-            return await real(paths, timeout=timeout)
-
         with monkeypatch.context() as patch:
-            patch.setattr(mirror, "get", troubled)
-            # Slow reads are few reads; these make the samples that a judgement needs.
-            many = [asyncio.create_task(_read(stack, first)) for first in range(60)]
+            trouble(stack, patch, kind, slow)
 
             async def back() -> bool:
                 return percent(stack) < 50
 
-            try:
-                await eventually(back, 60)
-            finally:
-                for task in many:
-                    task.cancel()
-                await asyncio.gather(*many, return_exceptions=True)
-            name = "error rates" if trouble == "errors" else "p99 ratio"
+            await eventually(back, 60)
+            name = "error rates" if kind == "errors" else "p99 ratio"
 
             async def told() -> bool:
                 (entry, *_) = await audited(stack, "ramp")
                 return "fail" in {each.outcome for each in entry.checks if each.name == name}
 
             await eventually(told, 30)
-        await until(stack, status="done", percent=100)
+        found = await until(stack, status="done", percent=50)
+        assert found.setbacks >= 1
+
+
+async def test_a_step_that_was_not_done_to_its_end_is_done_by_the_next_look(url, monkeypatch):
+    """As after a sidecar that died: what it remembered is told of, and done."""
+    async with ramping(url) as stack:
+        died: list[float] = []
+
+        async def dies(self: Ramping, collection: str, percent: float) -> None:
+            if percent == 50 and not died:
+                died.append(percent)
+                raise Unavailable("it died")
+            await real(self, collection, percent)
+
+        real = Ramping._set
+        monkeypatch.setattr(Ramping, "_set", dies)
+        await begin(stack, steps=[5, 50])
+        await until(stack, percent=50)
+        (entry, *_) = await audited(stack, "ramp")
+        assert (entry.before, entry.after) == ("5 %", "50 %")
+        await applied(stack, 50)
+        await until(stack, status="done")
+        assert died == [50]
 
 
 async def test_a_ramp_survives_the_sidecar_that_carried_it(url):
@@ -232,11 +201,10 @@ async def test_a_ramp_survives_the_sidecar_that_carried_it(url):
             assert found.who == "me"
 
 
-async def _read(stack: Running, first: int = 0) -> None:
+async def _read(stack: Running) -> None:
     while True:
-        for number in range(20):
-            await stack.client.get(f"notes/{(first + number) % 20}")
-            await asyncio.sleep(0.05 if first else 0)
+        for number in range(DOCUMENTS):
+            await stack.client.get(f"notes/{number}")
 
 
 async def test_a_ramp_can_be_stopped_and_leaves_the_reads_where_they_are(url):
@@ -245,6 +213,8 @@ async def test_a_ramp_can_be_stopped_and_leaves_the_reads_where_they_are(url):
         await stack.admin.StopRamp(admin_pb2.StopRampRequest(collection="notes", who="me"))
         found = await ramp_of(stack)
         assert (found.status, found.reason) == ("stopped", "stopped by me")
+        (entry, _) = await audited(stack, "ramp")
+        assert (entry.before, entry.after, entry.who) == ("running", "stopped", "me")
 
 
 async def test_a_ramp_that_is_none_is_refused(url):
@@ -282,81 +252,6 @@ async def test_without_a_ramp_the_figures_are_reported_seldom(url, monkeypatch):
             return await reported() > begun
 
         await eventually(again)
-
-
-# --- the guard ---------------------------------------------------------------------------------
-
-
-async def test_the_guard_takes_reads_away_when_the_data_are_wrong(url):
-    async with ramping(url, ramp={"guard": True, "max_mismatch": 0.05, "max_p99_ratio": 500}) as s:
-        await s.admin.SetTraffic(admin_pb2.SetTrafficRequest(collection="notes", read_percent=80))
-        await asyncio.sleep(0.5)
-        assert percent(s) == 80
-        await s.sql.execute("""update crossfade.documents set fields = '{"n": -1}'""")
-
-        async def dropped() -> bool:
-            return percent(s) == 0
-
-        await eventually(dropped, 10)
-
-        async def told() -> bool:
-            return bool(await audited(s, "guard"))
-
-        await eventually(told)
-        (entry,) = await audited(s, "guard")
-        assert (entry.before, entry.after, entry.who) == ("80 %", "0 %", "guard")
-        assert entry.reason.startswith("verdicts: ")
-
-
-@pytest.mark.parametrize("trouble", ["errors", "latency"])
-async def test_the_guard_takes_reads_away_from_a_mirror_that_fails_or_is_slow(
-    url, monkeypatch, trouble
-):
-    limits = LIMITS | {"max_p99_ratio": 60 if trouble == "latency" else 1000}
-    async with ramping(url, ramp={"guard": True, "window": 30, **limits}) as stack:
-        # The authority answers a part of the reads, so that there is something to compare with.
-        await stack.admin.SetTraffic(
-            admin_pb2.SetTrafficRequest(collection="notes", read_percent=60)
-        )
-
-        async def enough() -> bool:
-            pairs = stack.telemetry.paired.comparisons(operation="get")
-            return sum(each.count for each in pairs) >= LIMITS["min_samples"]
-
-        await eventually(enough, 20)
-        await asyncio.sleep(0.5)
-        assert percent(stack) == 60
-        mirror: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
-        real = mirror.get
-
-        async def troubled(paths: Any, *, timeout: float) -> Any:
-            if trouble == "errors":
-                raise Unavailable("away")
-            await asyncio.sleep(4.0)
-            return await real(paths, timeout=timeout)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(mirror, "get", troubled)
-            many = [asyncio.create_task(_read(stack, first)) for first in range(60)]
-
-            async def dropped() -> bool:
-                return percent(stack) == 0
-
-            try:
-                await eventually(dropped, 60)
-            finally:
-                for task in many:
-                    task.cancel()
-                await asyncio.gather(*many, return_exceptions=True)
-
-            async def told() -> bool:
-                return bool(await audited(stack, "guard"))
-
-            await eventually(told, 30)
-            (entry, *_) = await audited(stack, "guard")
-            name = "error rates" if trouble == "errors" else "p99 ratio"
-            assert (entry.before, entry.after, entry.who) == ("60 %", "0 %", "guard")
-            assert "fail" in {each.outcome for each in entry.checks if each.name == name}
 
 
 # --- stages ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from crossfade.plan import Stage, StoreName, decide, plan
 from crossfade.ramp import (
     MAX_SETBACKS,
+    Answer,
     Calls,
     Figures,
     Limits,
@@ -233,6 +234,25 @@ def test_a_failure_steps_back_at_once_and_says_why(seen, percent, words):
     assert (resumed.verb, resumed.state.step) == (Verb.ADVANCE, move.state.step + 1)
 
 
+def test_wrong_data_take_it_back_before_it_has_settled():
+    wrong = replace(GOOD, bad=500)
+    move = advance(PLAN, State(step=2, since=100.0), wrong, 100.5)
+    assert (move.verb, move.state.step, move.state.settled) == (Verb.BACK, -1, False)
+    # There is nothing more to take back, and what was counted is told but once.
+    again = advance(PLAN, move.state, wrong, 101.5)
+    assert (again.verb, again.state) == (Verb.HOLD, move.state)
+
+
+def test_what_fails_by_the_last_seconds_alone_takes_it_back_once_it_has_settled():
+    late = Answer("p99 ratio", Outcome.FAIL, "4 of 4 were slow")
+    at_25 = State(step=1, since=100.0, settled=True)
+    move = advance(PLAN, at_25, GOOD, 101.0, (late,))
+    assert (move.verb, move.state.step) == (Verb.BACK, 0)
+    assert move.reason == "p99 ratio: 4 of 4 were slow"
+    unsettled = replace(at_25, settled=False)
+    assert advance(PLAN, unsettled, GOOD, 101.0, (late,)).state == unsettled
+
+
 def test_a_ramp_that_fails_again_and_again_stops_at_nothing():
     state = State(step=1)
     for number in range(MAX_SETBACKS):
@@ -308,9 +328,9 @@ def test_a_plan_that_is_none_is_refused(steps, words):
 
 
 def test_the_guard_hears_of_failures_alone():
-    assert breach(GOOD, LIMITS) is None
-    assert breach(Figures(), LIMITS) is None
-    assert breach(replace(GOOD, bad=500), LIMITS).startswith("verdicts: 500")
+    assert breach(judge(GOOD, LIMITS)) is None
+    assert breach(judge(Figures(), LIMITS)) is None
+    assert breach(judge(replace(GOOD, bad=500), LIMITS)).startswith("verdicts: 500")
 
 
 # --- a rehearsal -------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ class RampMethods:
         if self._ramps is None:
             raise _without()
         collection = None if request.all else request.collection
-        await self._ramps.stop(collection, f"stopped by {signed(request.who)}")
+        await self._ramps.stop(collection, signed(request.who))
         return admin_pb2.ListRampsReply(ramps=await self._shown()).SerializeToString()
 
     async def list_ramps(self, data: bytes, _: Call) -> bytes:

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from crossfade.ramp import Answer, Outcome
 from crossfade.stores.postgres.lanes import Lanes
 
-_ADD = """insert into crossfade.audit
-    (who, action, collection_id, before, after, checks, reason, at)
-values ($1, $2, $3, $4, $5, $6::jsonb, $7, coalesce($8::timestamptz, now()))"""
 _LIST = """select at, who, action, collection_id, before, after, checks, reason
 from crossfade.audit where $1::text is null or collection_id = $1
 order by id desc limit $2"""
@@ -36,6 +34,36 @@ def without_nul(text: str) -> str:
     return text.replace("\0", "\u2400")
 
 
+def adding(source: str, first: int = 1) -> str:
+    """The statement that adds a row for each row of `source`, of the arguments from `first` on:
+    those of `arguments`. So a change and its row are one statement, and neither is without the
+    other whatever happens to who makes it."""
+    types = ("text", "text", "text", "text", "text", "jsonb", "text", "timestamptz")
+    *given, at = (f"${number}::{kind}" for number, kind in enumerate(types, first))
+    return f"""insert into crossfade.audit
+    (who, action, collection_id, before, after, checks, reason, at)
+select {", ".join(given)}, coalesce({at}, now()) {source}"""
+
+
+def arguments(change: Change) -> tuple[Any, ...]:
+    return (
+        without_nul(change.who),
+        change.action,
+        change.collection,
+        change.before,
+        change.after,
+        [
+            {"name": each.name, "outcome": each.outcome.value, "reason": each.reason}
+            for each in change.checks
+        ],
+        without_nul(change.reason),
+        change.at,
+    )
+
+
+_ADD = adding("")
+
+
 class Audit:
     """Rows are only ever added."""
 
@@ -44,21 +72,7 @@ class Audit:
         self._timeout = timeout
 
     async def add(self, change: Change) -> None:
-        await self._lanes.execute(
-            _ADD,
-            without_nul(change.who),
-            change.action,
-            change.collection,
-            change.before,
-            change.after,
-            [
-                {"name": each.name, "outcome": each.outcome.value, "reason": each.reason}
-                for each in change.checks
-            ],
-            without_nul(change.reason),
-            change.at,
-            timeout=self._timeout,
-        )
+        await self._lanes.execute(_ADD, *arguments(change), timeout=self._timeout)
 
     async def list(self, collection: str | None, limit: int) -> Sequence[tuple[datetime, Change]]:
         """The latest first."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from crossfade.figures import Tally, total
 from crossfade.ramp import Limits, Plan, State, Status
-from crossfade.stores.postgres.audit import without_nul
+from crossfade.stores.postgres.audit import Change, adding, arguments, without_nul
 from crossfade.stores.postgres.lanes import Lanes
 
 KEEP_DAYS = 7
@@ -22,7 +22,9 @@ _START = """insert into crossfade.ramps as r (collection_id, plan, state, baseli
 values ($1, $2::jsonb, $3::jsonb, $4::jsonb, $5, $6)
 on conflict (collection_id) do update set plan = excluded.plan, state = excluded.state,
     baseline = excluded.baseline, reason = excluded.reason, who = excluded.who,
-    holder = null, lease_until = null, updated_at = now()"""
+    holder = null, lease_until = null, updated_at = now()
+returning collection_id"""
+_START_TOLD = f"with started as ({_START}) {adding('from started', 7)}"
 # Running ramps that are this sidecar's, or nobody's any more.
 _CLAIM = """update crossfade.ramps
 set holder = $1, lease_until = clock_timestamp() + $2::float8 * interval '1 second'
@@ -31,10 +33,17 @@ where state ->> 'status' = 'running'
 returning collection_id, plan, state, baseline, reason, who"""
 _MOVE = """update crossfade.ramps set state = $4::jsonb, reason = $5, updated_at = now(),
     baseline = coalesce($6::jsonb, baseline)
-where collection_id = $1 and holder = $2 and state = $3::jsonb"""
-_STOP = """update crossfade.ramps set state = jsonb_set(state, '{status}', '"stopped"'),
-    reason = $2, updated_at = now()
-where ($1::text is null or collection_id = $1) and state ->> 'status' = 'running'
+where collection_id = $1 and holder = $2 and state = $3::jsonb
+returning collection_id"""
+_MOVE_TOLD = f"with moved as ({_MOVE}) {adding('from moved', 7)}"
+_STOP = """with stopped as (
+    update crossfade.ramps set state = jsonb_set(state, '{status}', '"stopped"'),
+        reason = 'stopped by ' || $2::text, updated_at = now()
+    where ($1::text is null or collection_id = $1) and state ->> 'status' = 'running'
+    returning collection_id, reason
+)
+insert into crossfade.audit (who, action, collection_id, before, after, checks, reason)
+select $2::text, 'ramp', collection_id, 'running', 'stopped', '[]', reason from stopped
 returning collection_id"""
 _RUNNING = "select exists (select from crossfade.ramps where state ->> 'status' = 'running')"
 _ALL = """select collection_id, plan, state, baseline, reason, who
@@ -76,17 +85,19 @@ class Ramps:
     # --- ramps --------------------------------------------------------------------------------
 
     async def start(
-        self, collection: str, plan: Plan, state: State, baseline: Tally, who: str
+        self, collection: str, plan: Plan, state: State, baseline: Tally, told: Change
     ) -> None:
-        """Begins a ramp; one that the collection had is forgotten."""
+        """Begins a ramp of `told.who`, and tells of it; one that the collection had is
+        forgotten."""
         await self._lanes.execute(
-            _START,
+            _START_TOLD,
             collection,
             asdict(plan),
             asdict(state),
             baseline.stored(),
             "begun",
-            without_nul(who),
+            without_nul(told.who),
+            *arguments(told),
             timeout=self._timeout,
         )
 
@@ -100,26 +111,33 @@ class Ramps:
         return [_ramp(row) for row in rows]
 
     async def move(
-        self, holder: str, ramp: Ramp, state: State, reason: str, baseline: Tally | None
+        self,
+        holder: str,
+        ramp: Ramp,
+        state: State,
+        reason: str,
+        *,
+        baseline: Tally | None = None,
+        told: Change | None = None,
     ) -> bool:
-        """Remembers a move. False: somebody else has the ramp, or it was stopped meanwhile."""
+        """Remembers a move, and tells of it. False: somebody else has the ramp, or it was stopped
+        meanwhile."""
         tag = await self._lanes.execute(
-            _MOVE,
+            _MOVE if told is None else _MOVE_TOLD,
             ramp.collection,
             holder,
             asdict(ramp.state),
             asdict(state),
             reason,
             None if baseline is None else baseline.stored(),
+            *(() if told is None else arguments(told)),
             timeout=self._timeout,
         )
-        return tag == "UPDATE 1"
+        return tag in {"UPDATE 1", "INSERT 0 1"}
 
-    async def stop(self, collection: str | None, reason: str) -> list[str]:
-        """Ends running ramps, where they are; returns whose."""
-        rows = await self._lanes.fetch(
-            _STOP, collection, without_nul(reason), timeout=self._timeout
-        )
+    async def stop(self, collection: str | None, who: str) -> list[str]:
+        """Ends running ramps, where they are, and tells of it; returns whose."""
+        rows = await self._lanes.fetch(_STOP, collection, without_nul(who), timeout=self._timeout)
         return [row[0] for row in rows]
 
     async def all(self) -> list[Ramp]:
