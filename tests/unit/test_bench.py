@@ -62,7 +62,7 @@ def test_what_is_done_behind_a_burst_counts():
     worker.start()
     try:
         found = []
-        for settle in (0.0, 0.05):
+        for settle in (0.0, 0.3):
             one = Case("a", caller, os.getpid())
             Group("g", [one], [], 1, list, settle).round(0)
             found.append(one.samples[0].server)
