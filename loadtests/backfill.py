@@ -74,7 +74,7 @@ FEW, MANY = 100_000, 1_000_000
 SCRIPTED = 3_000
 """Documents that the script copies: it is slow, and has no more to it."""
 START_SECONDS = 900.0
-CALLS, CALL_SECONDS, RATE = 40.0, 20.0, 200.0
+CALLS, CALL_SECONDS, RATE = 100.0, 20.0, 200.0
 """Calls a second of the live caller, for so long; documents a second of the copy beside it."""
 WARM_SECONDS = 15.0
 BEGUN = """select exists (

@@ -11,6 +11,7 @@ loses none. A loss of power may, unless every record is forced to the disk (`fsy
 
 import asyncio
 import errno
+import math
 import mmap
 import os
 import re
@@ -91,7 +92,7 @@ class Journal:
         self._length = 0  # in bytes: of this journal, ...
         self._since = 0  # ... of all journals since the snapshot, ...
         self._snapshot_length = 0
-        self._due = 0  # ... and when those are too long
+        self._due: float = 0  # ... and when those are too long
         self._times: dict[Database, int] = {}
         self._refusing: str | None = None
         self._broken = False
@@ -262,6 +263,7 @@ class Journal:
         What goes wrong is logged: the journals of before are still there. `last`: `finish`
         was called before, and there are no calls that want the interpreter.
         """
+        self._due = math.inf  # commits that come meanwhile do not ask for it again
         try:
             self._begin(self._generation + 1)
             # No await since the journal began: it follows exactly what is captured.

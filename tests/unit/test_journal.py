@@ -434,6 +434,42 @@ async def test_it_compacts_by_itself_when_the_journal_has_grown(tmp_path: Path):
     expect_same(served, Served(tmp_path))
 
 
+async def test_commits_that_come_during_a_compaction_do_not_ask_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    served = Served(tmp_path, compact_bytes=20_000)
+    reached, go_on = threading.Event(), threading.Event()
+
+    def wait(_: float) -> None:
+        reached.set()
+        assert go_on.wait(10)
+
+    monkeypatch.setattr(time, "sleep", wait)
+    real, ended, compactions = served.journal.compact, asyncio.Event(), 0
+
+    async def compact(*given: Any, **more: Any) -> None:
+        nonlocal compactions
+        compactions += 1
+        await real(*given, **more)
+        ended.set()
+
+    monkeypatch.setattr(served.journal, "compact", compact)
+    running = asyncio.create_task(served.journal.run(served.capture))
+    number = 0
+    while not reached.is_set():
+        served.commit(Write(f"tasks/{number % 60}", {"n": number, "text": "x" * 100}))
+        await asyncio.sleep(0)
+        number += 1
+    served.commit(Write("tasks/1", {"n": -1}))
+    go_on.set()
+    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.sleep(0.05)
+    assert compactions == 1
+    served.journal.finish()
+    await running
+    expect_same(served, Served(tmp_path))
+
+
 async def test_a_snapshot_that_fails_is_tried_again_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
