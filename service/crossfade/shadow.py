@@ -34,12 +34,10 @@ ALONE_PER_SECOND = 20.0
 """Gets of a collection that are read from the other store each by a call of its own. Only such
 calls are like those of an answer, so only they are timed for the comparison of latencies; a
 hundredth of what a store is asked for by many callers shows its quantiles just as well."""
-BATCH = {StoreName.FIRESTORE: 32, StoreName.POSTGRESQL: 8}
+BATCH = 32
 BATCH_SECONDS = 0.1
 """The others are read by one call, so many at most, for which the first waits so long at most.
-A call of Firestore for one costs ten times its share of a call for thirty, and its documents
-come one by one. Of PostgreSQL's most is saved by a few, and its rows are decoded in one turn of
-the loop: thirty would hold up every answer for milliseconds."""
+A call of Firestore for one costs ten times its share of a call for thirty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +199,7 @@ class Shadow:
     async def _many(self, first: Offer) -> None:
         """It and what else comes in a moment, by one call of the other store; what does not
         agree then, each by itself."""
-        most = BATCH[first.answered.other]
+        most = BATCH
         offers = [first]
         async with self._gathering:
             await self._wait_for(most - 1)

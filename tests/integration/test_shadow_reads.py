@@ -290,7 +290,7 @@ async def test_a_mirror_that_hangs_is_invisible_to_callers(url, monkeypatch):
 
 
 async def test_a_comparison_that_takes_too_long_is_cut_off(url, monkeypatch):
-    gets = 1 + BATCH[StoreName.POSTGRESQL]
+    gets = 1 + BATCH
     monkeypatch.setattr("crossfade.shadow.COMPARE_SECONDS", 0.1)
     monkeypatch.setattr("crossfade.shadow.ALONE_PER_SECOND", 1.0)
     monkeypatch.setattr("crossfade.shadow.BATCH_SECONDS", 10.0)  # all but one get by one call

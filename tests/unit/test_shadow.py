@@ -252,7 +252,7 @@ async def test_gets_beyond_a_few_a_second_are_read_by_few_calls(answered, calls,
     assert parts.comparer.calls + sum(sizes) == 50
     assert 1 <= parts.comparer.calls <= 5
     assert len(sizes) <= calls
-    assert max(sizes) == BATCH[answered.other]
+    assert max(sizes) == BATCH
     assert parts.shadow.held == 0
 
 
@@ -260,7 +260,7 @@ async def test_a_batch_that_is_complete_waits_for_nobody(monkeypatch):
     monkeypatch.setattr("crossfade.shadow.BATCH_SECONDS", 60.0)
     parts = Parts(workers=2)
     sizes = paired_store(parts, monkeypatch, set())
-    most = BATCH[P]
+    most = BATCH
 
     async def fill() -> None:
         # One by one: the first waits, whoever takes it, and the last completes its company.
