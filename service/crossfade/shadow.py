@@ -17,7 +17,6 @@ import structlog
 
 from crossfade.comparing import Comparing
 from crossfade.errors import CrossfadeError, FailedPrecondition
-from crossfade.plan import StoreName
 from crossfade.repairs import Repairs
 from crossfade.samples import Samples
 from crossfade.telemetry import SHADOW_DROPPED, VERDICTS, Telemetry
