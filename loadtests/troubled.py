@@ -23,13 +23,13 @@ Get = Callable[..., Any]
 def troubled(get: Get, told: Callable[[], str]) -> Get:
     """A store's `get`, or its method, as long as `told` says what the file does."""
 
-    async def read(*args: Any, timeout: float) -> Reading:
+    async def read(*args: Any, **options: Any) -> Reading:
         kind, _, seconds = told().partition(" ")
         if kind == "errors":
             raise Unavailable("PostgreSQL: a read that was made to fail")
         if kind == "latency":
             await asyncio.sleep(float(seconds))
-        found: Reading = await get(*args, timeout=timeout)
+        found: Reading = await get(*args, **options)
         return found
 
     return read

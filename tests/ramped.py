@@ -58,10 +58,10 @@ def trouble(stack: Running, patch: Any, kind: str, seconds: float) -> None:
     mirror: Any = stack.sidecar.stores[StoreName.POSTGRESQL]
     real = mirror.get
 
-    async def troubled(paths: Any, *, timeout: float) -> Any:
+    async def troubled(paths: Any, **options: Any) -> Any:
         if kind == "errors":
             raise Unavailable("away")
         await asyncio.sleep(seconds)
-        return await real(paths, timeout=timeout)
+        return await real(paths, **options)
 
     patch.setattr(mirror, "get", troubled)

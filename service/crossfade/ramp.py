@@ -305,8 +305,7 @@ def advance(
 ) -> Move:
     """The next move. `figures` are those since the ramp has settled at its present percent, before
     that those since it had at the former: where the move's state is settled for the first time,
-    counting begins. `recent`: what fails by the
-    last seconds of that time alone.
+    counting begins. `recent`: what fails by the last seconds of that time alone.
 
     One step forward at most, after the bake and when every judgement passes. Back at once
     when one fails: to the step before, or, where the data differ, to 0: wrong data are no

@@ -198,11 +198,10 @@ class Shadow:
     async def _many(self, first: Offer) -> None:
         """It and what else comes in a moment, by one call of the other store; what does not
         agree then, each by itself."""
-        most = BATCH
         offers = [first]
         async with self._gathering:
-            await self._wait_for(most - 1)
-            while self._queue and len(offers) < most and _alike(first, self._queue[0][0]):
+            await self._wait_for(BATCH - 1)
+            while self._queue and len(offers) < BATCH and _alike(first, self._queue[0][0]):
                 offer = self._take()
                 if offer is not None:
                     offers.append(offer)
