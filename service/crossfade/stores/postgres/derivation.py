@@ -10,7 +10,7 @@ from crossfade.mapping import (
     FromElements,
     TimeCodec,
 )
-from crossfade.stores.postgres.events import On
+from crossfade.stores.postgres.events import FRESH, On
 from crossfade.stores.postgres.naming import literal, lock, name_of, quoted, share
 
 
@@ -72,12 +72,17 @@ end if;""",
 update {table} d set {given("old")} where d.owner = old.id;"""
     on(mapping.owner.table, "keep").add(f"old.{key} is not null and ({changed})", give)
     on(mapping.owner.table, "part").add(f"old.{key} is not null", give)
-    take = f"""perform {lock(table, f"new.{key}")};
-update {table} d set owner = new.id, remainder = {remainder.format("d")},
-    misfits = {misfits.format("d")}
-where d.id = new.{key} and d.owner is null and {agrees("new", "d.remainder")};"""
-    on(mapping.owner.table, "arrive").add(f"new.{key} is not null", take)
-    on(mapping.owner.table, "change").add(f"new.{key} is not null and ({changed})", take)
+
+    def take(row: str, source: str = "") -> str:
+        return f"""update {table} d set owner = {row}.id, remainder = {remainder.format("d")},
+    misfits = {misfits.format("d")} {source}
+where d.id = {row}.{key} and d.owner is null and {agrees(row, "d.remainder")};"""
+
+    on(mapping.owner.table, "arrive").add_for_all(table, key, take("n", f"from {FRESH} n"))
+    on(mapping.owner.table, "change").add(
+        f"new.{key} is not null and ({changed})",
+        f"perform {lock(table, f'new.{key}')};\n{take('new')}",
+    )
 
 
 def _from_elements(mapping: DerivedMapping, rule: FromElements, on: On) -> None:
@@ -111,13 +116,19 @@ update {table} d set remainder = {element("old", "d.id")}, owner = null where d.
         f"{give}\n    and {element('new', 'd.id')} is distinct from {element('old', 'd.id')};",
     )
     on(mapping.owner.table, "part").add(f"old.{column} is not null", f"{give};")
-    take = f"""perform {lock(table, "new.id")};
-update {table} d set owner = new.id, remainder = null
-where d.owner is null and d.remainder = {element("new", "d.id")} and d.id = any(array(
-    select new.id || '_' || (item ->> {member}) from jsonb_array_elements(
-        case when jsonb_typeof(new.{column}) = 'array' then new.{column} else '[]' end) item));"""
-    on(mapping.owner.table, "arrive").add(f"new.{column} is not null", take)
-    on(mapping.owner.table, "change").add(f"new.{column} is not null and ({changed})", take)
+
+    def take(row: str, source: str = "") -> str:
+        return f"""update {table} d set owner = {row}.id, remainder = null
+from {source} jsonb_array_elements(
+    case when jsonb_typeof({row}.{column}) = 'array' then {row}.{column} else '[]' end) item
+where d.id = {row}.id || '_' || (item ->> {member}) and d.owner is null
+    and d.remainder = {element(row, "d.id")};"""
+
+    on(mapping.owner.table, "arrive").add_for_all(table, "id", take("n", f"{FRESH} n,"))
+    on(mapping.owner.table, "change").add(
+        f"new.{column} is not null and ({changed})",
+        f"perform {lock(table, 'new.id')};\n{take('new')}",
+    )
 
 
 def derived_source(mapping: DerivedMapping, key: str | None = None) -> str:

@@ -24,6 +24,12 @@ def lock(kind: str, name: str) -> str:
     return f"crossfade.lock_name({literal(kind)}, {name})"
 
 
+def lock_all(kind: str, column: str, table: str) -> str:
+    """The same for all that the rows of a table have in a column, in their order."""
+    names = f"select {column} from {table} where {column} is not null order by {column}"
+    return f"crossfade.lock_names({literal(kind)}, array({names}))"
+
+
 def share(kind: str, name: str) -> str:
     """The same, beside others who share it."""
     return f"crossfade.share_name({literal(kind)}, {name})"

@@ -34,8 +34,8 @@ from crossfade.mapping import (
     Mappings,
 )
 from crossfade.stores.postgres.derivation import place_derived
-from crossfade.stores.postgres.events import EVENTS, Event, On
-from crossfade.stores.postgres.naming import literal, lock, name_of, quoted, share
+from crossfade.stores.postgres.events import EVENTS, FRESH, Event, On
+from crossfade.stores.postgres.naming import literal, lock, lock_all, name_of, quoted, share
 
 _PLACING = 0x706C6163696E67
 ALONE_ROWS = 400
@@ -111,6 +111,16 @@ $$"""
             ("share_name", "pg_advisory_xact_lock_shared"),
         )
     ),
+    f"""create or replace function crossfade.lock_names(kind text, names text[]) returns void
+language plpgsql as $$
+begin
+    if coalesce(current_setting('crossfade.alone', true), '') <> 'on' then
+        perform pg_advisory_xact_lock_shared({_PLACING});
+        perform pg_advisory_xact_lock(hashtextextended(kind || ':' || name, 11))
+            from unnest(names) name;
+    end if;
+end
+$$""",
 )
 
 
@@ -169,8 +179,14 @@ def _trigger(table: Table, name: str, event: Event) -> Trigger:
     schema = f"{quoted(table.schema)}." if table.schema else ""
     function = f"{schema}{quoted(f'{table.name}_{name}')}"
     actions = "\n".join(event.actions)
+    if event.names:
+        locks = "\n".join(f"perform {lock_all(*name, FRESH)};" for name in event.names)
+        actions = f"if exists (select from {FRESH}) then\n{locks}\n{actions}\nend if;"
+        each = f"referencing new table as {FRESH} for each statement"
+    else:
+        conditions = " or ".join(f"({text})" for text in dict.fromkeys(event.conditions))
+        each = f"for each row when ({conditions})"
     body = f"\ndeclare\nfound_id text;\nbegin\n{actions}\nreturn {result};\nend\n"
-    conditions = " or ".join(f"({text})" for text in dict.fromkeys(event.conditions))
     return Trigger(
         f"crossfade_{name}",
         function,
@@ -178,7 +194,7 @@ def _trigger(table: Table, name: str, event: Event) -> Trigger:
         f"create or replace function {function}() returns trigger "
         f"language plpgsql as $body${body}$body$",
         f"create or replace trigger crossfade_{name} {when} {what} on {name_of(table)} "
-        f"for each row when ({conditions}) execute function {function}()",
+        f"{each} execute function {function}()",
     )
 
 
@@ -221,10 +237,10 @@ if not found then
     end if;
 end if;""",
     )
-    on(target, "arrive").add(
-        "true",
-        f"""perform {lock(parent, "new.id")};
-update {child} t set {_promote(entry)} where {_waits(entry, "new.id")};""",
+    on(target, "arrive").add_for_all(
+        parent,
+        "id",
+        f"update {child} t set {_promote(entry)} from {FRESH} n where {_waits(entry, 'n.id')};",
     )
     others = " and t.id <> old.id" if own else ""
     on(target, "part").add(
@@ -246,11 +262,11 @@ if not found then
 end if;
 new.parent := found_id;""",
     )
-    on(target, "arrive").add(
-        "true",
-        f"""perform {lock(parent, "new.id")};
-update {child} t set parent = new.id
-where t.id >= new.id || '/' and t.id < new.id || '0' and t.parent is null;""",
+    on(target, "arrive").add_for_all(
+        parent,
+        "id",
+        f"""update {child} t set parent = n.id from {FRESH} n
+where t.id >= n.id || '/' and t.id < n.id || '0' and t.parent is null;""",
     )
     on(target, "part").add("true", f"update {child} t set parent = null where t.parent = old.id;")
 
