@@ -8,6 +8,7 @@ from crossfade.jobs.pace import (
     BURST_SECONDS,
     LEAST_PAGE,
     MOST_PAUSE,
+    READING,
     TARGET_SECONDS,
     PageSize,
     Pressure,
@@ -42,17 +43,18 @@ def test_without_a_rate_nothing_waits():
     assert rate.delay() == 0
 
 
-def test_a_page_comes_to_take_the_time_that_it_should():
+@pytest.mark.parametrize(("reading", "doing"), [(0, 1), (READING, 1), (READING, 0.1), (1, 1)])
+def test_a_page_comes_to_take_the_time_that_it_should(reading, doing):
     size = PageSize()
     each = 0.0025
     for _ in range(30):
         documents = size.next(None)
-        size.took(documents, documents * each)
+        size.took(documents, reading * documents * each, doing * documents * each)
     assert size.next(None) * each == pytest.approx(TARGET_SECONDS, rel=0.2)
     for _ in range(30):
-        size.took(size.next(None), 10)
+        size.took(size.next(None), 0.001, 10)
     assert size.next(None) == LEAST_PAGE
-    size.took(3, 0.001)  # the last of a partition
+    size.took(3, 0.001, 0.001)  # the last of a partition
     assert size.next(None) == LEAST_PAGE
 
 

@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 TARGET_SECONDS = 0.5
-"""How long a page should take: short enough that a job that is stopped loses little, and that
-no lock is held for long."""
+"""How long a page should take when it is done: short enough that no lock is held for long."""
+READING = 4.0
+"""How many times as long it may be read: that holds nothing, is done ahead, and is lost only where
+a job is stopped. To read less at a time spares little where a store's cost is one of each call."""
 BURST_SECONDS = 0.1
 """What a rate allows in so long is read at once: a page holds up callers for as long as it takes,
 and who names a rate wants them to notice little."""
@@ -46,8 +48,9 @@ class Rate:
 
 
 class PageSize:
-    """Documents in the next page, led by how long the last ones took: `target` seconds. `rate`
-    bounds it too: a page of a slow copy would be a burst."""
+    """Documents in the next page, led by how long the last ones took: `target` seconds to do
+    one, READING times as many to read it. `rate` bounds it too: a page of a slow copy would be
+    a burst."""
 
     def __init__(self, most: int = MOST_PAGE, target: float = TARGET_SECONDS) -> None:
         self._most = most
@@ -58,8 +61,10 @@ class PageSize:
         size = self._size if rate is None else min(self._size, rate * BURST_SECONDS)
         return max(1, int(size))
 
-    def took(self, documents: int, seconds: float) -> None:
-        """A page of so many took so long. One that was not full says nothing of larger ones."""
+    def took(self, documents: int, reading: float, doing: float) -> None:
+        """A page of so many took so many seconds. One that was not full says nothing of larger
+        ones."""
+        seconds = max(reading / READING, doing)
         if documents < int(self._size) and seconds < self._target:
             return
         change = self._target / max(seconds, 1e-6)

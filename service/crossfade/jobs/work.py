@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import structlog
@@ -215,24 +215,46 @@ class Work(Generic[T]):
         return done
 
     async def _through(self, pages: Pages[T], partition: Partition, size: PageSize) -> None:
-        """A claimed partition to its end. Raises JobStopped when it is not to go on."""
+        """A claimed partition to its end. Raises JobStopped when it is not to go on. While a
+        page is done the next one is read, unless a rate says how fast."""
+        reading: asyncio.Task[tuple[Read[T], float]] | None = None
         ended = False
-        while not ended:
-            limit = await self._allowance(size)
-            async with self._pressure.turn():
+        try:
+            while not ended:
+                if reading is None:
+                    page, seconds = await self._read(pages, partition, size)
+                else:
+                    page, seconds = await reading
+                ended, reading = page.ended, None
+                if not ended and self._rate.documents is None:
+                    behind = replace(partition, position=page.last)
+                    reading = asyncio.create_task(self._read(pages, behind, size))
                 began = time.monotonic()
-                page = await pages.read(partition, limit)
-                self._pressure.answered(page.documents, time.monotonic() - began)
-                self._rate.spend(page.documents)
-                if self._budget is not None:
-                    self._budget.spend(page.reads)
                 partition = await pages.settle(partition, page, CLAIM_SECONDS)
-                size.took(page.documents, time.monotonic() - began)
-            self._failing_since = None
-            self.effort.page()
-            self._telemetry.count(JOB_PAGES, self._job.kind, self._job.group)
-            ended = page.ended
-            self._told()
+                size.took(page.documents, seconds, time.monotonic() - began)
+                self._failing_since = None
+                self.effort.page()
+                self._telemetry.count(JOB_PAGES, self._job.kind, self._job.group)
+                self._told()
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.wait([reading])
+
+    async def _read(
+        self, pages: Pages[T], partition: Partition, size: PageSize
+    ) -> tuple[Read[T], float]:
+        """The next page, when one may be read, and how many seconds it took."""
+        limit = await self._allowance(size)
+        async with self._pressure.turn():
+            began = time.monotonic()
+            page = await pages.read(partition, limit)
+            seconds = time.monotonic() - began
+        self._pressure.answered(page.documents, seconds)
+        self._rate.spend(page.documents)
+        if self._budget is not None:
+            self._budget.spend(page.reads)
+        return page, seconds
 
     async def _allowance(self, size: PageSize) -> int:
         """How many documents may be read now, as soon as that is any. Raises JobStopped."""
