@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OK, FAILED = 0, 1
 LOOK_SECONDS = 0.5
+NICENESS = 10
 SETTLE_SECONDS = 600.0
 """How long it is waited for what a job queued."""
 MISSING = "apache_beam"
@@ -133,7 +134,7 @@ def backfill(
             async with helped(words, processes - 1, config):
                 return await _work(own, job, options)
 
-    return run_until_told(run)
+    return run_until_told(run, gives_way=True)
 
 
 class _Options:
@@ -463,9 +464,14 @@ def _with_table(config: Path | None, work: "Callable[[Jobs], Awaitable[int]]") -
     return run_until_told(run)
 
 
-def run_until_told(run: Callable[[], Awaitable[int]]) -> int:
-    """Runs it on uvloop; SIGTERM ends it as Ctrl-C does: what is claimed is given back."""
+def run_until_told(run: Callable[[], Awaitable[int]], *, gives_way: bool = False) -> int:
+    """Runs it on uvloop; SIGTERM ends it as Ctrl-C does: what is claimed is given back.
+    `gives_way`: on this machine whoever serves callers goes first."""
     import uvloop
+
+    if gives_way:
+        priority = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(priority, NICENESS))
 
     async def supervised() -> int:
         task = asyncio.ensure_future(run())

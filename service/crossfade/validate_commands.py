@@ -131,7 +131,7 @@ def validate(
             _show(found, shown)
         return EQUAL if found["equal"] and not (strict and found["integrity"]) else DIFFERENT
 
-    return run_until_told(run)
+    return run_until_told(run, gives_way=True)
 
 
 def _write(path: Path, text: str) -> None:

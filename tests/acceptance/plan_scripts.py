@@ -59,7 +59,7 @@ async def test_every_command_that_replaces_a_script_does_so(
     monkeypatch.setenv("CROSSFADE_MIGRATION__MAPPINGS", "violet")
     for module in (backfill_commands, validate_commands):
         # In a thread of this process, which takes no signals.
-        monkeypatch.setattr(module, "run_until_told", lambda run: asyncio.run(run()))
+        monkeypatch.setattr(module, "run_until_told", lambda run, **_: asyncio.run(run()))
     stores = MemoryStores()
     server = await firestore_v1.serve(stores, "127.0.0.1", 0)
     monkeypatch.setenv("FIRESTORE_EMULATOR_HOST", server.address)

@@ -1,6 +1,8 @@
 """Jobs that copy: what they do beside writers, with one another, and when they are stopped."""
 
 import asyncio
+import itertools
+import statistics
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -407,6 +409,33 @@ async def test_a_rate_is_kept_by_all_processes_together(postgres_database: Any):
         await asyncio.gather(*(each.run() for each in both_))
         assert time.monotonic() - began > 1.0
         assert (await own.jobs.get(job.id)).documents == len(documents)
+
+
+async def test_under_a_rate_workers_read_one_after_another(
+    postgres_database: Any, monkeypatch: Any
+):
+    """All in the same moment would be a burst, which callers notice."""
+    begun: list[float] = []
+    read = ForwardPages.read
+
+    async def noted(self: ForwardPages, partition: Any, limit: int) -> Any:
+        begun.append(time.monotonic())
+        return await read(self, partition, limit)
+
+    async def enough() -> bool:
+        return len(begun) >= 24
+
+    monkeypatch.setattr(ForwardPages, "read", noted)
+    async with stack(postgres_database) as made:
+        await filled(made, 40)
+        own = both(made)
+        job = await begin(own, replace(EVERYTHING, rate=100.0))
+        doing = asyncio.create_task(work(own, job, pacing=Pacing(workers=8, page=5)).run())
+        await eventually(enough, 20)
+        doing.cancel()
+        await asyncio.gather(doing, return_exceptions=True)
+    gaps = [after - before for before, after in itertools.pairwise(begun)]
+    assert statistics.median(gaps) > 0.03  # five documents are 0.05 s; of eight at a time it is 0
 
 
 async def test_a_job_waits_for_the_next_days_budget(postgres_database: Any):

@@ -37,8 +37,17 @@ def test_a_rate_is_kept_over_many_pages_and_saves_nothing_up():
     assert rate.delay() == pytest.approx(0.5)
 
 
+def test_what_was_not_read_after_all_is_there_for_others():
+    clock = Clock()
+    rate = Rate(100, clock)
+    rate.spend(50)
+    rate.give_back(20)
+    assert rate.delay() == pytest.approx(0.3)
+
+
 def test_without_a_rate_nothing_waits():
     rate = Rate()
+    rate.give_back(5)
     rate.spend(10**9)
     assert rate.delay() == 0
 

@@ -42,9 +42,14 @@ class Rate:
         return 0.0 if self.documents is None else max(0.0, self._free_at - self._clock())
 
     def spend(self, documents: int) -> None:
-        """So many were read. What was not used before is not saved up."""
+        """So many are read. What was not used before is not saved up."""
         if self.documents is not None:
             self._free_at = max(self._free_at, self._clock()) + documents / self.documents
+
+    def give_back(self, documents: int) -> None:
+        """So many were not read after all."""
+        if self.documents is not None:
+            self._free_at -= documents / self.documents
 
 
 class PageSize:

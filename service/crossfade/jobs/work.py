@@ -251,7 +251,7 @@ class Work(Generic[T]):
             page = await pages.read(partition, limit)
             seconds = time.monotonic() - began
         self._pressure.answered(page.documents, seconds)
-        self._rate.spend(page.documents)
+        self._rate.give_back(limit - page.documents)
         if self._budget is not None:
             self._budget.spend(page.reads)
         return page, seconds
@@ -270,6 +270,8 @@ class Work(Generic[T]):
                 elif (held := self._budget.held) is not None:
                     limit = min(limit, max(1, held))
             if delay <= 0:
+                # Before it is read, or all workers would read a page in the same moment.
+                self._rate.spend(limit)
                 return limit
             await asyncio.sleep(min(delay, MOST_SLEEP))
 
