@@ -67,7 +67,7 @@ DRAIN, SCRIPT, MEMORY, CALLERS = 0.6, 5.0, 1.2, 1.2
 MARGIN = 0.15
 WORKERS, PAGE = 4, 400
 PARTS = ("drain", "script", "callers", "memory")
-TASKS, OFFICIAL_TASKS = 47_500, 4_750
+TASKS, OFFICIAL_TASKS = 47_500, 10_000
 DOCUMENTS_PER_TASK = 2.1
 """Of the sample, about."""
 FEW, MANY = 100_000, 1_000_000

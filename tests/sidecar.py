@@ -140,6 +140,8 @@ async def beside(
     """A sidecar, perhaps another one, on stores that are there. `shadow`, `collections`,
     `groups`, `ramp`, `http` (the admin API; None: it is not served), `server_settings`, `access`,
     `limits` and `migration` are sections of its settings; `source`: the file that it watches."""
+    # A plain commit may take as long as the horizon; in other stages it is what a fence waits for.
+    horizon = 2.0 if stage is Stage.OFF else 0.3
     settings = Settings(
         server=ServerSettings(**({"port": 0} | (server_settings or {}))),
         access=AccessSettings(**(access or {})),
@@ -149,7 +151,7 @@ async def beside(
         migration=MigrationSettings(
             stage=stage,
             mappings="violet",
-            **({"shadow_rate": 0.0, "lease": 0.3, "horizon": 0.3} | QUIET | migration),
+            **({"shadow_rate": 0.0, "lease": 0.3, "horizon": horizon} | QUIET | migration),
         ),
         shadow=ShadowSettings(**({"behind_bound": 0.2} | PATIENT | (shadow or {}))),
         collections=collections or {},

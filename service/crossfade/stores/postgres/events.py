@@ -31,8 +31,8 @@ class Event:
 On: TypeAlias = Callable[[Table, str], Event]
 
 FRESH = "fresh"
-"""What `arrive` has the rows in that a statement inserted. For each row by itself it cost a
-copy a quarter of PostgreSQL's time."""
+"""What `arrive` has the rows in that a statement inserted: names are locked once, and each table
+that refers to them is asked once, however many the rows are."""
 EVENTS = {
     "place": ("before", "insert", "new"),
     "keep": ("before", "update", "new"),

@@ -65,7 +65,6 @@ class _Lane(asyncpg.Connection):
 CLOSE_SECONDS = 2.0
 STATEMENTS = 1_000
 LOCK_MILLISECONDS = 200
-_UNFLUSHED = "; set local synchronous_commit = off"
 _FETCH, _FETCHROW, _FIRST = _Lane.fetch, _Lane.fetchrow, _Lane.first
 _EXECUTE = asyncpg.Connection.execute
 _SETTINGS = {
@@ -180,17 +179,14 @@ class Lanes:
 
     @asynccontextmanager
     async def transaction(
-        self, timeout: float, mode: str = "read committed", *, flushed: bool = True
+        self, timeout: float, mode: str = "read committed"
     ) -> AsyncIterator[Connection]:
         """One transaction: committed at the end of the block, rolled back when it raises.
-        CommitUnanswered: only of this is it not known what became of it. `flushed` false: the
-        server may lose it when it crashes, with all that was committed after it."""
+        CommitUnanswered: only of this is it not known what became of it."""
         committing = False
         try:
             async with self.acquire(timeout) as connection:
-                await connection.execute(
-                    f"begin isolation level {mode}{'' if flushed else _UNFLUSHED}"
-                )
+                await connection.execute(f"begin isolation level {mode}")
                 try:
                     yield connection
                 except (CrossfadeError, asyncpg.PostgresError):

@@ -441,13 +441,9 @@ class Mirror:
         Firestore alone knew of are recorded with it, and what `also` is. Raises EpochChanged as
         `finish_copy` does: stage off leaves no tombstones that would keep an old page out.
         Raises Aborted when the copy took too long over it, for the same reason. `also` comes
-        last, when the `tally` of what was put is known.
-
-        It is not waited for until the disk has it: a server that crashes may lose the page with
-        what was recorded of it, and then it is read again. Whatever is flushed later, the end
-        of the copy at the latest, is flushed with all that was committed before."""
+        last, when the `tally` of what was put is known."""
         mark = token if seen is None else seen
-        async with self._lanes.transaction(timeout, flushed=False) as connection:
+        async with self._lanes.transaction(timeout) as connection:
             await self._check_copy(connection, epoch, generation, token)
             await self._record(connection, requests)
             ordered = sorted(images, key=lambda image: image.path)

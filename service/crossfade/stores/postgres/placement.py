@@ -4,7 +4,8 @@ A reference whose parent is not there and a unique value that another document h
 moved to the remainder as the row is inserted; what they waited for moves them to their
 column. Derived documents are moved between their remainder and their owner alike. It
 happens inside the statement that writes, whichever it is: a put stays one round trip, a
-table without constraints has no triggers, and a row without such values calls none.
+table without constraints has no triggers, and a row without such values calls none but that
+of parents that arrive, which is called once for all rows of a statement.
 
 Moves never miss one another, because both sides lock before they look:
 
@@ -16,7 +17,7 @@ Moves never miss one another, because both sides lock before they look:
   compared; an owner that changes first gives its derived documents their old content.
   One that found no owner locks its name and looks again, as a child does.
 
-In a row trigger of READ COMMITTED every query sees what was committed while it waited.
+In a trigger of READ COMMITTED every query sees what was committed while it waited.
 Names are transaction-level advisory locks in a space of their own, taken after all locks of
 paths and version rows (docs/adr/0010-placement-by-triggers.md).
 """
