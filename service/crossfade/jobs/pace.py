@@ -78,7 +78,7 @@ class PageSize:
 
 
 class Pressure:
-    """How many pages may be under way at a time: one more for every round that went well, half
+    """How many pages may be read at a time: one more for every round that went well, half
     as many when the store refuses, a fifth less when it becomes slow.
 
     With one under way and refused all the same, pauses grow from `pause` to MOST_PAUSE.
@@ -109,7 +109,7 @@ class Pressure:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """A page under way."""
+        """A page that is read."""
         async with self._free:
             await self._free.wait_for(lambda: self._under_way < self.allowed)
             self._under_way += 1

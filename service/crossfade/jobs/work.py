@@ -239,7 +239,7 @@ class Work(Generic[T]):
         finally:
             if reading is not None:
                 reading.cancel()
-                await asyncio.wait([reading])
+                await asyncio.gather(reading, return_exceptions=True)
 
     async def _read(
         self, pages: Pages[T], partition: Partition, size: PageSize
