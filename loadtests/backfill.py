@@ -283,7 +283,7 @@ def _family_cpu(parent: psutil.Process) -> float:
 
 
 class _Base(DeclarativeBase):
-    pass
+    """Of the script's tables, of which there is one."""
 
 
 class _Row(_Base):

@@ -40,7 +40,7 @@ Disturb = Callable[[Sidecar], Awaitable[None]]
 
 
 async def _nothing(sidecar: Sidecar) -> None:
-    pass
+    """What the others are measured against."""
 
 
 async def _down(sidecar: Sidecar) -> None:

@@ -31,8 +31,8 @@ import grpc.aio
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade, CrossfadeError, Snapshot, Write
 from loadtests.bench import servers
+from loadtests.bench.__main__ import to_stage
 from loadtests.bench.measure import BenchError
-from loadtests.shadow import to_stage
 from loadtests.stack import StackError
 
 COLLECTION = "rehearsal"

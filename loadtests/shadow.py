@@ -31,7 +31,7 @@ import grpc.aio
 
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from loadtests.bench import servers
-from loadtests.bench.__main__ import fill
+from loadtests.bench.__main__ import fill, to_stage
 from loadtests.bench.measure import (
     BenchError,
     Caller,
@@ -150,14 +150,6 @@ class Bench:
         async with grpc.aio.insecure_channel(self.address) as channel:
             admin: Any = admin_pb2_grpc.AdminStub(channel)
             await admin.SetTraffic(admin_pb2.SetTrafficRequest(shadow_rate=shadow_rate))
-
-
-async def to_stage(address: str, stage: str) -> None:
-    async with grpc.aio.insecure_channel(address) as channel:
-        admin: Any = admin_pb2_grpc.AdminStub(channel)
-        async for _ in admin.Copy(admin_pb2.CopyRequest()):
-            pass
-        await admin.SetStage(admin_pb2.SetStageRequest(stage=stage, force=True))
 
 
 def measured(stage: str, options: argparse.Namespace) -> list[Phase]:

@@ -31,7 +31,7 @@ from crossfade.call import Call
 from crossfade.settings import TelemetrySettings
 from crossfade.telemetry import READS, Telemetry
 from loadtests.bench import report, servers
-from loadtests.bench.__main__ import fill, go_live
+from loadtests.bench.__main__ import fill, to_stage
 from loadtests.bench.measure import (
     BenchError,
     Caller,
@@ -192,7 +192,7 @@ def measured(directory: Path, resources: ExitStack, address: str) -> Group:
             )
         )
         asyncio.run(fill(target))
-        asyncio.run(go_live(target))
+        asyncio.run(to_stage(target, "live"))
         caller = Caller("crossfade_get", IN_FLIGHT, directory / f"{short}.caller", target=target)
         resources.callback(caller.close)
         cases.append(Case(name, caller, pid))

@@ -141,7 +141,7 @@ async def beside(
     `groups`, `ramp`, `http` (the admin API; None: it is not served), `server_settings`, `access`,
     `limits` and `migration` are sections of its settings; `source`: the file that it watches."""
     # A plain commit may take as long as the horizon; in other stages it is what a fence waits for.
-    horizon = 2.0 if stage is Stage.OFF else 0.3
+    horizon = 5.0 if stage is Stage.OFF else 0.3
     settings = Settings(
         server=ServerSettings(**({"port": 0} | (server_settings or {}))),
         access=AccessSettings(**(access or {})),

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -53,7 +54,7 @@ class Bench:
             )
             cases.append(Case(name, self._caller("crossfade_get", 32, target=address), pid))
         pid, address = self._sidecar("live", mirror="async")
-        asyncio.run(go_live(address))
+        asyncio.run(to_stage(address, "live"))
         cases.append(Case("sidecar", self._caller("crossfade_get", 32, target=address), pid))
         orm = self._caller("orm_get", 32, dsn=self._dsn["bare"], connections=CONNECTIONS)
         cases.append(Case("orm", orm))
@@ -149,13 +150,13 @@ async def fill(target: str) -> None:
         )
 
 
-async def go_live(target: str) -> None:
-    """The way to PostgreSQL as the authority: copy, then the barrier."""
+async def to_stage(target: str, stage: str) -> None:
+    """The way to a stage: the copy, and for PostgreSQL as the authority the barrier."""
     async with grpc.aio.insecure_channel(target) as channel:
-        admin = admin_pb2_grpc.AdminStub(channel)
+        admin: Any = admin_pb2_grpc.AdminStub(channel)
         async for _ in admin.Copy(admin_pb2.CopyRequest()):
-            pass
-        await admin.SetStage(admin_pb2.SetStageRequest(stage="live", force=True))
+            pass  # its progress, to the end
+        await admin.SetStage(admin_pb2.SetStageRequest(stage=stage, force=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OK, FAILED = 0, 1
 LOOK_SECONDS = 0.5
 NICENESS = 10
+"""Of a job's process; it counts where that shares its cores with somebody."""
 SETTLE_SECONDS = 600.0
 """How long it is waited for what a job queued."""
 MISSING = "apache_beam"

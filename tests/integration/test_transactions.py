@@ -85,14 +85,10 @@ async def stack(request: Any, postgres_database: Any) -> AsyncIterator[Running]:
         async with official(request, await postgres_database()) as stack:
             yield stack
         return
-    if request.param == "off":
-        # A plain commit may take as long as the horizon, and others stand in line before it.
-        url = await postgres_database()
-        async with running(url, Stage.OFF, read_percent=100, horizon=10.0) as stack:
-            yield stack
-        return
-    async with running(await postgres_database(), Stage.SHADOW, read_percent=100) as stack:
-        await stack.copy()
+    first = Stage.OFF if request.param == "off" else Stage.SHADOW
+    async with running(await postgres_database(), first, read_percent=100) as stack:
+        if request.param != "off":
+            await stack.copy()
         if request.param in {"live", "complete"}:
             await stack.stage("live")
         if request.param == "complete":

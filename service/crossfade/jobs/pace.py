@@ -81,7 +81,7 @@ class Pressure:
     """How many pages may be read at a time: one more for every round that went well, half
     as many when the store refuses, a fifth less when it becomes slow.
 
-    With one under way and refused all the same, pauses grow from `pause` to MOST_PAUSE.
+    With one at a time and refused all the same, pauses grow from `pause` to MOST_PAUSE.
     """
 
     def __init__(
