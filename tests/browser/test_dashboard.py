@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import asyncpg
 import pytest
 from playwright.async_api import Page, expect
 
@@ -231,14 +232,17 @@ async def test_a_job_is_watched_and_paused(stack, opened):
     await stack.sql.execute(
         "update crossfade.jobs set state = 'running', ended_at = null, estimate = 1000"
     )
-    async with opened(place(stack)) as page:
+    async with (
+        opened(place(stack)) as page,
+        asyncpg.create_pool(stack.url, min_size=1, max_size=1) as worker,
+    ):
         card = page.locator("#jobs")
         await expect(card).to_contain_text("of about 1,000 documents")
         copying = True
 
         async def copies() -> None:
             for done in itertools.takewhile(lambda _: copying, range(10, 900)):
-                await stack.sql.execute(
+                await worker.execute(
                     "update crossfade.job_partitions set counts = $1",
                     json.dumps({"tasks": {"copied": done}}),
                 )
