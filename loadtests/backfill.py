@@ -74,7 +74,7 @@ FEW, MANY = 100_000, 1_000_000
 SCRIPTED = 3_000
 """Documents that the script copies: it is slow, and has no more to it."""
 START_SECONDS = 900.0
-CALLS, CALL_SECONDS, RATE = 100.0, 20.0, 200.0
+CALLS, CALL_SECONDS, RATE = 100.0, 20.0, 200
 """Calls a second of the live caller, for so long; documents a second of the copy beside it."""
 WARM_SECONDS = 15.0
 BEGUN = """select exists (
@@ -337,7 +337,7 @@ async def _p99(sidecar: app.Sidecar, seconds: float) -> float:
     return times[int(len(times) * 0.99)] * 1e3
 
 
-async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) -> None:
+async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float, rate: int) -> None:
     """The copy runs in a process of its own, and is ended when it was measured. What it copied
     is copied again in the next round."""
     url = await stack.fresh()
@@ -346,7 +346,7 @@ async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) 
         await _p99(sidecar, 5)
         for _ in range(rounds):
             alone = await _p99(sidecar, seconds)
-            async with _copying(stack, url):
+            async with _copying(stack, url, rate):
                 beside = await _p99(sidecar, seconds)
             await asyncio.sleep(2)
             again = await _p99(sidecar, seconds)
@@ -357,11 +357,11 @@ async def _callers(stack: Stack, figures: Figures, rounds: int, seconds: float) 
 
 
 @asynccontextmanager
-async def _copying(stack: Stack, url: str) -> AsyncIterator[None]:
+async def _copying(stack: Stack, url: str, rate: int) -> AsyncIterator[None]:
     """A throttled copy that has begun. Raises Failed when it ends before the block does."""
     connection = await asyncpg.connect(url)
     last = await connection.fetchval("select coalesce(max(id), 0) from crossfade.jobs")
-    copying = asyncio.create_task(_copy(stack, url, "--rate", str(RATE)))
+    copying = asyncio.create_task(_copy(stack, url, "--rate", str(rate)))
     try:
         ends = time.monotonic() + WARM_SECONDS
         while not copying.done() and not await connection.fetchval(BEGUN, last):
@@ -388,7 +388,7 @@ async def _measure(options: argparse.Namespace, figures: Figures) -> None:
                 for _ in range(options.rounds):
                     await _round(stack, figures, wanted)
             if "callers" in wanted:
-                await _callers(stack, figures, options.rounds, options.seconds)
+                await _callers(stack, figures, options.rounds, options.seconds, options.rate)
     if "memory" in wanted:
         for documents in (options.few, options.many):
             async with _measured_on(int(documents / DOCUMENTS_PER_TASK)) as stack:
@@ -519,6 +519,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--seconds", type=float, default=CALL_SECONDS, help="of a caller's phase")
+    parser.add_argument(
+        "--rate", type=int, default=RATE, help="documents/s beside callers (%(default)s)"
+    )
     parser.add_argument("--few", type=int, default=FEW, help="documents, about (%(default)s)")
     parser.add_argument(
         "--many",

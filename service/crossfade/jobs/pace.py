@@ -13,7 +13,7 @@ TARGET_SECONDS = 0.5
 READING = 4.0
 """How many times as long it may be read: that holds nothing, is done ahead, and is lost only where
 a job is stopped. To read less at a time spares little where a store's cost is one of each call."""
-BURST_SECONDS = 0.1
+BURST_SECONDS = 0.05
 """What a rate allows in so long is read at once: a page holds up callers for as long as it takes,
 and who names a rate wants them to notice little."""
 LEAST_PAGE, MOST_PAGE = 100, 400
