@@ -11,6 +11,10 @@ elsewhere it has a machine of its own, and here it would take the CPU from those
 the sidecar itself does for a shadow read is at the priority of everything else, and so are
 the store that answers and the caller.
 
+That does not make the mirror free. In stage live a fourth phase says what it costs by itself:
+no read is compared, and a process of the lowest priority asks Firestore for as many documents
+in calls of as many. Nothing is judged by it.
+
 Exit codes: 0 within the targets; 1 over one, not resolved, or comparisons were dropped.
 """
 
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +34,7 @@ from typing import Any
 
 import grpc.aio
 
+from crossfade.shadow import BATCH
 from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from loadtests.bench import servers
 from loadtests.bench.__main__ import fill, to_stage
@@ -41,6 +47,7 @@ from loadtests.bench.measure import (
     with_children,
 )
 from loadtests.bench.priority import give_way
+from loadtests.firestore import messages
 from loadtests.stack import StackError
 
 TARGETS = {"p99": 1.25, "server": 1.40}
@@ -53,6 +60,7 @@ LABELS = {"p99": "p99", "server": "CPU of the sidecar", "total": "CPU of all pro
 COMPARED = 0.99
 """The share of the reads that has to be compared for a figure to be one."""
 IN_FLIGHT = 32
+PROJECT = "shadow"
 SATURATING_OPS = 1_500
 SETTLE_SECONDS = 10.0
 SETTINGS = """[shadow]
@@ -64,10 +72,12 @@ lag = 1.0
 
 @dataclass
 class Phase:
-    """`compared`, of its `offered` reads; both of all rounds together."""
+    """`compared`, of its `offered` reads; both of all rounds together. `elsewhere`: Firestore is
+    asked for as many documents as if all were compared, by another process."""
 
     name: str
     shadow_rate: float
+    elsewhere: bool = False
     samples: list[Sample] = field(default_factory=list)
     offered: int = 0
     compared: int = 0
@@ -79,7 +89,7 @@ class Phase:
 
 class Bench:
     """`stores`, `mirror`: the process ids of both, and of the one that only shadow reads ask,
-    PostgreSQL's backends among them."""
+    PostgreSQL's backends among them. `asking`: who asks Firestore elsewhere."""
 
     def __init__(
         self,
@@ -88,15 +98,21 @@ class Bench:
         stores: Callable[[], list[int]],
         mirror: Callable[[], list[int]],
         errors: Path,
+        asking: Caller | None,
     ) -> None:
         self.address = address
         self._server = server
         self._stores = stores
         self._mirror = mirror
         self._caller = Caller("crossfade_get", IN_FLIGHT, errors, target=address)
+        self._asking = asking
+        self._beside = ThreadPoolExecutor(1)
 
     def close(self) -> None:
         self._caller.close()
+        if self._asking is not None:
+            self._asking.close()
+        self._beside.shutdown()
 
     def half(self) -> float:
         """Half of the reads a second that saturate."""
@@ -114,7 +130,14 @@ class Bench:
         give_way(self._mirror())  # those that have connected since, too
         server, stores = with_children(self._server), self._stores()
         spent = cpu_seconds(server), cpu_seconds(stores)
+        beside = None
+        if phase.elsewhere and self._asking is not None:
+            give_way([self._asking.pid])
+            calls = max(1, round(rate * seconds / BATCH))
+            beside = self._beside.submit(self._asking.run, calls, rate / BATCH)
         found = self._caller.run(max(1, round(rate * seconds)), rate)
+        if beside is not None:
+            beside.result()
         compared = asyncio.run(self._settled(before, phase, int(found["ops"])))
         after = cpu_seconds(server), cpu_seconds(stores)
         ops = found["ops"]
@@ -154,20 +177,22 @@ class Bench:
 
 def measured(stage: str, options: argparse.Namespace) -> list[Phase]:
     phases = [Phase("off", 0.0), Phase("off again", 0.0), Phase("every read", 1.0)]
+    if stage == "live":
+        phases.append(Phase("elsewhere", 0.0, elsewhere=True))
     with (
         tempfile.TemporaryDirectory(prefix="crossfade-shadow-") as name,
         ExitStack() as resources,
     ):
         directory = Path(name)
-        postmaster, dsn = resources.enter_context(servers.postgresql(directory, ("shadow",)))
+        postmaster, dsn = resources.enter_context(servers.postgresql(directory, (PROJECT,)))
         which, firestore, emulator = resources.enter_context(
             servers.firestore(directory, embedded=options.embedded)
         )
         server, address = resources.enter_context(
             servers.sidecar(
                 directory,
-                "shadow",
-                dsn=dsn["shadow"],
+                PROJECT,
+                dsn=dsn[PROJECT],
                 emulator=emulator,
                 mirror="async",
                 more=SETTINGS,
@@ -182,6 +207,7 @@ def measured(stage: str, options: argparse.Namespace) -> list[Phase]:
             lambda: [*with_children(postmaster), *with_children(firestore)],
             lambda: with_children(mirror),
             directory / "caller.txt",
+            _asking(directory, emulator) if stage == "live" else None,
         )
         resources.callback(bench.close)
         rate = options.rate or bench.half()
@@ -195,6 +221,23 @@ def measured(stage: str, options: argparse.Namespace) -> list[Phase]:
     return phases
 
 
+def _asking(directory: Path, emulator: str) -> Caller:
+    """Who asks Firestore for documents in calls such as the sidecar's, and looks at none."""
+    requests = directory / "requests.txt"
+    batches = messages.batch_gets(PROJECT, BATCH)
+    requests.write_text("\n".join(each.hex() for each in batches))
+    return Caller(
+        "raw",
+        IN_FLIGHT,
+        directory / "asking.txt",
+        target=emulator,
+        method=f"{messages.SERVICE}BatchGetDocuments",
+        requests=str(requests),
+        answers=BATCH,
+        least=0,
+    )
+
+
 def in_turn(phases: Sequence[Phase], number: int) -> list[Phase]:
     """The phases of a round: each begins in its turn, and every other round goes backwards, so
     that neither a drift nor what a phase leaves behind favours one."""
@@ -205,7 +248,7 @@ def in_turn(phases: Sequence[Phase], number: int) -> list[Phase]:
 
 def judge(phases: Sequence[Phase]) -> bool:
     """Prints a table and what can be said; whether all is within the targets."""
-    base, again, on = phases
+    base, again, on = phases[:3]
     print(f"  {'':12}{'p50 ms':>9}{'p99 ms':>9}   CPU µs a read: {'sidecar':>8}{'all':>8}")
     for phase in phases:
         print(
@@ -224,6 +267,11 @@ def judge(phases: Sequence[Phase]) -> bool:
             good &= resolved and ratio <= target
             told += f", target x{target:.2f}{'' if ratio <= target else ', over'}"
         print(told)
+    for elsewhere in phases[3:]:
+        mirror = paired(elsewhere.samples, base.samples, "p99")
+        rest = paired(on.samples, elsewhere.samples, "p99")
+        told = f"x{mirror:.2f} with Firestore asked by another process, x{rest:.2f} more"
+        print(f"  p99, of that: {told}")
     if on.compared < on.offered * COMPARED:
         print(f"  only {on.compared} of {on.offered} reads were compared")
         return False

@@ -45,6 +45,10 @@ class Caller:
         if self._line().strip() != READY:
             raise BenchError(f"caller {kind}: did not get ready")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def run(self, ops: int, rate: float | None = None) -> dict[str, float]:
         """So many calls: as fast as they go, or at `rate` a second."""
         if self._process.stdin is None:

@@ -52,11 +52,15 @@ def gets(project: str) -> list[bytes]:
     return [kind(name=_task(project, n)).SerializeToString() for n in range(data.COUNT)]
 
 
-def batch_gets(project: str) -> list[bytes]:
+def batch_gets(project: str, documents: int = 1) -> list[bytes]:
+    """Each of so many `documents`."""
     kind = types.BatchGetDocumentsRequest.pb()
     return [
-        kind(database=database(project), documents=[_task(project, n)]).SerializeToString()
-        for n in range(data.COUNT)
+        kind(
+            database=database(project),
+            documents=[_task(project, n) for n in range(first, first + documents)],
+        ).SerializeToString()
+        for first in range(0, data.COUNT, documents)
     ]
 
 
