@@ -12,6 +12,8 @@ from random import Random
 from tempfile import NamedTemporaryFile
 from typing import Any, Self
 
+import grpc
+
 from crossfade_client import (
     AbortedError,
     AlreadyExistsError,
@@ -76,6 +78,9 @@ class Workload:
         self.done: Counter[str] = Counter()
         """Operations by kind and outcome, for the test to see that something happened."""
         self.errors: Counter[str] = Counter()
+        self.late = False
+        """A write was given up by its client that a sidecar may still have before it: one that
+        stood still reads it when it goes on, and has all of TIMEOUT for it then."""
 
     async def __aenter__(self) -> Self:
         self._go.set()
@@ -103,6 +108,9 @@ class Workload:
         """Pauses, waits for rest, and judges what was done since the last time: the stores
         are equal, and an order explains every answer and what both hold."""
         await self.pause()
+        if self.late:
+            await asyncio.sleep(TIMEOUT)
+            self.late = False
         await self._world.equal()
         firestore = await self._world.contents(self._world.direct)
         postgres = await self._world.contents(self._world.mirror)
@@ -196,7 +204,7 @@ class _Client:
         request_id = f"{self._name} {self._count} {self._random.random()}" if named else None
         history = self._load.history
         operation = history.begin(self._name, effects=tuple(effects))
-        sent = False
+        sent = late = False
         for attempt in range(ATTEMPTS if named else 1):
             try:
                 result = await self._sidecar(attempt).client.commit(
@@ -217,6 +225,7 @@ class _Client:
             except CrossfadeError as error:
                 self._load.errors[f"write {error.code.name}"] += 1
                 sent = sent or NOT_SENT not in error.details
+                late = late or error.code is grpc.StatusCode.DEADLINE_EXCEEDED
             else:
                 operation.hint = result.commit_time.timestamp()
                 history.end(operation, Outcome.OK)
@@ -225,6 +234,7 @@ class _Client:
         if not sent:
             history.end(operation, Outcome.REFUSED)
         # Else, until nothing is on its way any more, it may still happen.
+        self._load.late |= late
         return operation
 
     def _effects(self, kind: str) -> list[Effect]:
