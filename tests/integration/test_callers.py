@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -23,6 +22,7 @@ from crossfade_client import (
     UnauthenticatedError,
 )
 from crossfade_client.violet import AsyncViolet
+from tests.grpc_caller import call
 from tests.guarded import ADMIN, EXPIRED, READER, TOKENS, WRITER, bearer, guarded
 from tests.postgres_fixture import MakeDatabase
 from tests.sidecar import eventually, running
@@ -49,42 +49,35 @@ def methods() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-async def channel(tmp_path_factory) -> AsyncIterator[grpc.aio.Channel]:
+async def address(tmp_path_factory) -> AsyncIterator[str]:
     file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     file.write_text(TOKENS)
-    async with (
-        guarded(access={"tokens_file": file}) as sidecar,
-        grpc.aio.insecure_channel(sidecar.address) as made,
-    ):
-        yield made
+    async with guarded(access={"tokens_file": file}) as sidecar:
+        yield sidecar.address
 
 
-async def ask(channel: Any, method: str, metadata: Any = ()) -> grpc.StatusCode:
+async def ask(address: str, method: str, metadata: Any = ()) -> grpc.StatusCode:
     """What a stream of one empty message is answered with, whatever kind the method is of."""
-    call = channel.stream_stream(f"/{method}")(iter([b""]), metadata=metadata, timeout=10)
-    with suppress(grpc.aio.AioRpcError):
-        async for _ in call:
-            pass
-    return await call.code()
+    return (await call(address, method, b"", metadata)).code
 
 
 # --- roles ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shown", [(), bearer("nobody-0123456789"), bearer(EXPIRED)])
-async def test_every_method_refuses_who_is_not_known(channel, shown):
+async def test_every_method_refuses_who_is_not_known(address, shown):
     asked = sorted(methods())
-    codes = await asyncio.gather(*(ask(channel, name, shown) for name in asked))
+    codes = await asyncio.gather(*(ask(address, name, shown) for name in asked))
     assert dict(zip(asked, codes, strict=True)) == dict.fromkeys(asked, UNAUTHENTICATED)
 
 
-async def test_every_method_needs_its_role_and_no_more(channel):
+async def test_every_method_needs_its_role_and_no_more(address):
     for name, needs in methods().items():
         for role, token in BY_ROLE.items():
             if role < needs.role:
-                assert await ask(channel, name, bearer(token)) is PERMISSION_DENIED, name
+                assert await ask(address, name, bearer(token)) is PERMISSION_DENIED, name
             elif role == needs.role and not name.endswith(("Watch", "Listen", "Write")):
-                code = await ask(channel, name, bearer(token))
+                code = await ask(address, name, bearer(token))
                 assert code not in {UNAUTHENTICATED, PERMISSION_DENIED}, name
 
 
@@ -102,9 +95,10 @@ def test_what_changes_something_needs_a_writer():
     assert needs_of("crossfade.v1.Jobs/NewMethod").role is Role.ADMIN
 
 
-async def test_health_and_reflection_stay_open(channel):
-    stub: Any = health_pb2_grpc.HealthStub(channel)
-    answer = await stub.Check(health_pb2.HealthCheckRequest())
+async def test_health_and_reflection_stay_open(address):
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await stub.Check(health_pb2.HealthCheckRequest())
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -131,15 +125,11 @@ async def test_tokens_are_rotated_under_a_running_sidecar(tmp_path):
     file = tmp_path / "tokens.toml"
     file.write_text(TOKENS)
     telemetry = Telemetry()
-    async with (
-        guarded(access={"tokens_file": file}, telemetry=telemetry) as sidecar,
-        grpc.aio.insecure_channel(sidecar.address) as channel,
-    ):
+    async with guarded(access={"tokens_file": file}, telemetry=telemetry) as sidecar:
 
         async def refused() -> bool:
-            return await ask(channel, "crossfade.v1.Crossfade/GetDocument", bearer(READER)) is (
-                UNAUTHENTICATED
-            )
+            method = "crossfade.v1.Crossfade/GetDocument"
+            return await ask(sidecar.address, method, bearer(READER)) is UNAUTHENTICATED
 
         async def problem() -> bool:
             return str(file) in (await sidecar.status()).settings_problem
@@ -193,11 +183,10 @@ async def test_an_unchanged_application_is_let_in_where_the_transport_is_trusted
         assert await read_and_write(f"unix:{tmp_path}/s", monkeypatch) == {"a": 1}
         with pytest.raises(Exception, match="not known"):  # over TCP it shows "Bearer owner"
             await read_and_write(sidecar.address, monkeypatch)
-        async with grpc.aio.insecure_channel(f"unix:{tmp_path}/s") as channel:
-            name = "crossfade.v1.Admin/GetStatus"
-            assert await ask(channel, name) is PERMISSION_DENIED
-            assert await ask(channel, name, bearer(ADMIN)) is grpc.StatusCode.OK
-            assert await ask(channel, name, bearer(READER)) is UNAUTHENTICATED
+        here, name = f"unix:{tmp_path}/s", "crossfade.v1.Admin/GetStatus"
+        assert await ask(here, name) is PERMISSION_DENIED
+        assert await ask(here, name, bearer(ADMIN)) is grpc.StatusCode.OK
+        assert await ask(here, name, bearer(READER)) is UNAUTHENTICATED
 
 
 async def test_loopback_is_trusted_only_where_it_is_said(monkeypatch):

@@ -15,6 +15,7 @@ from crossfade.plan import Stage
 from crossfade.rpc.methods import METHODS
 from crossfade.telemetry import READS, SETTINGS_REFUSED
 from crossfade_api.v1 import admin_pb2, crossfade_pb2, crossfade_pb2_grpc, violet_pb2
+from tests.grpc_caller import call
 from tests.sidecar import DATABASE, Running, eventually, running
 
 EXPLAIN = ("x-crossfade-explain", "1")
@@ -115,20 +116,15 @@ async def ask(
     stack: Running, method: str, request: Any, *metadata: tuple[str, str]
 ) -> tuple[list[bytes], str | None]:
     """The messages of a method's answer, and what the trailing metadata say."""
-    async with grpc.aio.insecure_channel(stack.sidecar.address) as channel:
-        # Whatever kind the method is of.
-        requests = iter([request.SerializeToString()])
-        call: Any = channel.stream_stream(f"/{method}")(requests, metadata=metadata, timeout=10)
-        messages = [message async for message in call]
-        trailing = dict(await call.trailing_metadata())
-        return messages, trailing.get("x-crossfade-served-by")
+    answer = await call(stack.sidecar.address, method, request.SerializeToString(), metadata)
+    assert answer.code is grpc.StatusCode.OK, answer
+    return answer.messages, answer.trailing.get("x-crossfade-served-by")
 
 
 async def refusal(stack: Running, method: str, request: Any, *metadata: Any) -> tuple[str, str]:
     """The status and the sentence that a call is refused with."""
-    with pytest.raises(grpc.aio.AioRpcError) as raised:
-        await ask(stack, method, request, *metadata)
-    return raised.value.code().name, raised.value.details() or ""
+    answer = await call(stack.sidecar.address, method, request.SerializeToString(), metadata)
+    return answer.code.name, answer.details
 
 
 async def called(stack: Running, method: str, *metadata: tuple[str, str]) -> tuple[str, str | None]:
