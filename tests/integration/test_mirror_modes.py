@@ -71,7 +71,7 @@ async def test_a_commit_that_postgresql_has_is_no_error(make_live, monkeypatch, 
     async with make_live(mode) as stack:
         with monkeypatch.context() as patch:
             cut(patch)
-            await stack.client.set("tasks/1", {"n": 1}, timeout=1.5)
+            await stack.client.set("tasks/1", {"n": 1}, timeout=4)
             assert await rows(stack) == 1
         await stack.settled()
         assert stack.memory.read("tasks/1").fields == {"n": 1}
@@ -81,7 +81,7 @@ async def test_required_refuses_beforehand_while_firestore_is_away(make_live, mo
     async with make_live("required") as stack:
         with monkeypatch.context() as patch:
             cut(patch)
-            await stack.client.set("tasks/1", {"n": 1}, timeout=1)
+            await stack.client.set("tasks/1", {"n": 1}, timeout=4)
             for _ in range(3):
                 with pytest.raises(UnavailableError, match="not begun"):
                     await stack.client.set("tasks/2", {"n": 1}, timeout=2)
