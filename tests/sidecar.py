@@ -35,7 +35,7 @@ from crossfade_api.v1 import admin_pb2, admin_pb2_grpc
 from crossfade_client import AsyncCrossfade
 
 DATABASE = Database("test")
-QUIET = {"slow_mirror": "wait", "patience": 3.0}
+QUIET: dict[str, Any] = {"slow_mirror": "wait", "patience": 3.0}
 """However busy the machine or its disk is, commits go around the mirror only in the tests of
 that."""
 PATIENT = {"lag": 60.0}
