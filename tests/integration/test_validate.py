@@ -226,6 +226,7 @@ async def test_integrity_is_told_by_the_declarations(url):
     async with mirrored(url, 10) as (stack, _):
         client = stack.client
         await client.set("users/u1", {"user_id": "u1", "email": "a@x.org", "api_key": "k1"})
+        await stack.settled()  # the column is of whoever comes to PostgreSQL first
         await client.set("users/u2", {"user_id": "u2", "email": "a@x.org"})
         await client.set("user_emails/a@x.org", {"user_id": "someone else"})
         await client.set("user_emails/nobody@x.org", {"user_id": "u9"})
